@@ -1,0 +1,1 @@
+"""longshort's offline half: data sets, the network, training, evaluation, export."""
