@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-# One onnxruntime step of a small model takes 20 to 34 us and a whole answer some 50 us, so nothing of interest
-# lies below the first bound; beyond 10 s callers have given up. Six bounds a decade (1, 1.5, 2, 3, 5, 7) grow
+# One onnxruntime step of a small model takes 20 to 34 us, a whole answer some 50 us: nothing of interest lies
+# below the first bound; beyond 10 s callers have given up. Six bounds a decade (1, 1.5, 2, 3, 5, 7) grow
 # by at most 1.67, so a quantile read from the buckets is off by less than that factor; the round numbers that
 # objectives are written in (1 ms, 5 ms, 100 ms) are bounds, and the share below one of them is exact.
 LATENCY_BOUNDS_S: Final = (

@@ -1,8 +1,8 @@
 """What the service counts for Prometheus, told in the service's own words.
 
 Owns names, labels and exposition of every `longshort_` metric. Callers say what happened
-(`metrics.replay(model)`) and never meet prometheus_client. Session ids are never labels. docs/monitoring.md says
-what each one means.
+(`metrics.replay(model)`) and never meet prometheus_client. Session ids are never labels.
+docs/monitoring.md says what each one means.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class Metrics(Collector):
     Gauges are read by callbacks that the composition root registers with the `watch_` methods; they are
     called from the scraping thread and must return at once. What is not watched is not exported.
 
-    Counters of known labels start at zero, since a series that begins at 1 shows no increase to Prometheus: the
-    first error of its kind would raise no alert. `error_reasons` are the reasons that callers may be given.
+    Counters of known labels start at zero, since a series that begins at 1 shows no increase to Prometheus:
+    the first error of its kind would raise no alert. `error_reasons` are those that callers may be given.
     """
 
     def __init__(self, error_reasons: Iterable[str] = ()) -> None:
