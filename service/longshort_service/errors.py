@@ -1,0 +1,257 @@
+"""Everything that can go wrong, as one tree. Knows neither gRPC nor HTTP.
+
+    ServiceError
+      CallerFault     the request cannot be served as it is; sending it again will not help
+        StepRefused   the four refusals of a step number
+      PeerFault       the request is fine, the moment is not: load, a drain, another writer
+      OurFault        a bug of ours; the only kind that is logged with a traceback
+
+Each class is one reason. `reason` is what callers match on, `metadata` the variables of the message.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ServiceError(Exception):
+    """Any error with a reason. `message` tells a person what to do; `metadata` holds its variables."""
+
+    reason: ClassVar[str] = "INTERNAL"
+
+    def __init__(self, message: str, **metadata: object) -> None:
+        super().__init__(message)
+        self.message = message
+        self.metadata = {name: str(value) for name, value in metadata.items()}
+
+
+class CallerFault(ServiceError):
+    """The request cannot be served as it is."""
+
+
+class PeerFault(ServiceError):
+    """The request is fine; the moment or the place is not."""
+
+
+class OurFault(ServiceError):
+    """A bug of ours."""
+
+
+class InternalError(OurFault):
+    """Raised when an unexpected exception reached the edge of the service."""
+
+    reason = "INTERNAL"
+
+
+class InvalidMessage(CallerFault):
+    """Raised when a message is out of place or says nothing."""
+
+    reason = "INVALID_MESSAGE"
+
+
+class MalformedMessage(CallerFault):
+    """Raised when the bytes are not the expected protobuf message."""
+
+    reason = "MALFORMED_MESSAGE"
+
+
+class MessageTooLarge(CallerFault):
+    """Raised when a message has more bytes than the server takes."""
+
+    reason = "MESSAGE_TOO_LARGE"
+
+
+class NotOpen(CallerFault):
+    """Raised when a stream's first message is not `open`."""
+
+    reason = "NOT_OPEN"
+
+
+class InvalidSessionId(CallerFault):
+    """Raised when a session's key is not of the allowed form."""
+
+    reason = "INVALID_SESSION_ID"
+
+
+class WrongShape(CallerFault):
+    """Raised when values do not have the width, rank, type or name that the signature says."""
+
+    reason = "WRONG_SHAPE"
+
+
+class EmptyValues(CallerFault):
+    """Raised when a message of values holds none."""
+
+    reason = "EMPTY_VALUES"
+
+
+class TooManySteps(CallerFault):
+    """Raised when a message holds more steps than the server takes in one."""
+
+    reason = "TOO_MANY_STEPS"
+
+
+class ValueMissing(CallerFault):
+    """Raised when a value is NaN and the model has no use for that."""
+
+    reason = "VALUE_MISSING"
+
+
+class ValueNotFinite(CallerFault):
+    """Raised when a value is infinite."""
+
+    reason = "VALUE_NOT_FINITE"
+
+
+class NonFiniteResult(CallerFault):
+    """Raised when the model's answer to the values is not finite. The session has not moved."""
+
+    reason = "NON_FINITE_RESULT"
+
+
+class HorizonOutOfRange(CallerFault):
+    """Raised when a forecast's horizon is 0 or beyond the limit."""
+
+    reason = "HORIZON_OUT_OF_RANGE"
+
+
+class StepRefused(CallerFault):
+    """A message whose step number does not fit the session. Nothing has moved."""
+
+
+class StepConflict(StepRefused):
+    """Raised when the numbered steps were applied already and are not the last message again."""
+
+    reason = "STEP_CONFLICT"
+
+
+class StepGap(StepRefused):
+    """Raised when steps are missing between the session and the message."""
+
+    reason = "STEP_GAP"
+
+
+class ValuesDiffer(StepRefused):
+    """Raised when the last message comes again with other values: there are two writers."""
+
+    reason = "VALUES_DIFFER"
+
+
+class StepRequired(StepRefused):
+    """Raised when unnumbered values reach a session of which it is not sure that nothing is missing."""
+
+    reason = "STEP_REQUIRED"
+
+
+class ModelNotFound(CallerFault):
+    """Raised when no model of that name or version is loaded."""
+
+    reason = "MODEL_NOT_FOUND"
+
+
+class ModelMismatch(CallerFault):
+    """Raised when a session is opened with another model or version than it has."""
+
+    reason = "MODEL_MISMATCH"
+
+
+class ModelChanged(CallerFault):
+    """Raised when stored state belongs to another model file."""
+
+    reason = "MODEL_CHANGED"
+
+
+class SessionNotFound(CallerFault):
+    """Raised when there is no such session."""
+
+    reason = "SESSION_NOT_FOUND"
+
+
+class SessionExpired(CallerFault):
+    """Raised when the session was ended because nobody used it for the session's time to live."""
+
+    reason = "SESSION_EXPIRED"
+
+
+class SessionExists(CallerFault):
+    """Raised when a session to be created exists already."""
+
+    reason = "SESSION_EXISTS"
+
+
+class SessionEmpty(CallerFault):
+    """Raised when a forecast is asked of a session that has not seen a value."""
+
+    reason = "SESSION_EMPTY"
+
+
+class ForecastUnavailable(CallerFault):
+    """Raised when the model's outputs cannot be fed back."""
+
+    reason = "FORECAST_UNAVAILABLE"
+
+
+class ExplainUnavailable(CallerFault):
+    """Raised when no explain.onnx lies beside the model."""
+
+    reason = "EXPLAIN_UNAVAILABLE"
+
+
+class Stale(CallerFault):
+    """Raised when the state at hand is older than the caller asked for."""
+
+    reason = "STALE"
+
+
+class InvalidRecord(CallerFault):
+    """Raised when bytes to import are damaged or foreign."""
+
+    reason = "INVALID_RECORD"
+
+
+class NotBuilt(CallerFault):
+    """Raised when a call is declared in the contract and not built yet."""
+
+    reason = "NOT_BUILT"
+
+
+class SessionMoved(PeerFault):
+    """Raised to a stream that has lost its session; `client_id` says to whom, `cause` by what."""
+
+    reason = "SESSION_MOVED"
+
+
+class SessionsExhausted(PeerFault):
+    """Raised when every row of state is taken by a session in use."""
+
+    reason = "SESSIONS_EXHAUSTED"
+
+
+class StreamsExhausted(PeerFault):
+    """Raised when the server has as many streams as it takes."""
+
+    reason = "STREAMS_EXHAUSTED"
+
+
+class QueueFull(PeerFault):
+    """Raised when as many steps wait for the engine as the server lets wait."""
+
+    reason = "QUEUE_FULL"
+
+
+class Draining(PeerFault):
+    """Raised when the server is shutting down."""
+
+    reason = "DRAINING"
+
+
+class EngineDead(PeerFault):
+    """Raised to all that wait when the engine has failed; the server's health says so too."""
+
+    reason = "ENGINE_DEAD"
+
+
+class Withdrawn(PeerFault):
+    """Raised to whoever awaits a message that was withdrawn before it was applied."""
+
+    reason = "WITHDRAWN"

@@ -1,0 +1,305 @@
+"""Bringing sessions to a row and back to the store: opening, spilling, expiring. Off the path of a value.
+
+Owns the store and the order in which table and store change. Openings of one session happen one after the other.
+Does not know gRPC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Protocol
+
+from longshort_service import errors
+from longshort_service.stores.base import Found, OpenMode, StoreOpening
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from longshort_service.record import SessionRecord
+    from longshort_service.repository import Model, Repository
+    from longshort_service.sessions import Session, SessionTable, StreamOwner
+    from longshort_service.stores.base import Store
+
+logger = logging.getLogger(__name__)
+
+SWEEP_BATCH: Final = 256  # sessions spilled or buried between two looks at the event loop
+
+
+class KeeperObserver(Protocol):
+    """Who is told what happened to sessions."""
+
+    def move(self) -> None:
+        """A stream lost its session to another opening."""
+
+    def eviction(self, cause: str) -> None:
+        """A session left memory: "idle", "capacity" or "expired"."""
+
+    def store_seconds(self, operation: str, seconds: float) -> None:
+        """A call of the store took so long."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRequest:
+    """What an opening asks for. `model` may be empty on an existing session; `version` 0 leaves it open."""
+
+    session_id: str
+    mode: OpenMode = OpenMode.OPEN_OR_CREATE
+    model: str = ""
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long things are kept, in seconds."""
+
+    idle_timeout_s: float
+    session_ttl_s: float
+    tombstone_ttl_s: float
+
+
+@dataclass(slots=True)
+class _Turn:
+    """Who is at a session: one at a time, the others wait."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    num_users: int = 0
+
+
+class Keeper:
+    """The way of a session between row and store. `clock` returns seconds since 1970."""
+
+    def __init__(
+        self,
+        *,
+        table: SessionTable[Model],
+        store: Store,
+        repository: Repository,
+        limits: Limits,
+        clock: Callable[[], float],
+        draw_incarnation: Callable[[], int],
+        observer: KeeperObserver,
+    ) -> None:
+        self.table = table
+        self.store = store
+        self.repository = repository
+        self.clock = clock
+        self.draw_incarnation = draw_incarnation
+        self._limits = limits
+        self._observer = observer
+        self._turns: dict[str, _Turn] = {}
+
+    @asynccontextmanager
+    async def exclusively(self, session_id: str) -> AsyncIterator[None]:
+        """Keep other openings and management calls off this session meanwhile."""
+        turn = self._turns.setdefault(session_id, _Turn())
+        turn.num_users += 1
+        try:
+            async with turn.lock:
+                yield
+        finally:
+            turn.num_users -= 1
+            if not turn.num_users:
+                del self._turns[session_id]
+
+    @staticmethod
+    async def until_settled(session: Session[Model]) -> None:
+        """Wait until no message of the session is in flight. What follows without an await sees it so."""
+        loop = asyncio.get_running_loop()
+        while session.in_flight is not None:
+            settled = loop.create_future()
+            session.when_settled(lambda settled=settled: settled.done() or settled.set_result(None))  # type: ignore[misc]
+            await settled
+
+    # -- opening -------------------------------------------------------------------------------------------------
+
+    async def open(self, request: OpenRequest, owner: StreamOwner) -> tuple[Session[Model], bool]:
+        """Open a session for a stream; return it and whether it is new.
+
+        A stream that has it open is ended first. Raises SessionNotFound, SessionExpired, SessionExists, ModelNotFound,
+        ModelMismatch, ModelChanged, SessionsExhausted; then no session and no stream has changed.
+        """
+        async with self.exclusively(request.session_id):
+            live = self.table.get(request.session_id)
+            if live is not None and request.mode is not OpenMode.CREATE:
+                _check_model(request, live.model.name, live.model.version)
+                if live.owner is not None:
+                    live.owner.end(
+                        errors.SessionMoved(
+                            f"session {live.id} was opened by another stream", cause="opened", client_id=owner.client_id
+                        )
+                    )
+                    self._observer.move()
+                await self.until_settled(live)
+            session, created = await self._bring(request)
+            self.table.attach(session, owner, self.clock())
+            return session, created
+
+    async def ensure(self, request: OpenRequest) -> tuple[Session[Model], bool]:
+        """Bring a session to a row without taking it from a stream; return it settled, and whether it is new.
+
+        Raises what `open` raises.
+        """
+        live = self.table.get(request.session_id)
+        if live is not None and request.mode is not OpenMode.CREATE:
+            _check_model(request, live.model.name, live.model.version)
+            await self.until_settled(live)
+            if not live.is_ended:
+                self.table.touch(live, self.clock())
+                return live, False
+        async with self.exclusively(request.session_id):
+            live = self.table.get(request.session_id)
+            if live is not None and request.mode is not OpenMode.CREATE:
+                session, created = live, False
+            else:
+                session, created = await self._bring(request)
+            await self.until_settled(session)
+            return session, created
+
+    async def _bring(self, request: OpenRequest) -> tuple[Session[Model], bool]:
+        """Raise the epoch and have the session live, from memory, from its record, or new."""
+        may_create = request.mode is not OpenMode.OPEN
+        if may_create and (request.model or not await self._exists(request.session_id)):
+            # Whether the model is there is asked before the store makes an entry that nobody could fill.
+            self.repository.get(request.model, request.version)
+        begin_s = time.perf_counter()
+        opening = await self.store.open(request.session_id, request.mode)
+        self._observer.store_seconds("open", time.perf_counter() - begin_s)
+        _refuse_unfound(opening, request.session_id)
+        live = self.table.get(request.session_id)
+        if live is not None:
+            if opening.previous_epoch == live.epoch:
+                live.epoch = opening.epoch
+                return live, False
+            self.table.remove(live)  # another server has moved it since; what is here is old
+        try:
+            return await self._admit(request, opening)
+        except errors.ServiceError:
+            await self._give_back(request.session_id, opening)
+            raise
+
+    async def _admit(self, request: OpenRequest, opening: StoreOpening) -> tuple[Session[Model], bool]:
+        record = opening.record
+        if record is None and opening.found is Found.OPENED:
+            # The entry's owner has never written it and does not hold it any more.
+            raise errors.SessionNotFound(f"session {request.session_id} was lost before it was stored")
+        if record is None:
+            model = self.repository.get(request.model, request.version)
+            await self._make_room(model)
+            session = self.table.create(
+                request.session_id, model,
+                epoch=opening.epoch, incarnation=self.draw_incarnation(), now_s=self.clock(),
+            )
+            return session, True
+        _check_model(request, record.model, record.version)
+        model = self.repository.get(record.model, record.version)
+        await self._make_room(model)
+        return self.table.restore(record, model, epoch=opening.epoch, now_s=self.clock()), False
+
+    async def create_from(self, record: SessionRecord, model: Model) -> Session[Model]:
+        """Make a live session of a record, with an epoch and an incarnation of its own. The caller has its turn.
+
+        Raises SessionExists, SessionsExhausted or ModelChanged, and then there is no such session.
+        """
+        opening = await self.store.open(record.session_id, OpenMode.CREATE)
+        _refuse_unfound(opening, record.session_id)
+        try:
+            await self._make_room(model)
+            fresh = dataclasses.replace(record, incarnation=self.draw_incarnation())
+            return self.table.restore(fresh, model, epoch=opening.epoch, now_s=self.clock())
+        except errors.ServiceError:
+            await self.store.delete(record.session_id)
+            raise
+
+    def durable_step(self, step: int) -> int:
+        """Return the step that would survive the loss of this server: none in a store that is not durable."""
+        return step if self.store.is_durable else 0
+
+    async def _give_back(self, session_id: str, opening: StoreOpening) -> None:
+        """Leave the store as an opening found it, except for the epoch."""
+        if opening.record is not None:
+            await self.store.write([dataclasses.replace(opening.record, epoch=opening.epoch)])
+        else:
+            await self.store.delete(session_id)
+
+    async def _exists(self, session_id: str) -> bool:
+        return self.table.get(session_id) is not None or await self.store.read(session_id) is not None
+
+    # -- leaving -------------------------------------------------------------------------------------------------
+
+    async def _make_room(self, model: Model) -> None:
+        """Spill the longest idle session where every row is taken."""
+        if model.arena.num_held < model.arena.num_rows:
+            return
+        idle = self.table.longest_idle(model)
+        if idle is not None:
+            await self._spill(idle, "capacity")
+
+    async def _spill(self, session: Session[Model], cause: str) -> None:
+        """Write a session to the store and free its row, unless it was used meanwhile."""
+        record = self.table.record(session)
+        begin_s = time.perf_counter()
+        (accepted,) = await self.store.write([record])
+        self._observer.store_seconds("write", time.perf_counter() - begin_s)
+        unused = session.owner is None and session.in_flight is None and session.step == record.step
+        if session.is_ended or (accepted and not (unused and session.epoch == record.epoch)):
+            return
+        self.table.remove(session)  # also where the write was refused: another server has it
+        self._observer.eviction(cause)
+
+    async def sweep(self) -> None:
+        """Spill what was idle too long, end what was unused for its time to live, forget old tombstones."""
+        now_s = self.clock()
+        limits = self._limits
+        spill_before_s = now_s - min(limits.idle_timeout_s, limits.session_ttl_s)
+        while idle := self.table.idle_since(spill_before_s, SWEEP_BATCH):
+            for session in idle:
+                await self._spill(session, "idle")
+            await asyncio.sleep(0)
+        is_progress = True
+        while is_progress:
+            expired = await self.store.idle_since(now_s - limits.session_ttl_s, SWEEP_BATCH)
+            is_progress = any([await self._bury(record, now_s) for record in expired])
+            await asyncio.sleep(0)
+        await self.store.forget_tombstones(now_s - limits.tombstone_ttl_s)
+
+    async def _bury(self, record: SessionRecord, now_s: float) -> bool:
+        async with self.exclusively(record.session_id):
+            if self.table.get(record.session_id) is not None:
+                return False
+            is_buried = await self.store.bury(record.session_id, record.epoch, now_s)
+        if is_buried:
+            self._observer.eviction("expired")
+        return is_buried
+
+    async def close(self) -> None:
+        """Write every live session that a durable store can keep, and close the store."""
+        if self.store.is_durable:
+            for session in list(self.table):
+                await self.until_settled(session)
+                await self.store.write([self.table.record(session)])
+        await self.store.close()
+
+
+def _check_model(request: OpenRequest, model: str, version: int) -> None:
+    if (request.model and request.model != model) or (request.version and request.version != version):
+        raise errors.ModelMismatch(
+            f"session {request.session_id} runs on {model}/{version}: a session stays on its model and version",
+            model=model,
+            version=version,
+        )
+
+
+def _refuse_unfound(opening: StoreOpening, session_id: str) -> None:
+    if opening.found is Found.ABSENT:
+        raise errors.SessionNotFound(f"there is no session {session_id}", session_id=session_id)
+    if opening.found is Found.EXPIRED:
+        raise errors.SessionExpired(
+            f"session {session_id} was ended because nobody used it; create it to begin again", session_id=session_id
+        )
+    if opening.found is Found.EXISTS:
+        raise errors.SessionExists(f"there is a session {session_id} already", session_id=session_id)

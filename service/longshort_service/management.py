@@ -1,0 +1,157 @@
+"""Looking at sessions and managing them: get, list, reset, fork, export, import, delete.
+
+Every call acts between two messages of a session. Reads raise no epoch: live state where the session is live, the
+stored record elsewhere. Does not know gRPC.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from longshort_service import errors, record as records
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from longshort_service.keeper import Keeper
+    from longshort_service.record import SessionRecord
+    from longshort_service.repository import Model
+    from longshort_service.sessions import Session
+
+
+@dataclass(frozen=True, slots=True)
+class SessionView:
+    """What there is to say of a session, with its state rows where they were asked for."""
+
+    record: SessionRecord
+    durable_step: int
+    is_live: bool
+    is_streaming: bool
+    idle_s: float
+
+
+class Management:
+    """The calls of the session service on the core's side."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self._table = keeper.table
+        self._store = keeper.store
+
+    async def get(self, session_id: str, min_step: int = 0) -> SessionView:
+        """Describe a session. Raises SessionNotFound, SessionExpired, or Stale below `min_step`."""
+        live = self._table.get(session_id)
+        if live is not None:
+            await self._keeper.until_settled(live)
+        if live is not None and not live.is_ended:
+            view = self._view(self._table.record(live), live)
+        else:
+            stored = await self._store.read(session_id)
+            if stored is None:
+                raise errors.SessionNotFound(f"there is no session {session_id}", session_id=session_id)
+            view = self._view(stored, None)
+        if view.record.step < min_step:
+            raise errors.Stale(
+                f"session {session_id} is at step {view.record.step} here, below {min_step}", step=view.record.step
+            )
+        return view
+
+    async def list(self, *, prefix: str, after: str, limit: int, model: str) -> tuple[list[SessionView], str]:
+        """Return a page of sessions in the order of their ids, and the id to go on after; "" at the end."""
+        views: list[SessionView] = []
+        while True:
+            ids = await self._store.list_ids(prefix, after, limit)
+            for session_id in ids:
+                after = session_id
+                try:
+                    view = await self.get(session_id)
+                except (errors.SessionNotFound, errors.SessionExpired):
+                    continue  # it ended while the list was made
+                if not model or view.record.model == model:
+                    views.append(view)
+                if len(views) == limit:
+                    return views, after
+            if len(ids) < limit:
+                return views, ""
+
+    async def reset(self, session_id: str) -> SessionView:
+        """Put a session back to step 0 with a new incarnation; its stream is ended."""
+        async with self._keeper.exclusively(session_id):
+            before = (await self.get(session_id)).record
+            await self._end(session_id, "reset")
+            model = self._keeper.repository.get(before.model, before.version)
+            fresh = model.lane.engine.initial_states(1)
+            blank = dataclasses.replace(
+                before,
+                step=0,
+                states=tuple(
+                    state.take(0, axis=spec.batch_axis)
+                    for state, spec in zip(fresh, model.signature.states, strict=True)
+                ),
+                last_message=None, last_answer=None, last_values=None, last_output=None, is_gapless=True,
+            )  # fmt: skip
+            return await self._create(session_id, blank, model)
+
+    async def fork(self, session_id: str, fork_id: str, min_step: int) -> SessionView:
+        """Copy a session under another id, as of now. Raises SessionExists where that id is in use."""
+        source = (await self.get(session_id, min_step)).record
+        copy = dataclasses.replace(source, session_id=fork_id, last_message=None, last_answer=None)
+        async with self._keeper.exclusively(fork_id):
+            return await self._create(fork_id, copy, self._model_of(copy))
+
+    async def export(self, session_id: str, min_step: int) -> tuple[bytes, int]:
+        """Return a session as bytes, and its step."""
+        view = await self.get(session_id, min_step)
+        return records.encode(view.record), view.record.step
+
+    async def import_(self, session_id: str, data: bytes) -> SessionView:
+        """Make a session from exported bytes. Raises InvalidRecord, ModelChanged, ModelNotFound, SessionExists."""
+        record = records.decode(data)
+        session_id = session_id or record.session_id
+        async with self._keeper.exclusively(session_id):
+            return await self._create(session_id, record, self._model_of(record))
+
+    async def delete(self, session_id: str) -> None:
+        """End a session; its stream is ended. Raises SessionNotFound or SessionExpired."""
+        async with self._keeper.exclusively(session_id):
+            await self.get(session_id)
+            await self._end(session_id, "deleted")
+
+    async def _end(self, session_id: str, cause: str) -> None:
+        """Take a session off the table and out of the store. The caller holds its turn."""
+        live = self._table.get(session_id)
+        if live is not None:
+            if live.owner is not None:
+                live.owner.end(errors.SessionMoved(f"session {session_id} was {cause}", cause=cause, client_id=""))
+            await self._keeper.until_settled(live)
+            self._table.remove(live)
+        await self._store.delete(session_id)
+
+    async def _create(self, session_id: str, record: SessionRecord, model: Model) -> SessionView:
+        """Make a live session of a record, with an epoch and an incarnation of its own."""
+        session = await self._keeper.create_from(
+            dataclasses.replace(record, session_id=session_id), model
+        )
+        return self._view(self._table.record(session), session)
+
+    def _model_of(self, record: SessionRecord) -> Model:
+        return self._keeper.repository.get(record.model, record.version)
+
+    def _view(self, record: SessionRecord, live: Session[Model] | None) -> SessionView:
+        is_streaming = live is not None and live.owner is not None
+        return SessionView(
+            record=record,
+            durable_step=self._keeper.durable_step(record.step),
+            is_live=live is not None,
+            is_streaming=is_streaming,
+            idle_s=0.0 if is_streaming else max(self._keeper.clock() - record.last_used_s, 0.0),
+        )
+
+
+def memory_of(record: SessionRecord, model: Model) -> dict[str, NDArray[np.float32]]:
+    """Return a record's states by the names of the model's state inputs."""
+    return {spec.input: state for spec, state in zip(model.signature.states, record.states, strict=True)}
+

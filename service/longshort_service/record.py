@@ -1,0 +1,129 @@
+"""A session as a value: what is stored of it, and its form as bytes.
+
+Owns the record and its versioned encoding with a checksum. Does not know where records are kept.
+
+The bytes: magic, CRC-32 of the rest (u32), length of the header (u32), header (JSON), then the arrays one after the
+other (float32, little-endian, row-major).
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from longshort_service import errors
+from longshort_service.protocol import MessageIdentity
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MAGIC: Final = b"LSREC\x00\x00\x01"  # the last byte is the version of the encoding
+_PREFIX: Final = struct.Struct("<8sII")
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """Everything that a session is, between two messages.
+
+    `states` are the rows of the arena without the batch axis. `last_message` and `last_answer` `[rows, outputs]`
+    are what a repeated message gets; `last_values` `[features]` and `last_output` `[outputs]` are None before the
+    first step. `is_gapless` is true where it is known that nothing is missing after `step`.
+    """
+
+    session_id: str
+    model: str
+    version: int
+    fingerprint: str
+    step: int
+    incarnation: int
+    epoch: int
+    is_gapless: bool
+    last_used_s: float  # seconds since 1970
+    states: tuple[NDArray[np.float32], ...]
+    last_message: MessageIdentity | None
+    last_answer: NDArray[np.float32] | None
+    last_values: NDArray[np.float32] | None
+    last_output: NDArray[np.float32] | None
+
+
+def encode(record: SessionRecord) -> bytes:
+    """Return the record as bytes that `decode` takes on any machine."""
+    arrays: list[NDArray[np.float32] | None] = [
+        *record.states, record.last_answer, record.last_values, record.last_output
+    ]
+    message = record.last_message
+    header = json.dumps(
+        {
+            "session_id": record.session_id,
+            "model": record.model,
+            "version": record.version,
+            "fingerprint": record.fingerprint,
+            "step": record.step,
+            "incarnation": record.incarnation,
+            "epoch": record.epoch,
+            "is_gapless": record.is_gapless,
+            "last_used_s": record.last_used_s,
+            "last_message": None if message is None else [message.first_step, message.num_steps, message.crc],
+            "shapes": [None if array is None else list(array.shape) for array in arrays],
+        }
+    ).encode()
+    body = header + b"".join(array.astype("<f4").tobytes() for array in arrays if array is not None)
+    length = struct.pack("<I", len(header))
+    return MAGIC + struct.pack("<I", zlib.crc32(length + body)) + length + body
+
+
+def decode(data: bytes) -> SessionRecord:
+    """Read what `encode` wrote. Raises InvalidRecord where the bytes are damaged, foreign or of another version."""
+    if len(data) < _PREFIX.size or data[:7] != MAGIC[:7]:
+        raise errors.InvalidRecord("these bytes are no exported session")
+    magic, crc, header_length = _PREFIX.unpack_from(data)
+    if magic != MAGIC:
+        raise errors.InvalidRecord(f"the record has encoding version {magic[7]}, this server reads {MAGIC[7]}")
+    if zlib.crc32(data[12:]) != crc:
+        raise errors.InvalidRecord("the record is damaged: its checksum does not fit")
+    try:
+        header = json.loads(data[_PREFIX.size : _PREFIX.size + header_length])
+        arrays = _arrays(header["shapes"], data, _PREFIX.size + header_length)
+        return _record(header, arrays)
+    except (KeyError, TypeError, ValueError) as error:
+        raise errors.InvalidRecord(f"the record is damaged: {error!r}") from error
+
+
+def _arrays(shapes: list[list[int] | None], data: bytes, offset: int) -> list[NDArray[np.float32] | None]:
+    arrays: list[NDArray[np.float32] | None] = []
+    for shape in shapes:
+        if shape is None:
+            arrays.append(None)
+            continue
+        count = int(np.prod(shape))
+        arrays.append(np.frombuffer(data, "<f4", count, offset).reshape(shape).astype(np.float32))
+        offset += 4 * count
+    if offset != len(data):
+        raise ValueError(f"{len(data) - offset} bytes are left over")
+    return arrays
+
+
+def _record(header: dict[str, Any], arrays: list[NDArray[np.float32] | None]) -> SessionRecord:
+    *states, last_answer, last_values, last_output = arrays
+    message = header["last_message"]
+    return SessionRecord(
+        session_id=str(header["session_id"]),
+        model=str(header["model"]),
+        version=int(header["version"]),
+        fingerprint=str(header["fingerprint"]),
+        step=int(header["step"]),
+        incarnation=int(header["incarnation"]),
+        epoch=int(header["epoch"]),
+        is_gapless=bool(header["is_gapless"]),
+        last_used_s=float(header["last_used_s"]),
+        states=tuple(state for state in states if state is not None),
+        last_message=None if message is None else MessageIdentity(*map(int, message)),
+        last_answer=last_answer,
+        last_values=last_values,
+        last_output=last_output,
+    )

@@ -1,0 +1,299 @@
+"""The queue of every model, its batches, and handing answers back. Knows no stores and no gRPC.
+
+Batching is continuous: when the engine is free, whatever waits goes next, with no added delay. A turn of the event
+loop runs one batch, so that between two batches the loop reads and writes. Runs that are expected to be short happen
+on the loop itself; longer ones go to one engine thread, so that health checks and keepalives are answered meanwhile
+(docs/design/0004-inline-or-thread.md has the measurements).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Protocol
+
+import numpy as np
+
+from longshort_service import errors
+from longshort_service.batching import Batch, BatchPolicy, Job, form_batch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from longshort_service.arena import Arena, States
+    from longshort_service.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+MAX_NEWCOMER_ROWS: Final = 16
+
+
+class LaneObserver(Protocol):
+    """Who is told how long things took, all in seconds."""
+
+    def batch_formed(self, num_rows: int, waited_s: list[float]) -> None:
+        """A batch of `num_rows` rows starts; `waited_s` is how long each has waited."""
+
+    def batch_done(self, num_steps: int, gather_s: float, run_s: float, scatter_s: float) -> None:
+        """A batch has run."""
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """One model version on its way through the scheduler: its engine, its rows, its queue."""
+
+    name: str
+    engine: Engine
+    arena: Arena
+    policy: BatchPolicy
+    observer: LaneObserver
+    queue: deque[Job] = field(default_factory=deque)
+    num_queued_steps: int = 0
+    is_running: bool = False
+    is_dead: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    answers: NDArray[np.float32]  # [batch, time, outputs] f32
+    states: States
+    gather_s: float
+    run_s: float
+
+
+class Scheduler:
+    """Runs the jobs of all lanes. Belongs to one event loop.
+
+    `num_arrivals` returns how many new calls the server has taken so far: while calls arrive, a turn is kept short,
+    because grpc.aio takes about one new call a turn (FACTS in docs/design/0004-inline-or-thread.md).
+    """
+
+    def __init__(
+        self,
+        *,
+        inline_run_limit_s: float,
+        max_queued_steps: int,
+        num_arrivals: Callable[[], int],
+        on_engine_death: Callable[[Lane], None],
+    ) -> None:
+        self._inline_run_limit_s = inline_run_limit_s
+        self._max_queued_steps = max_queued_steps
+        self._num_arrivals = num_arrivals
+        self._on_engine_death = on_engine_death
+        self._arrivals_seen = 0
+        self._waiting_lanes: deque[Lane] = deque()
+        self._is_turn_due = False
+        self._engine_thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._runs: set[asyncio.Task[None]] = set()
+
+    def submit(self, lane: Lane, job: Job) -> asyncio.Future[NDArray[np.float32]]:
+        """Queue a job; the future holds its answers `[time, outputs] f32` once its state has moved.
+
+        Raises QueueFull or EngineDead at once, and then the caller still owns the job's scratch row; otherwise it is
+        freed here. The future fails with NonFiniteResult (nothing has moved), EngineDead, or Withdrawn.
+        """
+        if lane.is_dead:
+            raise errors.EngineDead(f"the engine of {lane.name} has failed", model=lane.name)
+        if lane.num_queued_steps + job.num_steps > self._max_queued_steps and lane.num_queued_steps:
+            raise errors.QueueFull(
+                f"{lane.num_queued_steps} steps wait for {lane.name} already: wait and send again",
+                num_queued_steps=lane.num_queued_steps,
+            )
+        loop = asyncio.get_running_loop()
+        job.waiter = loop.create_future()
+        job.enqueued_s = time.perf_counter()
+        lane.queue.append(job)
+        lane.num_queued_steps += job.num_steps
+        self._wake(lane, loop)
+        return job.waiter
+
+    @staticmethod
+    def withdraw(job: Job) -> None:
+        """Give a job up unless its last run is under way; its future then fails with Withdrawn, nothing moves."""
+        job.withdrawn = True
+
+    def num_queued_steps(self, lane: Lane) -> int:
+        """Return how many steps wait for a lane or are in its run."""
+        return lane.num_queued_steps
+
+    async def close(self) -> None:
+        """Wait for runs under way and stop the engine thread."""
+        if self._runs:
+            await asyncio.wait(self._runs)
+        self._engine_thread.shutdown()
+
+    # -- turns ---------------------------------------------------------------------------------------------------
+
+    def _wake(self, lane: Lane, loop: asyncio.AbstractEventLoop) -> None:
+        if lane.is_running or not lane.queue:
+            return
+        if lane not in self._waiting_lanes:
+            self._waiting_lanes.append(lane)
+        if not self._is_turn_due:
+            self._is_turn_due = True
+            loop.call_soon(self._turn, loop)
+
+    def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Run one batch of the lane whose turn it is."""
+        self._is_turn_due = False
+        lane = self._waiting_lanes.popleft()
+        batch = form_batch(lane.queue, self._turn_policy(lane.policy), lambda job: self._end(lane, job))
+        if batch is not None:
+            now_s = time.perf_counter()
+            lane.observer.batch_formed(len(batch.jobs), [now_s - job.enqueued_s for job in batch.jobs])
+            lane.is_running = True
+            expected_s = lane.policy.cost.run(len(batch.jobs), batch.num_steps)
+            if expected_s <= self._inline_run_limit_s:
+                self._run_inline(lane, batch)
+            else:
+                task = loop.create_task(self._run_in_thread(lane, batch, loop))
+                self._runs.add(task)
+                task.add_done_callback(self._runs.discard)
+        self._wake(lane, loop)
+        if self._waiting_lanes and not self._is_turn_due:
+            self._is_turn_due = True
+            loop.call_soon(self._turn, loop)
+
+    def _turn_policy(self, policy: BatchPolicy) -> BatchPolicy:
+        """Keep the turn short while new calls arrive, so that they are all taken soon."""
+        arrivals = self._num_arrivals()
+        if arrivals == self._arrivals_seen or policy.max_rows <= MAX_NEWCOMER_ROWS:
+            return policy
+        self._arrivals_seen = arrivals
+        return BatchPolicy(MAX_NEWCOMER_ROWS, policy.piece_steps, policy.can_pad, policy.cost)
+
+    def _run_inline(self, lane: Lane, batch: Batch) -> None:
+        try:
+            result = _run(lane, batch)
+            self._scatter(lane, batch, result)
+        except Exception as error:  # noqa: BLE001  whatever the engine raises, nobody may be left waiting
+            self._die(lane, batch, error)
+        else:
+            self._finish(lane, batch, result)
+
+    async def _run_in_thread(self, lane: Lane, batch: Batch, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            result = await loop.run_in_executor(self._engine_thread, _run, lane, batch)
+            self._scatter(lane, batch, result)
+        except Exception as error:  # noqa: BLE001  as above
+            self._die(lane, batch, error)
+        else:
+            self._finish(lane, batch, result)
+        self._wake(lane, loop)
+
+    # -- the ends of a batch -------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _scatter(lane: Lane, batch: Batch, result: _Result) -> None:
+        """Put the new states into their rows, all but those of rows that failed or are not needed."""
+        finite = _finite_rows(lane, result)
+        targets, positions = [], []
+        for position, (job, count) in enumerate(zip(batch.jobs, batch.counts, strict=True)):
+            if finite is not None and not finite[position]:
+                job.failure = errors.NonFiniteResult(
+                    "the model's answer to these values is not finite; the session has not moved", model=lane.name
+                )
+                continue
+            target = job.target(count)
+            if target is not None:
+                targets.append(target)
+                positions.append(position)
+        if targets:
+            everyone = len(targets) == len(batch.jobs)
+            lane.arena.scatter(targets, result.states, None if everyone else positions)
+
+    def _finish(self, lane: Lane, batch: Batch, result: _Result) -> None:
+        """Tell owners and waiters; what has steps left queues again behind the others."""
+        lane.is_running = False
+        begin_s = time.perf_counter()
+        unfinished: list[Job] = []
+        for position, (job, count) in enumerate(zip(batch.jobs, batch.counts, strict=True)):
+            if job.failure is None:
+                self._collect(job, result.answers[position, :count], count)
+            if job.failure is not None or job.withdrawn or job.is_applied:
+                self._end(lane, job)
+            else:
+                unfinished.append(job)
+        lane.queue.extend(unfinished)
+        lane.observer.batch_done(
+            sum(batch.counts), result.gather_s, result.run_s, time.perf_counter() - begin_s
+        )
+
+    @staticmethod
+    def _collect(job: Job, answers: NDArray[np.float32], count: int) -> None:
+        """Keep the piece's answers; in a forecast they make the next values."""
+        if count == job.num_steps:
+            job.outputs = answers.copy()  # a view would keep the whole batch alive
+        else:
+            if job.outputs is None:
+                job.outputs = np.empty((job.num_steps, answers.shape[1]), np.float32)
+            job.outputs[job.num_done : job.num_done + count] = answers
+        job.num_done += count
+        if job.feedback is not None and job.num_done < job.num_steps:
+            job.values[job.num_done] = answers[-1, job.feedback]
+
+    @staticmethod
+    def _end(lane: Lane, job: Job) -> None:
+        """Take a job out: give back its scratch row, tell its owner, wake its waiter."""
+        lane.num_queued_steps -= job.num_steps
+        if job.scratch is not None:
+            lane.arena.free(job.scratch)
+            job.scratch = None
+        if job.owner is not None:
+            job.owner.settled(job)
+        if job.waiter.done():
+            return  # whoever waited has left
+        if job.failure is not None:
+            job.waiter.set_exception(job.failure)
+        elif not job.is_applied:
+            job.waiter.set_exception(errors.Withdrawn("the message was withdrawn before it was applied"))
+        else:
+            job.waiter.set_result(job.outputs)
+
+    def _die(self, lane: Lane, batch: Batch, error: Exception) -> None:
+        """Fail everything that waits for a lane whose engine raised; nothing of the batch has moved."""
+        logger.critical("the engine failed", exc_info=error, extra={"fields": {"model": lane.name}})
+        lane.is_running = False
+        lane.is_dead = True
+        waiting = [*batch.jobs, *lane.queue]
+        lane.queue.clear()
+        for job in waiting:
+            job.failure = errors.EngineDead(f"the engine of {lane.name} has failed", model=lane.name)
+            self._end(lane, job)
+        self._on_engine_death(lane)
+
+
+def _run(lane: Lane, batch: Batch) -> _Result:
+    """Gather, run. Touches rows only to read them: in the engine thread the rows of a batch are nobody else's."""
+    begin_s = time.perf_counter()
+    jobs = batch.jobs
+    if batch.num_steps == 1:
+        values = np.stack([job.values[job.num_done : job.num_done + 1] for job in jobs])
+        counts = None
+    else:
+        values = np.zeros((len(jobs), batch.num_steps, jobs[0].values.shape[1]), np.float32)
+        for row, (job, count) in enumerate(zip(jobs, batch.counts, strict=True)):
+            values[row, :count] = job.values[job.num_done : job.num_done + count]
+        counts = np.array(batch.counts, np.int32)
+    states = lane.arena.gather([job.source for job in jobs])
+    gathered_s = time.perf_counter()
+    answers, new_states = lane.engine.run(values, counts, states)
+    return _Result(answers, new_states, gathered_s - begin_s, time.perf_counter() - gathered_s)
+
+
+def _finite_rows(lane: Lane, result: _Result) -> NDArray[np.bool_] | None:
+    """Return which rows' answers and states are finite; None where all are.
+
+    A sum is finite only where all its terms are, so that one pass without a mask clears a batch that is well.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        if all(np.isfinite(array.sum()) for array in (result.answers, *result.states)):
+            return None
+    finite: NDArray[np.bool_] = np.isfinite(result.answers).all(axis=(1, 2))
+    return finite & lane.arena.finite_rows(result.states)

@@ -1,0 +1,160 @@
+"""Moving a session by one message, and looking ahead or inside on a copy of its state.
+
+Joins the session's side of a message with its run in the scheduler. Does not know gRPC or where a session came from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+import numpy as np
+
+from longshort_service import errors
+from longshort_service.batching import Job
+from longshort_service.sessions import Answers, Replay, allocate_row, select_answers
+from longshort_service.values import check_values
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Executor
+
+    from numpy.typing import NDArray
+
+    from longshort_service.repository import Model
+    from longshort_service.scheduler import Scheduler
+    from longshort_service.sessions import Session
+
+MAX_EXPLAINS_AT_ONCE: Final = 4
+
+
+class StepObserver(Protocol):
+    """Who is told what became of messages."""
+
+    def steps(self, model: str, version: int, count: int) -> None:
+        """So many steps were applied."""
+
+    def replay(self, model: str) -> None:
+        """A message was answered from the stored answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What a message of values came to."""
+
+    outputs: NDArray[np.float32]  # [rows, outputs] f32
+    step: int
+    is_replayed: bool
+
+
+class Stepper:
+    """The message path between a session and the scheduler. `until_settled` waits for a message in flight."""
+
+    def __init__(
+        self, scheduler: Scheduler, observer: StepObserver, clock: Callable[[], float], explain_thread: Executor
+    ) -> None:
+        self._scheduler = scheduler
+        self._observer = observer
+        self._clock = clock
+        self._explain_thread = explain_thread
+        self._num_explains = 0
+
+    async def step(
+        self, session: Session[Model], rows: NDArray[np.float32], step: int | None, answers: Answers
+    ) -> Applied:
+        """Apply a message of values `[time, features]`; the session moves by all of it or not at all.
+
+        The caller has waited until nothing is in flight. Raises what Session.begin and Scheduler.submit raise. When
+        the caller is cancelled the message is withdrawn unless its last run is under way.
+        """
+        work = session.begin(rows, step, answers, self._clock())
+        if isinstance(work, Replay):
+            self._observer.replay(session.model.name)
+            return Applied(work.outputs, session.step, is_replayed=True)
+        reached = session.step + work.num_steps
+        try:
+            waiter = self._scheduler.submit(session.model.lane, work)
+        except errors.ServiceError:
+            session.abandon(work)
+            raise
+        try:
+            outputs = await waiter
+        except asyncio.CancelledError:
+            self._scheduler.withdraw(work)
+            raise
+        self._observer.steps(session.model.name, session.model.version, work.num_steps)
+        return Applied(select_answers(outputs, answers), reached, is_replayed=False)
+
+    async def forecast(
+        self, session: Session[Model], horizon: int, max_steps: int
+    ) -> tuple[NDArray[np.float32], int]:
+        """Return predictions `[horizon, outputs]` and the step they start from. The session does not move.
+
+        The caller has waited until nothing is in flight. The first row is the session's last prediction; each later
+        one is the model's answer to the one before, fed back as its signature says. Raises HorizonOutOfRange,
+        ForecastUnavailable, SessionEmpty, and what Scheduler.submit raises.
+        """
+        model = session.model
+        if not 1 <= horizon <= max_steps:
+            raise errors.HorizonOutOfRange(
+                f"the horizon must be 1 to {max_steps}, not {horizon}", horizon=horizon, max_steps=max_steps
+            )
+        if not model.signature.can_forecast:
+            raise errors.ForecastUnavailable(
+                f"{model.name} has features that no output predicts: it cannot run on its own", model=model.name
+            )
+        if session.last_output is None:
+            raise errors.SessionEmpty(f"session {session.id} has seen no value yet: step it first")
+        first, step = session.last_output, session.step
+        if horizon == 1:
+            return first[None, :], step
+        columns = model.signature.feedback_columns()
+        values = np.empty((horizon - 1, len(columns)), np.float32)
+        values[0] = first[columns]
+        scratch = allocate_row(model)
+        model.arena.write(scratch, model.arena.read(session.slot))
+        job = Job(values, scratch, scratch=scratch, feedback=columns)
+        try:
+            waiter = self._scheduler.submit(model.lane, job)
+        except errors.ServiceError:
+            model.arena.free(scratch)
+            raise
+        try:
+            rolled = await waiter
+        except asyncio.CancelledError:
+            self._scheduler.withdraw(job)
+            raise
+        return np.vstack([first, rolled]), step
+
+    async def explain(
+        self, session: Session[Model], rows: NDArray[np.float32]
+    ) -> tuple[dict[str, NDArray[np.float32]], int]:
+        """Return every output of explain.onnx for values `[time, features]`, without the batch axis, and the step.
+
+        The caller has waited until nothing is in flight. The session does not move. Runs in a thread of its own, a few
+        at a time: QueueFull beyond that. Raises ExplainUnavailable, ValueMissing, ValueNotFinite.
+        """
+        model = session.model
+        values = check_values(rows, model.signature, session.last_values)
+        step = session.step
+        states = model.arena.gather([session.slot])
+        if self._num_explains >= MAX_EXPLAINS_AT_ONCE:
+            raise errors.QueueFull(f"{self._num_explains} explanations are under way: wait and ask again")
+        self._num_explains += 1
+        try:
+            outputs = await asyncio.get_running_loop().run_in_executor(
+                self._explain_thread, _explain, model, values, states
+            )
+        finally:
+            self._num_explains -= 1
+        return outputs, step
+
+
+def _explain(
+    model: Model, values: NDArray[np.float32], states: list[NDArray[np.float32]]
+) -> dict[str, NDArray[np.float32]]:
+    engine = model.explain_engine()
+    outputs = engine.run_all(values[None], states)
+    axes = {spec.output: spec.batch_axis for spec in model.signature.states}
+    return {name: array.take(0, axis=axes.get(name, 0)) for name, array in outputs.items()}
