@@ -109,8 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         if path == "/metrics":
-            encode, content_type = choose_encoder(self.headers.get("Accept", ""))
-            self._answer(HTTPStatus.OK, content_type, encode(self.server.registry))
+            self._answer_metrics()
         elif path == "/healthz":
             self._answer_whether(self.server.is_alive(), "alive", "the engine is dead")
         elif path == "/readyz":
@@ -119,6 +118,18 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.NOT_FOUND, _PLAIN, b"there is /metrics, /healthz and /readyz\n")
 
     do_HEAD = do_GET  # noqa: N815  (the name that http.server calls)
+
+    def _answer_metrics(self) -> None:
+        encode, content_type = choose_encoder(self.headers.get("Accept", ""))
+        try:
+            body = encode(self.server.registry)
+        except Exception:
+            _log.exception("a metric could not be read")
+            self._answer(
+                HTTPStatus.INTERNAL_SERVER_ERROR, _PLAIN, b"a metric could not be read; see the log\n"
+            )
+        else:
+            self._answer(HTTPStatus.OK, content_type, body)
 
     def _answer_whether(self, is_so: bool, yes: str, no: str) -> None:  # noqa: FBT001  (a private switch)
         status = HTTPStatus.OK if is_so else HTTPStatus.SERVICE_UNAVAILABLE
