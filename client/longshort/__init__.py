@@ -1,0 +1,1 @@
+"""The client of longshort: recurrent models that remember, over gRPC."""

@@ -1,0 +1,80 @@
+"""Arrays in and out of messages: what callers hand over, what answers hold."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from longshort.errors import InvalidRequest, ServerFault
+from longshort.v1 import types_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+_DTYPES: dict[int, str] = {
+    types_pb2.DATA_TYPE_FLOAT32: "<f4",
+    types_pb2.DATA_TYPE_FLOAT64: "<f8",
+    types_pb2.DATA_TYPE_FLOAT16: "<f2",
+    types_pb2.DATA_TYPE_INT32: "<i4",
+    types_pb2.DATA_TYPE_INT64: "<i8",
+}
+
+
+def one_row(value: ArrayLike, num_features: int) -> NDArray[np.float32]:
+    """Return one step's value, a number or [features], as [1, features] f32, or raise InvalidRequest."""
+    array = _floats(value)
+    if array.ndim > 1:
+        raise _wrong_shape(f"a step takes a number or an array of one axis, not of {array.ndim}")
+    return _with_width(array.reshape(1, -1), num_features)
+
+
+def many_rows(values: ArrayLike, num_features: int) -> NDArray[np.float32]:
+    """Return [time] (one feature) or [time, features] as [time, features] f32, or raise InvalidRequest."""
+    array = _floats(values)
+    if array.ndim == 1 and num_features == 1:
+        return array.reshape(-1, 1)
+    if array.ndim != 2:
+        raise _wrong_shape(f"expected [time, {num_features}], got an array of {array.ndim} axes")
+    return _with_width(array, num_features)
+
+
+def answer_rows(values: Sequence[float], num_outputs: int) -> NDArray[np.float32]:
+    """Return an answer's numbers as [rows, outputs] f32."""
+    return np.fromiter(values, np.float32, len(values)).reshape(-1, num_outputs)
+
+
+def tensors(messages: Iterable[types_pb2.Tensor]) -> dict[str, NDArray[np.generic]]:
+    """Return named tensors as arrays of their own memory."""
+    arrays: dict[str, NDArray[np.generic]] = {}
+    for message in messages:
+        if message.dtype not in _DTYPES:
+            raise ServerFault(f"tensor {message.name} has the unknown type {message.dtype}")
+        flat = np.frombuffer(message.data, _DTYPES[message.dtype])
+        arrays[message.name] = flat.reshape(tuple(message.shape)).copy()
+    return arrays
+
+
+def _floats(values: ArrayLike) -> NDArray[np.float32]:
+    """Return a copy as float32. Text and objects are refused: NumPy would turn "12" into 12."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # a ragged list
+        raise _wrong_shape(str(error)) from None
+    if array.dtype.kind not in "fiub":
+        raise InvalidRequest(f"values must be real numbers, not {array.dtype}", reason="WRONG_TYPE")
+    with np.errstate(over="ignore"):  # 1e300 becomes infinity, which the server refuses
+        return array.astype(np.float32)
+
+
+def _with_width(rows: NDArray[np.float32], num_features: int) -> NDArray[np.float32]:
+    # A flat message cannot say how wide its rows are: six numbers would pass for six steps of one feature.
+    if rows.shape[1] != num_features:
+        raise _wrong_shape(f"the model takes {num_features} features a step, got {rows.shape[1]}")
+    return rows
+
+
+def _wrong_shape(message: str) -> InvalidRequest:
+    return InvalidRequest(message, reason="WRONG_SHAPE")

@@ -1,0 +1,37 @@
+"""How long to wait before the next try: exponential, with jitter, never sooner than the server asks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FIRST_DELAY_S = 0.05  # a restarted server listens again after some 100 ms; a proxy fails over at once
+FACTOR = 2.0
+MAX_DELAY_S = 5.0
+
+
+class Backoff:
+    """Delays of growing length, each drawn between half and the whole of its bound.
+
+    `draw` returns a random number in [0, 1): the many clients of one dead server must not come back at once.
+    """
+
+    __slots__ = ("_bound_s", "_draw")
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        self._draw = draw
+        self._bound_s = FIRST_DELAY_S
+
+    def next_delay_s(self, at_least_s: float | None) -> float:
+        """Return the delay before the next try, and make the one after it longer."""
+        delay_s = self._bound_s * (0.5 + 0.5 * self._draw())
+        self._bound_s = min(self._bound_s * FACTOR, MAX_DELAY_S)
+        if at_least_s is None:
+            return delay_s
+        return at_least_s + delay_s  # spread above what the server asked for, never below it
+
+    def reset(self) -> None:
+        """Start again with the shortest delay: the server has answered."""
+        self._bound_s = FIRST_DELAY_S

@@ -1,0 +1,97 @@
+"""How a session is opened, the first time and again."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from typing import TYPE_CHECKING, Final, Literal
+
+from longshort import errors
+from longshort.v1 import sequence_pb2, types_pb2
+
+if TYPE_CHECKING:
+    from longshort.errors import LongshortError
+
+Mode = Literal["open_or_create", "open", "create"]
+Durability = Literal["none", "behind", "sync"]
+
+MODES: Final[dict[str, types_pb2.OpenMode]] = {
+    "open_or_create": types_pb2.OPEN_MODE_OPEN_OR_CREATE,
+    "open": types_pb2.OPEN_MODE_OPEN,
+    "create": types_pb2.OPEN_MODE_CREATE,
+}
+DURABILITIES: Final[dict[str | None, types_pb2.Durability]] = {
+    None: types_pb2.DURABILITY_UNSPECIFIED,
+    "none": types_pb2.DURABILITY_NONE,
+    "behind": types_pb2.DURABILITY_BEHIND,
+    "sync": types_pb2.DURABILITY_SYNC,
+}
+_HEADER_VALUE: Final = re.compile(r"[!-~]{1,256}")
+
+
+def routing_header(session_id: str) -> tuple[tuple[str, str], ...]:
+    """Return the metadata by which a proxy can route; none for an id that no session may have."""
+    return (("session-id", session_id),) if _HEADER_VALUE.fullmatch(session_id) else ()
+
+
+class Opening:
+    """What a session is opened with. It owns the mode: a session once seen is only ever continued.
+
+    Without an id a random UUID is drawn. `created` says after the first opening whether the session is new.
+    """
+
+    def __init__(
+        self,
+        session_id: str | None = None,
+        *,
+        model: str | None = None,
+        version: int | None = None,
+        mode: Mode = "open_or_create",
+        durability: Durability | None = None,
+    ) -> None:
+        for name, value, table in (("mode", mode, MODES), ("durability", durability, DURABILITIES)):
+            if value not in table:
+                allowed = ", ".join(str(key) for key in table)
+                raise errors.InvalidRequest(
+                    f"{name} is one of {allowed}, not {value!r}", reason="INVALID_OPTION"
+                )
+        self.session_id = str(uuid.uuid4()) if session_id is None else session_id
+        self.client_id = uuid.uuid4().hex
+        self.created = False
+        self._drew_id = session_id is None
+        self._model = model or ""
+        self._version = version or 0
+        self._mode = MODES[mode]
+        self._durability = DURABILITIES[durability]
+        self._num_tries = 0
+        self._created_by_lost_try = False
+
+    def request(self, opened: sequence_pb2.Opened | None) -> sequence_pb2.StreamRequest:
+        """Return the opening for the wire; `opened` is what the session was when it was last open."""
+        self._num_tries += 1
+        return sequence_pb2.StreamRequest(
+            open=sequence_pb2.Open(
+                session=types_pb2.SessionKey(id=self.session_id),
+                model=self._model if opened is None else opened.model,
+                version=self._version if opened is None else opened.version,
+                mode=self._mode if opened is None else types_pb2.OPEN_MODE_OPEN,
+                client_id=self.client_id,
+                durability=self._durability,
+            )
+        )
+
+    def note_first(self, opened: sequence_pb2.Opened) -> None:
+        """Take the answer to the first opening that had one."""
+        self.created = opened.created or self._created_by_lost_try
+
+    def was_ours(self, failure: LongshortError) -> bool:
+        """Return whether SESSION_EXISTS only says that an earlier try, whose answer was lost, had succeeded.
+
+        If so the next try opens what that one created.
+        """
+        ours = self._drew_id or failure.metadata.get("client_id") == self.client_id
+        if not (isinstance(failure, errors.SessionExists) and self._num_tries > 1 and ours):
+            return False
+        self._mode = types_pb2.OPEN_MODE_OPEN
+        self._created_by_lost_try = True
+        return True

@@ -1,0 +1,65 @@
+"""What the end of a stream means for its session: try again, give the call up, or the session is over."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final
+
+from longshort import errors
+from longshort.errors import Code, LongshortError
+
+# Transport failures after which the server may have done what was asked, or not. A stream cut by a dead
+# server shows as UNAVAILABLE directly, CANCELLED behind HAProxy, INTERNAL behind nginx and Envoy.
+_TRANSIENT: Final = frozenset(
+    {Code.CANCELLED, Code.UNKNOWN, Code.DEADLINE_EXCEEDED, Code.ABORTED, Code.INTERNAL, Code.UNAVAILABLE}
+)
+# A stream that ends with one of these has refused its message before anything moved. RESOURCE_EXHAUSTED is
+# not among them: gRPC itself says so of an answer too large to receive, whose values were taken.
+_REFUSALS: Final = frozenset(
+    {
+        Code.INVALID_ARGUMENT,
+        Code.NOT_FOUND,
+        Code.ALREADY_EXISTS,
+        Code.PERMISSION_DENIED,
+        Code.FAILED_PRECONDITION,
+        Code.OUT_OF_RANGE,
+        Code.UNIMPLEMENTED,
+        Code.UNAUTHENTICATED,
+    }
+)
+
+
+class Verdict(Enum):
+    """What to do after a stream has ended."""
+
+    RETRY = "reconnect, after a pause"
+    RAISE = "give up the call"
+    LOST = "give up the session"
+
+
+def is_transient(failure: LongshortError) -> bool:
+    """Return whether the same call may succeed a moment later, on this server or another.
+
+    A reason of ours is a deliberate refusal, unless it is UNAVAILABLE (DRAINING, say).
+    """
+    return failure.code is Code.UNAVAILABLE or (failure.code in _TRANSIENT and not failure.reason)
+
+
+def refuses(failure: LongshortError) -> bool:
+    """Return whether a stream that ends so has surely not applied the message that it was given last."""
+    return failure.code in _REFUSALS
+
+
+def judge(failure: LongshortError, *, client_id: str, was_open: bool) -> Verdict:
+    """Return what the end of a stream means; `was_open` says whether this session was ever open here."""
+    if isinstance(failure, errors.SessionTaken):
+        # A proxy may deliver one opening twice: moved by ourselves is no loss.
+        return Verdict.RETRY if failure.metadata.get("client_id") == client_id else Verdict.LOST
+    if was_open and isinstance(failure, errors.SessionNotFound | errors.SessionExpired):
+        return Verdict.LOST
+    if is_transient(failure):
+        return Verdict.RETRY
+    # Who comes new to a full server is told at once; who has to move over from another one waits for a place.
+    if was_open and failure.code is Code.RESOURCE_EXHAUSTED and failure.retry_delay_s is not None:
+        return Verdict.RETRY
+    return Verdict.RAISE
