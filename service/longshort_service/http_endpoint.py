@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from prometheus_client import CollectorRegistry
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _PLAIN: Final = "text/plain; charset=utf-8"
 # A scraper sends its request at once; whoever is silent for so long holds a thread for nothing.
 _SILENCE_LIMIT_S: Final = 5.0
@@ -97,7 +97,9 @@ class _Server(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002  (its signature)
         if isinstance(sys.exception(), OSError):  # the peer went away or fell silent: its business
             return
-        _log.error("request failed", exc_info=True, extra={"fields": {"peer": client_address[0]}})
+        logger.error(
+            "request failed", exc_info=sys.exception(), extra={"fields": {"peer": client_address[0]}}
+        )
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -124,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             body = encode(self.server.registry)
         except Exception:
-            _log.exception("a metric could not be read")
+            logger.exception("a metric could not be read")
             self._answer(
                 HTTPStatus.INTERNAL_SERVER_ERROR, _PLAIN, b"a metric could not be read; see the log\n"
             )
@@ -144,4 +146,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (http.server's name)
-        _log.debug(format, *args)
+        logger.debug(format, *args)
