@@ -40,8 +40,8 @@ class LaneObserver(Protocol):
     def batch_formed(self, num_rows: int, waited_s: list[float]) -> None:
         """A batch of `num_rows` rows starts; `waited_s` is how long each has waited."""
 
-    def batch_done(self, num_steps: int, gather_s: float, run_s: float, scatter_s: float) -> None:
-        """A batch has run."""
+    def batch_done(self, gather_s: float, run_s: float, scatter_s: float) -> None:
+        """A batch has run and its waiters are told."""
 
 
 @dataclass(slots=True, eq=False)
@@ -65,6 +65,7 @@ class _Result:
     states: States
     gather_s: float
     run_s: float
+    ended_s: float  # on the performance counter
 
 
 class Scheduler:
@@ -211,7 +212,6 @@ class Scheduler:
     def _finish(self, lane: Lane, batch: Batch, result: _Result) -> None:
         """Tell owners and waiters; what has steps left queues again behind the others."""
         lane.is_running = False
-        begin_s = time.perf_counter()
         unfinished: list[Job] = []
         for position, (job, count) in enumerate(zip(batch.jobs, batch.counts, strict=True)):
             if job.failure is None:
@@ -221,9 +221,7 @@ class Scheduler:
             else:
                 unfinished.append(job)
         lane.queue.extend(unfinished)
-        lane.observer.batch_done(
-            sum(batch.counts), result.gather_s, result.run_s, time.perf_counter() - begin_s
-        )
+        lane.observer.batch_done(result.gather_s, result.run_s, time.perf_counter() - result.ended_s)
 
     @staticmethod
     def _collect(job: Job, answers: NDArray[np.float32], count: int) -> None:
@@ -284,7 +282,8 @@ def _run(lane: Lane, batch: Batch) -> _Result:
     states = lane.arena.gather([job.source for job in jobs])
     gathered_s = time.perf_counter()
     answers, new_states = lane.engine.run(values, counts, states)
-    return _Result(answers, new_states, gathered_s - begin_s, time.perf_counter() - gathered_s)
+    ended_s = time.perf_counter()
+    return _Result(answers, new_states, gathered_s - begin_s, ended_s - gathered_s, ended_s)
 
 
 def _finite_rows(lane: Lane, result: _Result) -> NDArray[np.bool_] | None:

@@ -1,0 +1,268 @@
+"""The composition root: builds every part of the service in order and stops it in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from longshort_service import errors
+from longshort_service.arena import Arena, StateLayout
+from longshort_service.batching import BatchPolicy
+from longshort_service.config import ConfigError, ServeConfig
+from longshort_service.engine import Engine
+from longshort_service.handlers import model as model_handler, sequence, session
+from longshort_service.handlers.edge import Edge
+from longshort_service.http_endpoint import HttpEndpoint
+from longshort_service.keeper import Keeper, Limits
+from longshort_service.management import Management
+from longshort_service.metrics import Metrics
+from longshort_service.observers import CallMetrics, LaneMetrics
+from longshort_service.repository import MODEL_FILE, Model, ReloadResult, Repository
+from longshort_service.scheduler import Lane, Scheduler
+from longshort_service.sessions import SessionTable
+from longshort_service.stepper import Stepper
+from longshort_service.stores.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+logger = logging.getLogger(__name__)
+
+# Rows beside those of sessions, for long messages and forecasts under way.
+SCRATCH_ROWS: Final = 1024
+# gRPC itself refuses what is far beyond our own limit, before it is held in memory.
+HARD_LIMIT_FACTOR: Final = 4
+# How long calls of other services (health watches, reflection) may take to end once ours have.
+STOP_GRACE_S: Final = 0.2
+SERVICE_NAMES: Final = (sequence.SERVICE_NAME, session.SERVICE_NAME, model_handler.SERVICE_NAME)
+
+
+class App:
+    """The whole service. `start`, then `stop`; both once, on one event loop."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        self._config = config
+        self.metrics = Metrics(error_reasons=all_reasons())
+        self._calls = CallMetrics(self.metrics)
+        self._table: SessionTable[Model] = SessionTable()
+        self._store = MemoryStore()
+        self.repository = Repository(repository_root(config), self._load_model)
+        self._scheduler = Scheduler(
+            inline_run_limit_s=config.inline_run_limit_s,
+            max_queued_steps=config.max_queued_steps,
+            num_arrivals=lambda: self._edge.num_arrivals,
+            on_engine_death=lambda _lane: self._engine_died(),
+        )
+        self._keeper = Keeper(
+            table=self._table,
+            store=self._store,
+            repository=self.repository,
+            limits=Limits(config.idle_timeout_s, config.session_ttl_s, config.tombstone_ttl_s),
+            clock=time.time,
+            draw_incarnation=lambda: secrets.randbits(64),
+            observer=self._calls,
+        )
+        self._explain_thread = ThreadPoolExecutor(1, thread_name_prefix="explain")
+        self._edge = Edge(
+            keeper=self._keeper,
+            stepper=Stepper(self._scheduler, self._calls, time.time, self._explain_thread),
+            management=Management(self._keeper),
+            repository=self.repository,
+            observer=self._calls,
+            max_steps=config.max_steps,
+            max_message_bytes=config.max_message_bytes,
+            max_streams=config.max_streams,
+        )
+        self._streams = sequence.SequenceHandler(self._edge)
+        self._health = health.aio.HealthServicer()
+        self._is_engine_dead = False
+        self._is_ready = False
+        self._sweeper: asyncio.Task[None] | None = None
+        self.grpc_port = 0
+        self.metrics_port = 0
+
+    async def start(self) -> None:
+        """Load and warm the models, then bind the ports. Raises ConfigError where something cannot be had."""
+        await self._load_repository()
+        self._server = self._build_server()
+        try:
+            self.grpc_port = self._server.add_insecure_port(f"{_bracketed(self._config.host)}:{self._config.grpc_port}")
+        except RuntimeError as error:
+            raise ConfigError(
+                f"port {self._config.grpc_port} of {self._config.host} is taken or not ours: "
+                "stop what listens there or give another --grpc-port"
+            ) from error
+        self._http = HttpEndpoint(
+            self._config.host,
+            self._config.metrics_port,
+            registry=self.metrics.registry,
+            is_alive=lambda: not self._is_engine_dead,
+            is_ready=lambda: self._is_ready,
+        )
+        self._watch()
+        await self._server.start()
+        self._http.start()
+        self.metrics_port = self._http.port
+        self._sweeper = asyncio.get_running_loop().create_task(self._sweep_regularly())
+        self._is_ready = True
+        await self._say_health(health_pb2.HealthCheckResponse.SERVING)
+
+    async def stop(self) -> None:
+        """Drain: answer what is in flight, end the streams, flush state; at most `drain_timeout_s` for that."""
+        self._is_ready = False
+        await self._say_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._edge.is_draining = True
+        self._streams.end_streams(errors.Draining("the server is shutting down: connect again"))
+        try:
+            await asyncio.wait_for(self._edge.until_quiet(), self._config.drain_timeout_s)
+        except TimeoutError:
+            logger.warning("calls did not end in time", extra={"fields": {"calls": self._edge.num_calls}})
+        await self._server.stop(STOP_GRACE_S)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        await self._scheduler.close()
+        await self._keeper.close()
+        self._explain_thread.shutdown(cancel_futures=True)
+        self._http.stop()
+
+    async def _load_repository(self) -> None:
+        if not self.repository.root.is_dir():
+            raise ConfigError(f"{self.repository.root}: there is no such folder of models")
+        result = await self.repository.reload(lambda _model: False)
+        self._tell_of_models(result)
+        if not self.repository.models():
+            why = "; ".join(result.failed.values()) or f"no <name>/<version>/{MODEL_FILE} in it"
+            raise ConfigError(f"{self.repository.root}: no model to serve: {why}")
+
+    def _load_model(self, name: str, version: int, folder: Path) -> Model:
+        """Load one version and warm it up. Blocks; raises ModelError."""
+        config = self._config
+        engine = Engine(
+            folder / MODEL_FILE, provider=config.provider, intra_op_num_threads=config.intra_op_num_threads
+        )
+        cost = engine.warm_up(config.max_batch_rows, config.piece_steps)
+        signature = engine.signature
+        layouts = [StateLayout(state.shape, state.batch_axis, state.initial) for state in signature.states]
+        lane = Lane(
+            name=name,
+            engine=engine,
+            arena=Arena(layouts, config.max_sessions + SCRATCH_ROWS),
+            policy=BatchPolicy(
+                config.max_batch_rows, config.piece_steps, signature.sequence_lens is not None, cost
+            ),
+            observer=LaneMetrics(self.metrics, name),
+        )
+        return Model(name, version, folder, (folder / MODEL_FILE).stat().st_mtime_ns, lane)
+
+    async def _reload(self) -> ReloadResult:
+        result = await self.repository.reload(lambda model: self._table.num_sessions_of(model) > 0)
+        self._tell_of_models(result)
+        return result
+
+    def _tell_of_models(self, result: ReloadResult) -> None:
+        for label in result.loaded:
+            name, _, version = label.rpartition("/")
+            model = self.repository.get(name, int(version))
+            self.metrics.model_loaded(
+                name, model.version, model.signature.fingerprint, model.lane.engine.provider
+            )
+            lanes = [other.lane for other in self.repository.models() if other.name == name]
+            self.metrics.watch_queue(name, lambda lanes=lanes: sum(lane.num_queued_steps for lane in lanes))
+            self.metrics.watch_state_bytes(
+                name, lambda lanes=lanes: sum(lane.arena.num_held * lane.arena.row_bytes for lane in lanes)
+            )
+            logger.info("model loaded", extra={"fields": {"model": label}})
+        for label in result.unloaded:
+            name, _, version = label.rpartition("/")
+            self.metrics.model_unloaded(name, int(version))
+            logger.info("model unloaded", extra={"fields": {"model": label}})
+
+    def _watch(self) -> None:
+        table, store = self._table, self._store
+        self.metrics.watch_sessions(
+            live=lambda: len(table) - table.num_idle, idle=lambda: table.num_idle, spilled=store.num_records
+        )
+        self.metrics.watch_streams(self._streams.num_streams)
+        self.metrics.watch_serving(lambda: self._is_ready and not self._is_engine_dead)
+
+    def _build_server(self) -> grpc.aio.Server:
+        limit = self._config.max_message_bytes * HARD_LIMIT_FACTOR
+        server = grpc.aio.server(
+            options=[
+                # On by default, it would let a second server take half of the connections of a taken port.
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", limit),
+                ("grpc.max_send_message_length", -1),
+                # A client that vanished without a word is found within 80 s; its session becomes idle then.
+                ("grpc.keepalive_time_ms", 60_000),
+                ("grpc.keepalive_timeout_ms", 20_000),
+                # Clients may ask every 5 s whether we are there; gRPC's own limit is 5 minutes.
+                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+            ]
+        )
+        server.add_generic_rpc_handlers(
+            (
+                self._streams.generic_handler(),
+                session.SessionHandler(self._edge).generic_handler(),
+                model_handler.ModelHandler(self._edge, self._reload).generic_handler(),
+            )
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        names = (*SERVICE_NAMES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+        return server
+
+    async def _sweep_regularly(self) -> None:
+        """Spill and expire while the service runs; a failed sweep is logged and the next one tried."""
+        pause_s = min(max(self._config.idle_timeout_s / 4, 0.05), 15.0)
+        while True:
+            await asyncio.sleep(pause_s)
+            try:
+                await self._keeper.sweep()
+            except Exception:
+                logger.exception("the sweep of idle sessions failed")
+
+    def _engine_died(self) -> None:
+        self._is_engine_dead = True
+        self._is_ready = False
+        task = asyncio.get_running_loop().create_task(
+            self._say_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        )
+        self._dying = task  # the loop itself keeps only a weak reference
+
+    async def _say_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for name in ("", *SERVICE_NAMES):
+            await self._health.set(name, status)
+
+
+def repository_root(config: ServeConfig) -> Path:
+    """Return the folder of models: the configured one, else the one that ships."""
+    if config.repository is not None:
+        return config.repository
+    return Path(str(resources.files("longshort_service") / "models"))
+
+
+def all_reasons() -> Iterator[str]:
+    """Yield the reason of every error that a caller may be given."""
+    pending: list[type[errors.ServiceError]] = [errors.ServiceError]
+    while pending:
+        error = pending.pop()
+        subclasses = error.__subclasses__()
+        pending.extend(subclasses)
+        if not subclasses:
+            yield error.reason
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,176 @@
+"""Protobuf to core and back: keys, modes, values, tensors, views. Pure functions."""
+
+from __future__ import annotations
+
+import math
+import re
+import uuid
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import numpy as np
+from google.protobuf import duration_pb2
+from google.protobuf.message import DecodeError, Message
+
+from longshort.v1 import model_pb2, sequence_pb2, session_pb2, types_pb2
+from longshort_service import errors
+from longshort_service.sessions import Answers
+from longshort_service.signature import MissingValue
+from longshort_service.stores.base import OpenMode
+from longshort_service.values import shape_rows
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from longshort_service.management import SessionView
+    from longshort_service.repository import Model, Repository
+    from longshort_service.signature import Signature
+
+MessageT = TypeVar("MessageT", bound=Message)
+
+_SESSION_ID: Final = re.compile(r"[\x21-\x7e]{1,256}")
+MAX_CLIENT_ID: Final = 64
+
+_MODES: Final = {
+    types_pb2.OPEN_MODE_UNSPECIFIED: OpenMode.OPEN_OR_CREATE,
+    types_pb2.OPEN_MODE_OPEN_OR_CREATE: OpenMode.OPEN_OR_CREATE,
+    types_pb2.OPEN_MODE_OPEN: OpenMode.OPEN,
+    types_pb2.OPEN_MODE_CREATE: OpenMode.CREATE,
+}
+_ANSWERS: Final = {
+    types_pb2.ANSWERS_UNSPECIFIED: Answers.ALL,
+    types_pb2.ANSWERS_ALL: Answers.ALL,
+    types_pb2.ANSWERS_LAST: Answers.LAST,
+    types_pb2.ANSWERS_NONE: Answers.NONE,
+}
+_MISSING: Final = {
+    MissingValue.REJECT: model_pb2.MISSING_VALUE_REJECT,
+    MissingValue.REPEAT_LAST: model_pb2.MISSING_VALUE_REPEAT_LAST,
+    MissingValue.PASS: model_pb2.MISSING_VALUE_PASS,
+}
+
+
+def parse(message_type: type[MessageT], raw: bytes, max_message_bytes: int) -> MessageT:
+    """Return the message. Raises MessageTooLarge or MalformedMessage."""
+    if len(raw) > max_message_bytes:
+        raise errors.MessageTooLarge(
+            f"the message has {len(raw)} bytes: send at most {max_message_bytes}", max_message_bytes=max_message_bytes
+        )
+    try:
+        return message_type.FromString(raw)
+    except DecodeError as error:
+        raise errors.MalformedMessage(f"the bytes are no {message_type.DESCRIPTOR.full_name}") from error
+
+
+def session_id(key: types_pb2.SessionKey, *, may_be_empty: bool = False) -> str:
+    """Return the id of a key, a random UUID for an empty one where that is allowed. Raises InvalidSessionId."""
+    if key.tenant:
+        raise errors.InvalidSessionId("there are no tenants yet: leave tenant empty")
+    if not key.id and may_be_empty:
+        return str(uuid.uuid4())
+    if not _SESSION_ID.fullmatch(key.id):
+        raise errors.InvalidSessionId("a session id is 1 to 256 characters of printable ASCII without space")
+    return key.id
+
+
+def open_mode(mode: types_pb2.OpenMode) -> OpenMode:
+    """Return the core's mode. Raises InvalidMessage for a number that means nothing."""
+    if mode not in _MODES:
+        raise errors.InvalidMessage(f"open mode {mode} means nothing")
+    return _MODES[mode]
+
+
+def answers(wanted: types_pb2.Answers) -> Answers:
+    """Return which answers go back. Raises InvalidMessage for a number that means nothing."""
+    if wanted not in _ANSWERS:
+        raise errors.InvalidMessage(f"answers {wanted} means nothing")
+    return _ANSWERS[wanted]
+
+
+def rows(message: sequence_pb2.Values, signature: Signature, max_steps: int) -> NDArray[np.float32]:
+    """Return a message's values as `[time, features] f32`. Raises WrongShape, EmptyValues or TooManySteps."""
+    if not message.tensors:
+        flat = np.array(message.values, np.float32)
+    elif message.values:
+        raise errors.WrongShape("the message has values and tensors: send one of them")
+    else:
+        flat = _from_tensors(message, signature)
+    return shape_rows(flat, signature, max_steps)
+
+
+def _from_tensors(message: sequence_pb2.Values, signature: Signature) -> NDArray[np.float32]:
+    if [tensor.name for tensor in message.tensors] != [signature.input]:
+        raise errors.WrongShape(f"{signature.name} takes one tensor, named {signature.input}")
+    (tensor,) = message.tensors
+    if tensor.dtype != types_pb2.DATA_TYPE_FLOAT32:
+        raise errors.WrongShape(f"{signature.input} must be of DATA_TYPE_FLOAT32")
+    shape, width = list(tensor.shape), len(signature.features)
+    if len(shape) != 2 or shape[0] < 0 or shape[1] != width:
+        raise errors.WrongShape(f"{signature.input} is [time, {width}], not {shape}")
+    if len(tensor.data) != 4 * math.prod(shape):
+        raise errors.WrongShape(f"{signature.input}: {len(tensor.data)} bytes do not make {shape} of 4 bytes each")
+    return np.frombuffer(tensor.data, "<f4").astype(np.float32)
+
+
+def tensor(name: str, array: NDArray[np.float32]) -> types_pb2.Tensor:
+    """Return an array as a tensor message."""
+    return types_pb2.Tensor(
+        name=name,
+        dtype=types_pb2.DATA_TYPE_FLOAT32,
+        shape=array.shape,
+        data=np.ascontiguousarray(array, "<f4").tobytes(),
+    )
+
+
+def fill_answer(
+    answer: sequence_pb2.Answer, outputs: NDArray[np.float32], signature: Signature, *, as_tensors: bool
+) -> None:
+    """Put outputs `[rows, outputs]` into an answer, in the form in which the values came."""
+    if as_tensors:
+        answer.tensors.append(tensor(signature.output, outputs))
+    else:
+        answer.values.extend(outputs.ravel().tolist())
+
+
+def session_message(view: SessionView) -> session_pb2.Session:
+    """Return what there is to say of a session."""
+    record = view.record
+    idle = duration_pb2.Duration()
+    idle.FromMilliseconds(int(view.idle_s * 1000))
+    return session_pb2.Session(
+        key=types_pb2.SessionKey(id=record.session_id),
+        model=record.model,
+        version=record.version,
+        step=record.step,
+        durable_step=view.durable_step,
+        incarnation=record.incarnation,
+        epoch=record.epoch,
+        location=(
+            session_pb2.SESSION_LOCATION_LIVE if view.is_live else session_pb2.SESSION_LOCATION_STORED
+        ),
+        idle=idle,
+        streaming=view.is_streaming,
+        fingerprint=record.fingerprint,
+    )
+
+
+def model_message(model: Model, repository: Repository, max_steps: int) -> model_pb2.Model:
+    """Return what there is to say of a model version."""
+    signature = model.signature
+    return model_pb2.Model(
+        name=model.name,
+        version=model.version,
+        description=signature.description,
+        features=[model_pb2.Channel(name=channel.name, unit=channel.unit) for channel in signature.features],
+        outputs=[model_pb2.Channel(name=channel.name, unit=channel.unit) for channel in signature.outputs],
+        missing=_MISSING[signature.missing],
+        max_steps=max_steps,
+        forecasts=signature.can_forecast,
+        explains=model.can_explain,
+        state_bytes=model.arena.row_bytes,
+        fingerprint=signature.fingerprint,
+        scores=signature.scores,
+        trained_on=signature.trained_on,
+        provider=model.lane.engine.provider,
+        signature=signature.to_json(),
+        serving=repository.is_serving(model),
+    )

@@ -1,0 +1,118 @@
+"""The edge of every unary call: parse, handle, serialise, and turn whatever was raised into a status."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import grpc
+
+from longshort_service import errors
+from longshort_service.handlers import codec, status
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from google.protobuf.message import Message
+
+    from longshort_service.keeper import Keeper
+    from longshort_service.management import Management
+    from longshort_service.repository import Repository
+    from longshort_service.stepper import Stepper
+
+logger = logging.getLogger(__name__)
+
+RequestT = TypeVar("RequestT", bound="Message")
+
+
+class EdgeObserver(Protocol):
+    """Who is told what callers were told."""
+
+    def error(self, reason: str) -> None:
+        """A caller was given an error."""
+
+    def conflict(self, reason: str) -> None:
+        """A message was refused by its step number."""
+
+    def step_total(self, model: str, seconds: float) -> None:
+        """A message of values was read, applied and answered in so many seconds."""
+
+
+@dataclass(slots=True)
+class Edge:
+    """What every handler needs: the core's parts, the limits, and the count of calls taken."""
+
+    keeper: Keeper
+    stepper: Stepper
+    management: Management
+    repository: Repository
+    observer: EdgeObserver
+    max_steps: int
+    max_message_bytes: int
+    max_streams: int
+    num_arrivals: int = 0
+    num_calls: int = 0  # calls being handled now, streams included
+    is_draining: bool = False
+    _quiet: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Count a call while it is handled."""
+        self.num_arrivals += 1
+        self.num_calls += 1
+        self._quiet.clear()
+        try:
+            yield
+        finally:
+            self.num_calls -= 1
+            if not self.num_calls:
+                self._quiet.set()
+
+    async def until_quiet(self) -> None:
+        """Wait until no call is being handled."""
+        if self.num_calls:
+            await self._quiet.wait()
+
+    def refuse_while_draining(self) -> None:
+        """Raise Draining where the server takes nothing new."""
+        if self.is_draining:
+            raise errors.Draining("the server is shutting down: connect again")
+
+    def count(self, error: errors.ServiceError) -> None:
+        """Count an error that a caller is given; log it where the fault is ours."""
+        self.observer.error(error.reason)
+        if isinstance(error, errors.StepRefused):
+            self.observer.conflict(error.reason)
+        if isinstance(error, errors.OurFault):
+            logger.error("a bug of ours", exc_info=error)
+
+    def unary(
+        self, request_type: type[RequestT], handle: Callable[[RequestT], Awaitable[Message]]
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """Return the gRPC handler of a unary call."""
+
+        async def call(raw: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+            with self.call():
+                try:
+                    self.refuse_while_draining()
+                    request = codec.parse(request_type, raw, self.max_message_bytes)
+                    return (await handle(request)).SerializeToString()
+                except errors.ServiceError as error:
+                    self.count(error)
+                    refusal = error
+                except Exception as error:  # noqa: BLE001  the edge: a bug becomes INTERNAL, its traceback is logged
+                    refusal = self.wrap(error)
+                await status.abort(context, refusal)
+                raise AssertionError("abort raises")
+
+        return grpc.unary_unary_rpc_method_handler(call)
+
+    def wrap(self, error: Exception) -> errors.InternalError:
+        """Return an unexpected exception as an error of ours, counted and logged."""
+        internal = errors.InternalError("the server has failed to handle this; its log says why")
+        internal.__cause__ = error
+        self.count(internal)
+        return internal

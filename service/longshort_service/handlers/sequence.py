@@ -1,0 +1,120 @@
+"""SequenceService: streams, and the unary calls that step, forecast and explain."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+
+from longshort.v1 import sequence_pb2
+from longshort_service import errors
+from longshort_service.handlers import codec, status
+from longshort_service.handlers.stream import StreamConversation
+from longshort_service.keeper import OpenRequest
+from longshort_service.stores.base import OpenMode
+
+if TYPE_CHECKING:
+    from longshort.v1 import types_pb2
+    from longshort_service.handlers.edge import Edge
+    from longshort_service.repository import Model
+    from longshort_service.sessions import Session
+
+SERVICE_NAME: Final = "longshort.v1.SequenceService"
+
+
+class SequenceHandler:
+    """The handlers of SequenceService, and the streams that are open."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+        self._streams: set[StreamConversation] = set()
+
+    def generic_handler(self) -> grpc.GenericRpcHandler[Any, Any]:
+        """Return what a gRPC server is given. Messages pass as bytes: parsing them is the edge's affair."""
+        edge = self._edge
+        methods = {
+            "Stream": grpc.stream_stream_rpc_method_handler(self._stream),
+            "StreamFrames": grpc.stream_stream_rpc_method_handler(self._stream_frames),
+            "Step": edge.unary(sequence_pb2.StepRequest, self._step),
+            "Forecast": edge.unary(sequence_pb2.ForecastRequest, self._forecast),
+            "Explain": edge.unary(sequence_pb2.ExplainRequest, self._explain),
+        }
+        return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
+
+    def num_streams(self) -> int:
+        """Return how many streams are open."""
+        return len(self._streams)
+
+    def end_streams(self, error: errors.ServiceError) -> None:
+        """End every stream, each after the answer it has in hand."""
+        for stream in list(self._streams):
+            stream.end(error)
+
+    async def _stream(self, _requests: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        with self._edge.call():
+            try:
+                self._admit()
+            except errors.ServiceError as error:
+                self._edge.count(error)
+                await status.abort(context, error)
+            stream = StreamConversation(self._edge, context)
+            self._streams.add(stream)
+            try:
+                await stream.run()
+            finally:
+                self._streams.discard(stream)
+
+    def _admit(self) -> None:
+        """Refuse a stream at the door. Raises Draining or StreamsExhausted."""
+        self._edge.refuse_while_draining()
+        if len(self._streams) >= self._edge.max_streams:
+            raise errors.StreamsExhausted(
+                f"{len(self._streams)} streams are open, the most that this server takes: wait and connect again",
+                max_streams=self._edge.max_streams,
+            )
+
+    async def _stream_frames(self, _requests: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        error = errors.NotBuilt("StreamFrames is declared and not built yet: use Stream, one session a stream")
+        self._edge.count(error)
+        await status.abort(context, error)
+
+    async def _step(self, request: sequence_pb2.StepRequest) -> sequence_pb2.StepResponse:
+        edge = self._edge
+        wanted = codec.answers(request.values.answers)
+        session, created = await edge.keeper.ensure(
+            OpenRequest(
+                codec.session_id(request.session), codec.open_mode(request.mode), request.model, request.version
+            )
+        )
+        rows = codec.rows(request.values, session.model.signature, edge.max_steps)
+        step = request.values.step if request.values.HasField("step") else None
+        applied = await edge.stepper.step(session, rows, step, wanted)
+        response = sequence_pb2.StepResponse(created=created, incarnation=session.incarnation)
+        as_tensors = bool(request.values.tensors)
+        codec.fill_answer(response.answer, applied.outputs, session.model.signature, as_tensors=as_tensors)
+        response.answer.step = applied.step
+        response.answer.durable_step = edge.keeper.durable_step(applied.step)
+        response.answer.replayed = applied.is_replayed
+        return response
+
+    async def _forecast(self, request: sequence_pb2.ForecastRequest) -> sequence_pb2.ForecastResponse:
+        session = await self._existing(request.session, request.min_step)
+        outputs, step = await self._edge.stepper.forecast(session, request.horizon, self._edge.max_steps)
+        return sequence_pb2.ForecastResponse(values=outputs.ravel().tolist(), step=step)
+
+    async def _explain(self, request: sequence_pb2.ExplainRequest) -> sequence_pb2.ExplainResponse:
+        session = await self._existing(request.session, request.min_step)
+        message = sequence_pb2.Values(values=request.values)
+        rows = codec.rows(message, session.model.signature, self._edge.max_steps)
+        outputs, step = await self._edge.stepper.explain(session, rows)
+        tensors = [codec.tensor(name, array) for name, array in outputs.items()]
+        return sequence_pb2.ExplainResponse(tensors=tensors, step=step)
+
+    async def _existing(self, key: types_pb2.SessionKey, min_step: int) -> Session[Model]:
+        """Return a session, settled, at `min_step` or later. Raises SessionNotFound, SessionExpired or Stale."""
+        session, _ = await self._edge.keeper.ensure(OpenRequest(codec.session_id(key), OpenMode.OPEN))
+        if session.step < min_step:
+            raise errors.Stale(
+                f"session {session.id} is at step {session.step} here, below {min_step}", step=session.step
+            )
+        return session

@@ -1,0 +1,55 @@
+"""Telling Prometheus what the core does: the core's observers on one side, `metrics` on the other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from longshort_service.metrics import Metrics
+
+# From about ten values on, counting an array is cheaper than counting one by one.
+_MANY: Final = 10
+
+
+class LaneMetrics:
+    """The scheduler's observer of one model."""
+
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        self._metrics = metrics
+        self._model = model
+        self._stages = metrics.step_stages(model)
+
+    def batch_formed(self, num_rows: int, waited_s: list[float]) -> None:
+        """See LaneObserver."""
+        self._metrics.batch_rows(self._model, num_rows)
+        if num_rows < _MANY:
+            for seconds in waited_s:
+                self._stages.queue.observe(seconds)
+        else:
+            self._stages.queue.observe_many(np.array(waited_s))
+
+    def batch_done(self, gather_s: float, run_s: float, scatter_s: float) -> None:
+        """See LaneObserver."""
+        self._stages.gather.observe(gather_s)
+        self._stages.run.observe(run_s)
+        self._stages.scatter.observe(scatter_s)
+
+
+class CallMetrics:
+    """The observer of handlers, stepper and keeper."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self.steps = metrics.steps
+        self.replay = metrics.replay
+        self.error = metrics.error
+        self.conflict = metrics.conflict
+        self.move = metrics.move
+        self.eviction = metrics.eviction
+        self.store_seconds = metrics.store_seconds
+
+    def step_total(self, model: str, seconds: float) -> None:
+        """See EdgeObserver."""
+        self._metrics.step_stages(model).total.observe(seconds)

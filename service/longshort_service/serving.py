@@ -1,0 +1,70 @@
+"""Running the service as a process: its event loop, its signals, its exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+from longshort_service import logs
+from longshort_service.app import App
+
+if TYPE_CHECKING:
+    from longshort_service.config import ServeConfig
+
+logger = logging.getLogger(__name__)
+
+
+def serve(config: ServeConfig) -> None:
+    """Serve until SIGTERM or SIGINT, then drain; a second signal ends the process at once.
+
+    Raises ConfigError where the service cannot start.
+    """
+    logs.setup(config.log_format, config.log_level, sys.stderr)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(config))
+
+
+async def _serve(config: ServeConfig) -> None:
+    app = App(config)
+    await app.start()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _on_signal, number, stop, loop)
+    models = ", ".join(f"{model.name}/{model.version}" for model in app.repository.models())
+    logger.info(
+        "serving",
+        extra={
+            "fields": {
+                "grpc": f"{config.host}:{app.grpc_port}",
+                "metrics": f"http://{config.host}:{app.metrics_port}/metrics",
+                "models": models,
+                "store": config.store,
+                "pid": os.getpid(),
+            }
+        },
+    )
+    await stop.wait()
+    await app.stop()
+    logger.info("stopped")
+
+
+def _on_signal(number: signal.Signals, stop: asyncio.Event, loop: asyncio.AbstractEventLoop) -> None:
+    logger.info("draining", extra={"fields": {"signal": number.name}})
+    stop.set()
+    for again in (signal.SIGTERM, signal.SIGINT):
+        loop.remove_signal_handler(again)
+        signal.signal(again, signal.SIG_DFL)
+
+
+def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
+    """Return uvloop's loop where there is one: it costs about a third less a message than asyncio's."""
+    try:
+        import uvloop  # noqa: PLC0415  absent on Windows
+    except ImportError:
+        return None
+    return uvloop.Loop  # type: ignore[no-any-return]

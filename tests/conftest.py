@@ -1,0 +1,113 @@
+"""What many tests share: model files, and the real service as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from longshort_model.synthetic import write_random_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+START_TIMEOUT_S = 20.0
+
+
+@dataclass
+class Server:
+    """A running `longshort serve`."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    metrics_port: int
+    log: Path
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def metrics(self) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=5) as response:
+            return str(response.read().decode())
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(timeout=30)
+
+
+@contextmanager
+def running_server(repository: Path, log: Path, *flags: str, port: int = 0) -> Iterator[Server]:
+    """Start the service on free ports and end it with the block."""
+    command = [sys.executable, "-m", "longshort_service", "serve", str(repository), "--grpc-port", str(port)]
+    command += ["--metrics-port", "0", "--log-format", "json", *flags]
+    with log.open("ab") as sink:
+        process = subprocess.Popen(command, stderr=sink, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    try:
+        yield _await_start(process, log)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def _await_start(process: subprocess.Popen[bytes], log: Path) -> Server:
+    import json
+
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline_s and process.poll() is None:
+        for line in log.read_text().splitlines():
+            fields = json.loads(line) if line.startswith("{") else {}
+            if fields.get("message") == "serving" and fields.get("pid") == process.pid:
+                port = int(fields["grpc"].rpartition(":")[2])
+                metrics_port = int(fields["metrics"].rpartition(":")[2].partition("/")[0])
+                return Server(process, port, metrics_port, log)
+        time.sleep(0.02)
+    raise AssertionError(f"the service did not start: {log.read_text()}")
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with random models: metro (as shipped: 1 feature, 3 outputs), wide (3 features), deep (2 layers)."""
+    root = tmp_path_factory.mktemp("models")
+    for name, shape in {
+        "metro": {"hidden": 32},
+        "wide": {"hidden": 8, "features": 3, "outputs": 2},
+        "deep": {"hidden": 16, "layers": 2},
+    }.items():
+        folder = root / name / "1"
+        folder.mkdir(parents=True)
+        write_random_model(folder / "model.onnx", name=name, **shape)
+        write_random_model(folder / "explain.onnx", name=name, explain=True, **shape)
+    return root
+
+
+@pytest.fixture(scope="session")
+def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One service for all tests that leave it as they found it but for sessions of their own."""
+    with running_server(repository, tmp_path_factory.mktemp("log") / "server.log") as running:
+        yield running
+
+
+@pytest.fixture
+def start_server(repository: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Start services of the test's own; they end with the test."""
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+
+        def start(*flags: str, port: int = 0, models: Path = repository) -> Server:
+            log = tmp_path / f"server-{time.monotonic_ns()}.log"
+            log.touch()
+            return stack.enter_context(running_server(models, log, *flags, port=port))
+
+        yield start
