@@ -6,8 +6,8 @@ predicted after value t stands at t and is for t + 1; a missing target is not sc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -89,9 +89,31 @@ def error_by_age(targets: NDArray[np.floating], predictions: NDArray[np.floating
     return _mean_of_known(np.abs(targets - predictions).T, targets.T)
 
 
-def baseline_errors(dataset: Dataset, start: int) -> dict[str, Errors]:
-    """Return the errors of every baseline over the targets from row `start` on."""
-    return {name: point_errors(dataset, made, start) for name, made in all_baselines(dataset).items()}
+def summary(dataset: Dataset, predictions: NDArray[np.floating], start: int) -> dict[str, Any]:
+    """Return the scores of predictions [series, time, (median, low, high)] beside the baselines', for JSON.
+
+    Targets are the rows from `start` on. The keys `mae`, `weekly_naive_mae` and `coverage` are what
+    `build/train.json` and `build/demo.json` are read for.
+    """
+    ours = point_errors(dataset, predictions[..., 0], start)
+    band = coverage(dataset, predictions[..., 1], predictions[..., 2], start)
+    baselines = all_baselines(dataset)
+    found: dict[str, Any] = {
+        **asdict(ours),
+        "coverage": band.overall,
+        "coverage_below": band.below,
+        "coverage_above": band.above,
+        "coverage_by_hour": band.by_hour,
+        "num_series": len(dataset.values),
+        "baselines": {},
+        "num_series_better_than": {},
+    }
+    for name, made in baselines.items():
+        errors = point_errors(dataset, made, start)
+        found[f"{name}_mae"] = errors.mae
+        found["baselines"][name] = asdict(errors)
+        found["num_series_better_than"][name] = series_better_than(dataset, predictions[..., 0], made, start)
+    return found
 
 
 def series_better_than(

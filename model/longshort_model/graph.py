@@ -17,8 +17,6 @@ from longshort_service.signature import METADATA_KEY, MissingValue
 from onnx import TensorProto, helper, numpy_helper
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from longshort_service.signature import Signature
     from numpy.typing import NDArray
 
@@ -110,28 +108,22 @@ def fingerprint(model: onnx.ModelProto) -> str:
     return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
 
 
-def write_graph(
-    path: Path, weights: Weights, signature: Signature, *, explain_path: Path | None = None
-) -> Signature:
-    """Write the model to `path` and, where asked, its explaining twin; return the signed signature.
+def sign(weights: Weights, signature: Signature) -> tuple[Signature, bytes, bytes]:
+    """Return the signature with its fingerprint, and the bytes of `model.onnx` and `explain.onnx`.
 
-    Both carry the fingerprint of the model at `path`, so that a reader sees that they belong together. A file
-    appears whole or not at all. The folders must exist.
+    Both carry the fingerprint of the model, so that a reader sees that they belong together. The same weights
+    and signature give the same bytes.
     """
     model = build(weights, missing=signature.missing)
     signed = dataclasses.replace(signature, fingerprint=fingerprint(model))
-    if explain_path is not None:
-        _write(explain_path, build(weights, missing=signature.missing, explain=True), signed)
-    _write(path, model, signed)
-    return signed
+    explaining = build(weights, missing=signature.missing, explain=True)
+    return signed, _serialize(model, signed), _serialize(explaining, signed)
 
 
-def _write(path: Path, model: onnx.ModelProto, signature: Signature) -> None:
+def _serialize(model: onnx.ModelProto, signature: Signature) -> bytes:
     helper.set_model_props(model, {METADATA_KEY: signature.to_json()})
     onnx.checker.check_model(model, full_check=True)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(model.SerializeToString(deterministic=True))
-    part.replace(path)
+    return bytes(model.SerializeToString(deterministic=True))
 
 
 def _lstm(g: _Graph, n: int, layer: Layer, inputs: list[str]) -> tuple[str, str, str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from longshort_service.signature import Channel, Feedback, Memory, MissingValue, Signature, State
 
-from longshort_model.graph import Layer, Weights, write_graph
+from longshort_model.graph import Layer, Weights, sign
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,9 +59,11 @@ def write_random_model(
         missing=missing,
         forecast=tuple(Feedback(output_names[k].name, feature_names[k].name) for k in range(feeds)),
     )
-    return write_graph(
-        path, weights, signature, explain_path=path.with_name("explain.onnx") if explain else None
-    )
+    signed, model, explaining = sign(weights, signature)
+    path.write_bytes(model)
+    if explain:
+        path.with_name("explain.onnx").write_bytes(explaining)
+    return signed
 
 
 def random_weights(

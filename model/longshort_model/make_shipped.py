@@ -1,0 +1,132 @@
+"""Training, evaluating and exporting: one data set from beginning to end, and the two models that ship.
+
+`python -m longshort_model.make_shipped [REPOSITORY]` is what `make train` runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from longshort_service.signature import Channel, Feedback, MissingValue, Signature
+
+from longshort_model.dataset import metro, parking
+from longshort_model.export import export
+from longshort_model.graph import sign
+from longshort_model.network import QUANTILES
+from longshort_model.replay import Replay
+from longshort_model.report import draw, evaluate, write_json
+from longshort_model.synthetic import lstm_states
+from longshort_model.training import Settings, train
+
+if TYPE_CHECKING:
+    from longshort_model.dataset import Dataset
+
+DESCRIPTIONS: Final = {
+    "metro": "The next hour's vehicles on the I-94 westbound between Minneapolis and St Paul.",
+    "parking": "The share of places taken in a car park of Birmingham half an hour ahead, 08:00 to 16:30.",
+}
+SCORES: Final = ("mae", "rmse", "mase", "coverage")  # of the report, that a model file carries
+SHIPPED: Final = {"metro": Settings(), "parking": Settings()}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Made:
+    """A model version that was written, and its report."""
+
+    folder: Path
+    report: dict[str, Any]
+
+
+def make(
+    dataset: Dataset,
+    settings: Settings,
+    repository: Path,
+    *,
+    name: str | None = None,
+    version: int | None = None,
+    reports: Path | None = None,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
+) -> Made:
+    """Train, evaluate the exported graph as served, and write it to the repository with its scores.
+
+    With `reports` the folder gets `<name>.json` and `<name>.png`. Raises TrainingError or ExportError.
+    """
+    began = time.monotonic()
+    trained = train(dataset, settings, checkpoint=checkpoint, resume=resume, progress=progress)
+    train_s = time.monotonic() - began
+    unscored = signature_of(dataset, settings, name or dataset.name)
+    _, model, _ = sign(trained.network.weights(), unscored)
+    report, predictions = evaluate(dataset, Replay(model))
+    signature = dataclasses.replace(unscored, scores={score: report[score] for score in SCORES})
+    folder = export(trained.network, signature, repository, version)
+    report |= {
+        "train_s": train_s,
+        "validation_mae": trained.validation_mae,
+        "best_update": trained.best_update,
+        "settings": dataclasses.asdict(settings),
+        "folder": str(folder),
+    }
+    if reports is not None:
+        write_json(reports / f"{signature.name}.json", report)
+        draw(reports / f"{signature.name}.png", dataset, predictions, report)
+    return Made(folder, report)
+
+
+def signature_of(dataset: Dataset, settings: Settings, name: str) -> Signature:
+    """Return what a model trained on this data set promises, without scores."""
+    point = Channel("median", dataset.unit)
+    bounds = (Channel(f"q{100 * q:.0f}", dataset.unit, q) for q in QUANTILES[1:])
+    return Signature(
+        name=name,
+        description=DESCRIPTIONS.get(dataset.name, f"The next value of {dataset.feature}."),
+        features=(Channel(dataset.feature, dataset.unit),),
+        outputs=(point, *bounds),
+        states=lstm_states(settings.layers, settings.hidden),
+        sequence_lens="sequence_lens",
+        missing=MissingValue.REPEAT_LAST,
+        forecast=(Feedback(point.name, dataset.feature),),
+        step_s=dataset.step_s,
+        trained_on=dataset.source,
+    )
+
+
+def make_shipped(
+    repository: Path, reports: Path, *, version: int | None = None, progress: bool = True
+) -> None:
+    """Make both models that ship and write `train.json` with their reports into `reports`."""
+    both: dict[str, Any] = {}
+    for dataset in (metro(), parking()):
+        made = make(
+            dataset,
+            SHIPPED[dataset.name],
+            repository,
+            version=version,
+            reports=reports,
+            progress=progress,
+        )
+        both[dataset.name] = made.report
+        print(describe(made))  # noqa: T201  (a script's output)
+    write_json(reports / "train.json", both)
+
+
+def describe(made: Made) -> str:
+    """Return a model's scores beside the baselines' in a few lines."""
+    report = made.report
+    scores = (
+        f"mean absolute error {report['mae']:.4g} {report['unit']}, {report['coverage']:.1%} within the band"
+    )
+    lines = [f"{made.folder}: {scores}, trained in {report['train_s']:.0f} s"]
+    lines += [
+        f"  {name.replace('_', ' '):13} {errors['mae']:.4g}" for name, errors in report["baselines"].items()
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    make_shipped(Path(sys.argv[1] if len(sys.argv) > 1 else "models"), Path("build"))

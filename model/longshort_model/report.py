@@ -1,0 +1,116 @@
+"""The report of an exported model: its scores as JSON and one picture.
+
+Owns what a report holds and how it is drawn. Runs the file as served; imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from longshort_model.evaluation import error_by_age, summary
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from longshort_model.dataset import Dataset
+    from longshort_model.replay import Replay
+
+DRAWN_ROWS: Final = 240  # of the test part's end: legible on one picture
+DAYS_OF_AGE: Final = 3
+
+
+def evaluate(dataset: Dataset, replay: Replay) -> tuple[dict[str, Any], NDArray[np.float32]]:
+    """Return the report, ready for JSON, and the predictions [series, time, 3] that it was made from.
+
+    Zero state once at the first of all values, carried to the end; scored on the test part alone.
+    """
+    start = dataset.validation_end
+    predictions = replay.as_served(dataset)
+    num_ages = min(DAYS_OF_AGE * (dataset.day or 24), (dataset.values.shape[1] - start) // 2)
+    by_age = error_by_age(*replay.from_zero(dataset, start, num_ages))
+    report = {
+        "model": replay.signature.name,
+        "fingerprint": replay.signature.fingerprint,
+        "data": dataset.source,
+        "unit": dataset.unit,
+        "test_rows": dataset.values.shape[1] - start,
+        **summary(dataset, predictions, start),
+        "error_by_age": by_age.tolist(),
+    }
+    return report, predictions
+
+
+def write_json(path: Path, report: dict[str, Any]) -> None:
+    """Write a report; folders are made as needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def draw(
+    path: Path,
+    dataset: Dataset,
+    predictions: NDArray[np.floating],
+    report: dict[str, Any],
+    *,
+    series: int = 0,
+) -> None:
+    """Draw actual against predicted values with the band, and the error by age of the state where reported.
+
+    `predictions` is [series, time, (median, low, high)]; the last rows of one series are drawn.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  (the demo extra)
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    ages = report.get("error_by_age")
+    figure = Figure(figsize=(11, 7 if ages else 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2 if ages else 1, 1, squeeze=False)[:, 0]
+    _draw_series(axes[0], dataset, predictions[series], series, report)
+    if ages:
+        _draw_ages(axes[1], dataset, report)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def _draw_series(
+    axes: Any, dataset: Dataset, predictions: NDArray[np.floating], series: int, report: dict[str, Any]
+) -> None:
+    rows = dataset.values.shape[1]
+    first = max(dataset.validation_end, rows - DRAWN_ROWS)
+    part, made = slice(first, rows), predictions[first - 1 : rows - 1]  # [drawn, 3]
+    at = np.arange(first, rows)
+    axes.fill_between(at, made[:, 1], made[:, 2], color="#9ecae1", label="10 % to 90 % quantile", linewidth=0)
+    axes.plot(at, dataset.values[series, part], color="black", linewidth=1.2, label="actual")
+    axes.plot(at, made[:, 0], color="#d62728", linewidth=1.0, label="predicted one step before")
+    if dataset.times:
+        ticks = [t for t in at if dataset.times[t].date() != dataset.times[t - 1].date()]
+        axes.set_xticks(ticks, [f"{dataset.times[t]:%d %b}" for t in ticks], fontsize=8)
+    axes.set_ylabel(dataset.unit)
+    axes.set_title(
+        f"{dataset.name}, {dataset.series[series]}: mean absolute error {report['mae']:.4g} {dataset.unit}, "
+        f"{report['coverage']:.0%} within the band (all of the test part)",
+        fontsize=10,
+    )
+    axes.legend(loc="upper left", fontsize=8)
+
+
+def _draw_ages(axes: Any, dataset: Dataset, report: dict[str, Any]) -> None:
+    ages = np.arange(1, len(report["error_by_age"]) + 1)
+    axes.plot(ages, report["error_by_age"], color="#d62728", label="a session that began with zero state")
+    axes.axhline(
+        report["mae"], color="black", linewidth=1, linestyle="--", label="carried from the first value"
+    )
+    for name, colour in (("weekly_naive", "#7f7f7f"), ("linear_ar", "#1f77b4")):
+        if name in report["baselines"]:
+            axes.axhline(
+                report["baselines"][name]["mae"], color=colour, linewidth=1, label=name.replace("_", " ")
+            )
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("age of the state: values seen since the session began")
+    axes.set_ylabel(f"mean absolute error, {dataset.unit}")
+    axes.legend(loc="upper right", fontsize=8)
