@@ -1,0 +1,53 @@
+# Two images from one file: `serve` (the default; without torch) and `train` (with it).
+#   docker build -t longshort .                           docker build --target train -t longshort-train .
+# Plain instructions only (no RUN --mount, no heredocs), so that every builder builds it. docs/containers.md has more.
+
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS build
+# Where pip finds packages other than as it is set up: for example a folder of wheels inside the context.
+ARG PIP_INDEX_URL
+ARG PIP_NO_INDEX
+ARG PIP_FIND_LINKS
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# One venv, made here and copied whole; pip works on it from outside and stays behind.
+RUN python3 -m venv --without-pip /opt/venv
+WORKDIR /src
+COPY pyproject.toml README.md LICENSE ./
+COPY client client
+COPY model model
+COPY service service
+RUN python3 -m pip --python /opt/venv/bin/python3 install ./client . \
+    && mkdir /models \
+    && cp -r service/longshort_service/models/. /models/ \
+    && chown -R 10001:10001 /models
+
+FROM build AS train
+# Another index for torch alone: PyTorch's own CPU builds spare 3 GB of CUDA libraries on x86-64.
+ARG TORCH_INDEX
+RUN python3 -m pip --python /opt/venv/bin/python3 install ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} "torch>=2.6" \
+    && python3 -m pip --python /opt/venv/bin/python3 install ./client ".[train]"
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 MPLCONFIGDIR=/tmp/matplotlib
+USER 10001:10001
+WORKDIR /tmp
+VOLUME /models
+ENTRYPOINT ["longshort", "train"]
+CMD ["--data", "metro", "--out", "/models"]
+
+FROM ${BASE} AS serve
+LABEL org.opencontainers.image.title="longshort" \
+      org.opencontainers.image.description="Serves recurrent models: sessions that remember, batched at every step." \
+      org.opencontainers.image.licenses="Apache-2.0"
+COPY --from=build /opt/venv /opt/venv
+# The shipped models; a new volume mounted here begins with them, so that a trained one can join them.
+COPY --from=build --chown=10001:10001 /models /models
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    LONGSHORT_HOST=0.0.0.0 LONGSHORT_REPOSITORY=/models
+# A number, so that Kubernetes can see that it is not root.
+USER 10001:10001
+WORKDIR /tmp
+EXPOSE 50051 9464
+HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 CMD ["longshort", "health"]
+# Exec form: the service is process 1 and gets SIGTERM itself. It drains for up to 20 s; allow 30.
+ENTRYPOINT ["longshort"]
+CMD ["serve"]
