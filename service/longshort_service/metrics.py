@@ -95,13 +95,14 @@ class Metrics(Collector):
     # What happened
 
     def step_stages(self, model: str) -> StageHistograms:
-        """Return the stage histograms of a model, made on first use: fetch once, then observe on them."""
-        with self._lock:
-            if model not in self._stages:
+        """Return the stage histograms of a model, made on first use. Event loop's thread only."""
+        stages = self._stages.get(model)
+        if stages is None:
+            with self._lock:
                 stages = self._stages[model] = StageHistograms()
                 for stage, histogram in stages:
                     self._histograms["longshort_step_seconds"][(model, stage)] = histogram
-            return self._stages[model]
+        return stages
 
     def steps(self, model: str, version: int, count: int) -> None:
         """Count time steps applied to a session."""
