@@ -1,1 +1,22 @@
-"""The client of longshort: recurrent models that remember, over gRPC."""
+"""The client of longshort: recurrent models that remember, over gRPC.
+
+`Client` is the sync client, `longshort.aio.Client` the async one. Errors are in `longshort.errors`.
+"""
+
+from longshort import aio, errors
+from longshort.client import Client
+from longshort.errors import LongshortError
+from longshort.results import Channel, Memory, ModelInfo, SessionInfo
+from longshort.session import Session
+
+__all__ = [
+    "Channel",
+    "Client",
+    "LongshortError",
+    "Memory",
+    "ModelInfo",
+    "Session",
+    "SessionInfo",
+    "aio",
+    "errors",
+]

@@ -209,8 +209,7 @@ class SessionCore:
         if verdict is Verdict.RETRY:
             self._wait_s = self._backoff.next_delay_s(failure.retry_delay_s)
         elif verdict is Verdict.LOST:
-            vanished = isinstance(failure, errors.SessionNotFound)
-            self.end(errors.SessionLost.like(failure) if vanished else failure)
+            self.end(recovery.ending(failure))
         elif expected is Expected.VALUES and recovery.refuses(failure):
             self._refuse_task(failure)
         else:
@@ -316,7 +315,9 @@ class SessionCore:
 
     def _on_error(self, error: LongshortError) -> None:
         expected, self._expected = self._expected, Expected.NOTHING
-        if expected is not Expected.RESENT:
+        if error.code is errors.Code.UNAVAILABLE:  # draining, say: elsewhere, or here a moment later
+            self.disconnected(error)
+        elif expected is not Expected.RESENT:
             self._refuse_task(error)
         elif error.retry_delay_s is not None:
             self._wait_s = self._backoff.next_delay_s(error.retry_delay_s)

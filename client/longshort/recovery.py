@@ -27,6 +27,11 @@ _REFUSALS: Final = frozenset(
         Code.UNAUTHENTICATED,
     }
 )
+# Why SESSION_MOVED came, where it was not another client's opening.
+_BY_CAUSE: Final[dict[str, type[LongshortError]]] = {
+    "reset": errors.SessionReplaced,
+    "deleted": errors.SessionLost,
+}
 
 
 class Verdict(Enum):
@@ -63,3 +68,11 @@ def judge(failure: LongshortError, *, client_id: str, was_open: bool) -> Verdict
     if was_open and failure.code is Code.RESOURCE_EXHAUSTED and failure.retry_delay_s is not None:
         return Verdict.RETRY
     return Verdict.RAISE
+
+
+def ending(failure: LongshortError) -> LongshortError:
+    """Return the error that tells the caller how the session was lost."""
+    if isinstance(failure, errors.SessionNotFound):
+        return errors.SessionLost.like(failure)
+    cause = failure.metadata.get("cause", "")
+    return _BY_CAUSE[cause].like(failure) if cause in _BY_CAUSE else failure

@@ -1,0 +1,228 @@
+"""A session of the async client: the shell that does the I/O for `core`, over grpc.aio."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import warnings
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import grpc
+
+from longshort import actions, arrays, errors, operations, results, view
+from longshort.options import CLOSE_TIMEOUT_S
+from longshort.v1 import types_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from types import TracebackType
+
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+    from longshort.aio.client import Client
+    from longshort.opening import Opening
+    from longshort.v1 import sequence_pb2
+
+T = TypeVar("T")
+_EOF = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the type stubs
+
+
+class Session(view.SessionView):
+    """One session on one stream, which is opened again as often as it breaks: the caller sees a pause.
+
+    It belongs to one task at a time; a call while another is under way raises ConcurrentUse. A call that
+    fails or is cancelled leaves the session where it was, unless `in_doubt` says otherwise. Made by
+    `Client.session`, opened by `async with` or `await`. Its methods are those of `longshort.Session`.
+    """
+
+    def __init__(self, client: Client, opening: Opening, timeout_s: float) -> None:
+        super().__init__(opening, timeout_s)
+        self._client = client
+        self._call_on_wire: Any = None
+        self._is_busy = False
+        self._finish: Callable[[NDArray[np.float32] | None], Any] = view.no_rows
+        self._is_closed = True  # until it is opened
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> Self:
+        return await self._open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _open(self) -> Self:
+        await self._call(lambda: None, view.no_rows, None)
+        self._is_closed = False
+        return self
+
+    async def step(
+        self, value: ArrayLike, *, at: int | None = None, timeout_s: float | None = None
+    ) -> NDArray[np.float32]:
+        """Take one step with a number or [features]; return its answer [outputs] f32."""
+        rows = arrays.one_row(value, self.num_features)
+        begin = partial(self._core.begin_steps, rows, types_pb2.ANSWERS_ALL, at)
+        return await self._call(begin, view.single_row, timeout_s)
+
+    async def steps(
+        self,
+        values: ArrayLike,
+        *,
+        at: int | None = None,
+        answers: view.AnswersName = "all",
+        timeout_s: float | None = None,
+    ) -> NDArray[np.float32]:
+        """Take [time] (one feature) or [time, features]; return the answers [rows, outputs] f32."""
+        rows = arrays.many_rows(values, self.num_features)
+        begin = partial(self._core.begin_steps, rows, view.answers_named(answers), at)
+        return await self._call(begin, view.all_rows, timeout_s)
+
+    async def warm_up(self, values: ArrayLike, *, timeout_s: float | None = None) -> None:
+        """Take values as `steps` does, without answers: for a long history."""
+        rows = arrays.many_rows(values, self.num_features)
+        begin = partial(self._core.begin_steps, rows, types_pb2.ANSWERS_NONE, None)
+        await self._call(begin, view.no_rows, timeout_s)
+
+    async def forecast(self, horizon: int, *, timeout_s: float | None = None) -> NDArray[np.float32]:
+        """Return the model's own continuation, [horizon, outputs] f32. The session does not move."""
+        return await self._call(partial(self._core.begin_forecast, horizon), view.all_rows, timeout_s)
+
+    async def flush(self, *, timeout_s: float | None = None) -> int:
+        """Wait until all that was answered is stored, where the server stores; return the durable step."""
+        await self._call(self._core.begin_flush, view.no_rows, timeout_s)
+        return self.durable_step
+
+    async def retry(self, *, timeout_s: float | None = None) -> Any:
+        """Return what the call in doubt would have returned; its values are taken exactly once."""
+        return await self._call(self._core.begin_retry, self._finish, timeout_s)
+
+    async def memory(self, *, timeout_s: float | None = None) -> results.Memory:
+        """Return the long-term and the short-term memory, each [layers, hidden] f32."""
+        operation = operations.get_session(self.id, include_memory=True, min_step=self.position)
+        return results.Memory.of(await self._read(operation, timeout_s))
+
+    async def explain(
+        self, values: ArrayLike, *, timeout_s: float | None = None
+    ) -> dict[str, NDArray[np.generic]]:
+        """Return gates and memories of every layer and step for values as of `steps`, by tensor name."""
+        rows = arrays.many_rows(values, self.num_features)
+        return await self._read(operations.explain(self.id, rows, self.position), timeout_s)
+
+    async def close(self) -> None:
+        """Half-close the stream and wait briefly for its end. The session lives on at the server."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._core.end(view.closed_error("session"))
+        call, self._call_on_wire = self._call_on_wire, None
+        if call is not None and not self._is_busy:
+            with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError, TimeoutError):
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await call.done_writing()
+                    while await call.read() is not _EOF:  # `durable` messages on the way
+                        pass
+        if call is not None:
+            call.cancel()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_is_closed", True):
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+
+    async def _read(self, operation: operations.Operation[T], timeout_s: float | None) -> T:
+        """Read beside the stream. A server that is behind the answers here is brought up to them first."""
+        if self._is_closed:
+            raise view.closed_error("session")
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        try:
+            return await self._client.run(operation, timeout_s)
+        except (errors.Stale, errors.SessionNotFound):
+            await self._call(self._core.begin_reopening, view.no_rows, timeout_s)
+            return await self._client.run(operation, timeout_s)
+
+    async def _call(
+        self,
+        begin: Callable[[], None],
+        finish: Callable[[NDArray[np.float32] | None], T],
+        timeout_s: float | None,
+    ) -> T:
+        if self._is_busy:
+            raise view.concurrent_use()
+        self._is_busy = True
+        try:
+            begin()
+            if not self._core.in_doubt:  # otherwise it belongs to the call in doubt
+                self._finish = finish
+            timeout_s = self._timeout_s if timeout_s is None else timeout_s
+            async with asyncio.timeout(timeout_s):
+                return finish(await self._converse(time.monotonic() + timeout_s))
+        except TimeoutError:
+            raise self._time_is_up() from None
+        except errors.LongshortError:
+            if self._core.has_ended:
+                self._drop_stream()
+            raise
+        except BaseException:  # cancelled: an answer may be on its way, so this stream cannot be read on
+            self._drop_stream()
+            self._core.abandoned()
+            raise
+        finally:
+            self._is_busy = False
+
+    async def _converse(self, deadline_s: float) -> NDArray[np.float32] | None:
+        """Do what the core says until it has a result; raise its error, or that the time is up."""
+        while True:
+            action = self._core.next_action()
+            if action is actions.RECEIVE:
+                await self._receive()
+            elif isinstance(action, actions.Send):
+                await self._send(action.request)
+            elif isinstance(action, actions.Done):
+                return action.result
+            elif isinstance(action, actions.Failed):
+                raise action.error
+            elif isinstance(action, actions.Wait):
+                if time.monotonic() + action.delay_s >= deadline_s:
+                    raise self._time_is_up()
+                await asyncio.sleep(action.delay_s)
+            elif isinstance(action, actions.Connect):
+                await self._connect(action.request)
+
+    async def _receive(self) -> None:
+        try:
+            response = await self._call_on_wire.read()
+        except grpc.RpcError as error:
+            self._core.disconnected(operations.error_of(error))
+        else:
+            if response is _EOF:
+                self._core.disconnected(operations.ended_early())
+            else:
+                self._core.received(response)
+
+    async def _send(self, request: sequence_pb2.StreamRequest) -> None:
+        # A stream that has ended does not take it; why it has ended, the next read says.
+        with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
+            await self._call_on_wire.write(request)
+
+    async def _connect(self, request: sequence_pb2.StreamRequest) -> None:
+        self._drop_stream()
+        try:
+            self._call_on_wire = self._client.new_stream(self.id)
+        except errors.SessionClosed as error:  # the client was closed before its session
+            self._core.end(error)
+        else:
+            await self._send(request)
+
+    def _time_is_up(self) -> errors.LongshortError:
+        self._drop_stream()
+        return self._core.timed_out()
+
+    def _drop_stream(self) -> None:
+        if self._call_on_wire is not None:
+            self._call_on_wire.cancel()
+            self._call_on_wire = None

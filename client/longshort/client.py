@@ -1,0 +1,182 @@
+"""The sync client: one channel to one address, its sessions, and the unary calls."""
+
+from __future__ import annotations
+
+import random
+import time
+import warnings
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import grpc
+
+from longshort import operations, recovery, view
+from longshort.backoff import Backoff
+from longshort.deadlines import Watchdog
+from longshort.opening import Durability, Mode, Opening, routing_header
+from longshort.options import DEFAULT_TIMEOUT_S, channel_options
+from longshort.session import Session, Stream
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import TracebackType
+
+    from longshort.results import ModelInfo, SessionInfo
+
+T = TypeVar("T")
+
+
+class Client:
+    """A connection to a longshort server. It may be shared by threads; each of its sessions may not.
+
+    `credentials` are gRPC channel credentials (plain text without them), `options` gRPC channel options
+    beside and above our own. `timeout_s` is what a call takes at most, reconnecting included, unless it says
+    otherwise.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        options: Sequence[tuple[str, Any]] = (),
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> None:
+        self._is_closed = False
+        self._timeout_s = timeout_s
+        self.address = address
+        self.watchdog = Watchdog()
+        settings = channel_options(options)
+        self._channel = (
+            grpc.insecure_channel(address, settings)
+            if credentials is None
+            else grpc.secure_channel(address, credentials, settings)
+        )
+        self._stubs = operations.Stubs(self._channel)
+
+    def session(
+        self,
+        session_id: str | None = None,
+        model: str | None = None,
+        version: int | None = None,
+        *,
+        mode: Mode = "open_or_create",
+        durability: Durability | None = None,
+        timeout_s: float | None = None,
+    ) -> Session:
+        """Open a session and return it; close it, or use it in a `with` statement.
+
+        Without an id it gets a random UUID. `model` is needed to create one. `mode` is "open_or_create",
+        "open" (SessionNotFound, SessionExpired) or "create" (SessionExists). `durability` is what is asked
+        for; the session's attribute says what is given. `timeout_s` is for this and each of its calls.
+        """
+        opening = Opening(session_id, model=model, version=version, mode=mode, durability=durability)
+        return Session(self, opening, self._timeout_s if timeout_s is None else timeout_s)
+
+    def get_session(
+        self, session_id: str, *, include_memory: bool = False, timeout_s: float | None = None
+    ) -> SessionInfo:
+        """Describe a session, with its memories by state input when asked. Nothing moves."""
+        return self.run(operations.get_session(session_id, include_memory=include_memory), timeout_s)
+
+    def sessions(
+        self, *, model: str = "", id_prefix: str = "", page_size: int = 0, timeout_s: float | None = None
+    ) -> Iterator[SessionInfo]:
+        """Iterate over the sessions in the order of their ids, a page at a time."""
+        token = ""
+        while True:
+            operation = operations.list_sessions(token, model, id_prefix, page_size)
+            page, token = self.run(operation, timeout_s)
+            yield from page
+            if not token:
+                return
+
+    def reset(self, session_id: str, *, timeout_s: float | None = None) -> SessionInfo:
+        """Put a session back to step 0; whoever streams it gets SessionReplaced."""
+        return self.run(operations.reset(session_id), timeout_s)
+
+    def fork(
+        self,
+        session_id: str,
+        fork_id: str | None = None,
+        *,
+        min_step: int = 0,
+        timeout_s: float | None = None,
+    ) -> SessionInfo:
+        """Copy a session, its state and step, under a new id (a random UUID without one)."""
+        return self.run(operations.fork(session_id, fork_id or "", min_step), timeout_s)
+
+    def export(self, session_id: str, *, min_step: int = 0, timeout_s: float | None = None) -> bytes:
+        """Return a session as bytes that `import_` takes on any server with the same model."""
+        return self.run(operations.export(session_id, min_step), timeout_s)
+
+    def import_(
+        self, record: bytes, session_id: str | None = None, *, timeout_s: float | None = None
+    ) -> SessionInfo:
+        """Make a session of exported bytes, under its old id or the given one."""
+        return self.run(operations.import_(record, session_id or ""), timeout_s)
+
+    def delete(self, session_id: str, *, timeout_s: float | None = None) -> None:
+        """End a session; its id may be created again."""
+        self.run(operations.delete(session_id), timeout_s)
+
+    def models(self, *, timeout_s: float | None = None) -> list[ModelInfo]:
+        """List every loaded version of every model."""
+        return self.run(operations.list_models(), timeout_s)
+
+    def model(self, name: str, version: int = 0, *, timeout_s: float | None = None) -> ModelInfo:
+        """Describe a model; version 0 is the highest."""
+        return self.run(operations.get_model(name, version), timeout_s)
+
+    def close(self) -> None:
+        """Close the channel. Sessions still open raise SessionClosed from then on."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._channel.close()
+            self.watchdog.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_is_closed", True):
+            warnings.warn(f"unclosed longshort.Client of {self.address}", ResourceWarning, 2, source=self)
+            self.watchdog.stop()
+
+    # For its sessions
+
+    def stubs_for(self, _session_id: str) -> operations.Stubs:
+        """Return where a session's calls go: the one place that will know of several addresses."""
+        if self._is_closed:
+            raise view.closed_error("client")
+        return self._stubs
+
+    def new_stream(self, session_id: str) -> Stream:
+        """Start a stream for a session."""
+        return Stream(self.stubs_for(session_id).sequences.Stream, routing_header(session_id))
+
+    def run(self, operation: operations.Operation[T], timeout_s: float | None) -> T:
+        """Run a unary call; what only reads is tried again until the time is up."""
+        deadline_s = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
+        backoff = Backoff(random.random)
+        while True:
+            method = self.stubs_for(operation.session_id).method(operation)
+            try:
+                response = method(
+                    operation.request,
+                    timeout=max(deadline_s - time.monotonic(), 0),
+                    metadata=routing_header(operation.session_id),
+                )
+            except grpc.RpcError as failure:
+                error = operations.error_of(failure)
+            else:
+                return operation.decode(response)
+            delay_s = backoff.next_delay_s(error.retry_delay_s)
+            is_late = time.monotonic() + delay_s >= deadline_s
+            if is_late or not operation.is_read or not recovery.is_transient(error):
+                raise error
+            time.sleep(delay_s)

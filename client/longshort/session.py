@@ -1,0 +1,250 @@
+"""A session of the sync client: the shell that does the I/O for `core`, over gRPC's sync stubs."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import warnings
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import grpc
+
+from longshort import actions, arrays, errors, operations, results, view
+from longshort.options import CLOSE_TIMEOUT_S
+from longshort.v1 import sequence_pb2, types_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+    from longshort.client import Client
+    from longshort.opening import Opening
+
+T = TypeVar("T")
+
+
+class Stream:
+    """One bidirectional stream. gRPC's own thread feeds it from the queue; None half-closes."""
+
+    def __init__(self, method: Any, metadata: tuple[tuple[str, str], ...]) -> None:
+        self._requests: queue.SimpleQueue[sequence_pb2.StreamRequest | None] = queue.SimpleQueue()
+        self.send = self._requests.put
+        self.call = method(iter(self._requests.get, None), metadata=metadata)
+
+    def drop(self) -> None:
+        """End it at once and let gRPC's thread go; may be called from any thread, and again."""
+        self.call.cancel()
+        self._requests.put(None)
+
+
+class Session(view.SessionView):
+    """One session on one stream, which is opened again as often as it breaks: the caller sees a pause.
+
+    It belongs to one thread at a time; a call while another is under way raises ConcurrentUse. A call that
+    fails leaves the session where it was, unless `in_doubt` says otherwise. Made by `Client.session`.
+    """
+
+    def __init__(self, client: Client, opening: Opening, timeout_s: float) -> None:
+        super().__init__(opening, timeout_s)
+        self._client = client
+        self._stream: Stream | None = None
+        self._turn = threading.Lock()
+        self._alarm = client.watchdog.new_alarm()
+        self._finish: Callable[[NDArray[np.float32] | None], Any] = view.no_rows
+        try:
+            self._call(lambda: None, view.no_rows, None)
+        except BaseException:
+            self._is_closed = True
+            raise
+
+    def step(
+        self, value: ArrayLike, *, at: int | None = None, timeout_s: float | None = None
+    ) -> NDArray[np.float32]:
+        """Take one step with a number or [features]; return its answer [outputs] f32.
+
+        `at` is the step's number where the caller owns it: the last step's again returns the answer that was
+        given, any other than `position` raises StepConflict, StepGap or ValuesDiffer.
+        """
+        rows = arrays.one_row(value, self.num_features)
+        begin = partial(self._core.begin_steps, rows, types_pb2.ANSWERS_ALL, at)
+        return self._call(begin, view.single_row, timeout_s)
+
+    def steps(
+        self,
+        values: ArrayLike,
+        *,
+        at: int | None = None,
+        answers: view.AnswersName = "all",
+        timeout_s: float | None = None,
+    ) -> NDArray[np.float32]:
+        """Take [time] (one feature) or [time, features]; return the answers [rows, outputs] f32.
+
+        `answers` is "all" (a row a step), "last" (one row) or "none". More than `max_steps` go as several
+        messages: where one of them is refused, those before it have moved the session, and the error's
+        `partial` holds their answers.
+        """
+        rows = arrays.many_rows(values, self.num_features)
+        begin = partial(self._core.begin_steps, rows, view.answers_named(answers), at)
+        return self._call(begin, view.all_rows, timeout_s)
+
+    def warm_up(self, values: ArrayLike, *, timeout_s: float | None = None) -> None:
+        """Take values as `steps` does, without answers: for a long history."""
+        rows = arrays.many_rows(values, self.num_features)
+        begin = partial(self._core.begin_steps, rows, types_pb2.ANSWERS_NONE, None)
+        self._call(begin, view.no_rows, timeout_s)
+
+    def forecast(self, horizon: int, *, timeout_s: float | None = None) -> NDArray[np.float32]:
+        """Return the model's own continuation, [horizon, outputs] f32. The session does not move."""
+        return self._call(partial(self._core.begin_forecast, horizon), view.all_rows, timeout_s)
+
+    def flush(self, *, timeout_s: float | None = None) -> int:
+        """Wait until all that was answered is stored, where the server stores; return the durable step."""
+        self._call(self._core.begin_flush, view.no_rows, timeout_s)
+        return self.durable_step
+
+    def retry(self, *, timeout_s: float | None = None) -> Any:
+        """Return what the call in doubt would have returned; its values are taken exactly once."""
+        return self._call(self._core.begin_retry, self._finish, timeout_s)
+
+    def memory(self, *, timeout_s: float | None = None) -> results.Memory:
+        """Return the long-term and the short-term memory, each [layers, hidden] f32."""
+        operation = operations.get_session(self.id, include_memory=True, min_step=self.position)
+        return results.Memory.of(self._read(operation, timeout_s))
+
+    def explain(self, values: ArrayLike, *, timeout_s: float | None = None) -> dict[str, NDArray[np.generic]]:
+        """Return gates and memories of every layer and step for values as of `steps`, by tensor name.
+
+        The session does not move.
+        """
+        rows = arrays.many_rows(values, self.num_features)
+        return self._read(operations.explain(self.id, rows, self.position), timeout_s)
+
+    def close(self) -> None:
+        """Half-close the stream and wait briefly for its end. The session lives on at the server."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._core.end(view.closed_error("session"))
+        if self._stream is not None:
+            if self._turn.acquire(blocking=False):
+                self._half_close(self._stream)
+                self._turn.release()
+            self._stream.drop()  # under another thread's call: that one ends with SessionClosed
+
+    def _half_close(self, stream: Stream) -> None:
+        self._client.watchdog.arm(self._alarm, time.monotonic() + CLOSE_TIMEOUT_S)
+        stream.send(None)
+        try:
+            for _ in stream.call:  # `durable` messages on the way
+                pass
+        except grpc.RpcError:
+            pass  # cut or overdue: the server knows what was applied
+        finally:
+            self._alarm.disarm()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_is_closed", True):
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            if self._stream is not None:
+                self._stream.drop()
+
+    def _read(self, operation: operations.Operation[T], timeout_s: float | None) -> T:
+        """Read beside the stream. A server that is behind the answers here is brought up to them first."""
+        if self._is_closed:
+            raise view.closed_error("session")
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        try:
+            return self._client.run(operation, timeout_s)
+        except (errors.Stale, errors.SessionNotFound):
+            self._call(self._core.begin_reopening, view.no_rows, timeout_s)
+            return self._client.run(operation, timeout_s)
+
+    def _call(
+        self,
+        begin: Callable[[], None],
+        finish: Callable[[NDArray[np.float32] | None], T],
+        timeout_s: float | None,
+    ) -> T:
+        if not self._turn.acquire(blocking=False):
+            raise view.concurrent_use()
+        try:
+            begin()
+            if not self._core.in_doubt:  # otherwise it belongs to the call in doubt
+                self._finish = finish
+            deadline_s = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
+            self._client.watchdog.arm(self._alarm, deadline_s)
+            return finish(self._converse(deadline_s))
+        except errors.LongshortError:
+            if self._core.has_ended:
+                self._drop_stream()
+            raise
+        except BaseException:  # interrupted: an answer may be on its way, so this stream cannot be read on
+            self._drop_stream()
+            self._core.abandoned()
+            raise
+        finally:
+            self._alarm.disarm()
+            self._turn.release()
+
+    def _converse(self, deadline_s: float) -> NDArray[np.float32] | None:
+        """Do what the core says until it has a result; raise its error, or that the time is up."""
+        while True:
+            action = self._core.next_action()
+            if action is actions.RECEIVE:
+                self._receive(deadline_s)
+            elif isinstance(action, actions.Send):
+                self._stream.send(action.request)  # type: ignore[union-attr]  # after Connect there is one
+            elif isinstance(action, actions.Done):
+                return action.result
+            elif isinstance(action, actions.Failed):
+                raise action.error
+            elif isinstance(action, actions.Wait):
+                if time.monotonic() + action.delay_s >= deadline_s:
+                    raise self._time_is_up()
+                time.sleep(action.delay_s)
+            elif isinstance(action, actions.Connect):
+                self._connect(action.request)
+
+    def _receive(self, deadline_s: float) -> None:
+        try:
+            response = next(self._stream.call)  # type: ignore[union-attr]  # after Connect there is one
+        except StopIteration:
+            self._core.disconnected(operations.ended_early())
+        except grpc.RpcError as error:
+            if time.monotonic() >= deadline_s:
+                raise self._time_is_up() from None
+            self._core.disconnected(operations.error_of(error))
+        else:
+            self._core.received(response)
+
+    def _connect(self, request: sequence_pb2.StreamRequest) -> None:
+        self._drop_stream()
+        try:
+            self._stream = self._client.new_stream(self.id)
+        except errors.SessionClosed as error:  # the client was closed before its session
+            self._core.end(error)
+        else:
+            self._alarm.ring = self._stream.call.cancel
+            self._stream.send(request)
+
+    def _time_is_up(self) -> errors.LongshortError:
+        self._drop_stream()
+        return self._core.timed_out()
+
+    def _drop_stream(self) -> None:
+        if self._stream is not None:
+            self._stream.drop()
+            self._stream = None

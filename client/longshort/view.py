@@ -1,0 +1,150 @@
+"""What a session object shows without asking its server: the same for the sync and the async client."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Final, Literal
+
+from longshort import errors, results
+from longshort.backoff import Backoff
+from longshort.core import SessionCore
+from longshort.v1 import types_pb2
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from longshort.opening import Opening
+
+AnswersName = Literal["all", "last", "none"]
+ANSWERS: Final[dict[str, types_pb2.Answers]] = {
+    "all": types_pb2.ANSWERS_ALL,
+    "last": types_pb2.ANSWERS_LAST,
+    "none": types_pb2.ANSWERS_NONE,
+}
+
+
+class SessionView:
+    """The attributes of a session, as of its last answer."""
+
+    def __init__(self, opening: Opening, timeout_s: float) -> None:
+        self._opening = opening
+        self._timeout_s = timeout_s
+        self._core = SessionCore(opening, Backoff(random.random))
+        self._is_closed = False
+
+    @property
+    def id(self) -> str:
+        """The session's id."""
+        return self._opening.session_id
+
+    @property
+    def created(self) -> bool:
+        """Whether this opening began the session."""
+        return self._opening.created
+
+    @property
+    def model(self) -> str:
+        """The name of its model."""
+        return self._core.opened.model
+
+    @property
+    def version(self) -> int:
+        """The model version it stays on."""
+        return self._core.opened.version
+
+    @property
+    def fingerprint(self) -> str:
+        """What identifies the model file's graph and weights."""
+        return self._core.opened.fingerprint
+
+    @property
+    def incarnation(self) -> int:
+        """Drawn by the server when the session was created, reset or imported."""
+        return self._core.opened.incarnation
+
+    @property
+    def num_features(self) -> int:
+        """The width of a row of values."""
+        if not self._core.opened.num_features:
+            raise errors.FailedPrecondition("the session is not open yet", reason="NOT_OPEN")
+        return self._core.opened.num_features
+
+    @property
+    def num_outputs(self) -> int:
+        """The width of a row of an answer."""
+        return self._core.opened.num_outputs
+
+    @property
+    def max_steps(self) -> int:
+        """The greatest number of steps in one message; longer arrays are cut."""
+        return self._core.opened.max_steps
+
+    @property
+    def durability(self) -> str:
+        """What the server gives: none, behind or sync."""
+        return results.durability_name(self._core.opened.durability)
+
+    @property
+    def position(self) -> int:
+        """The next step: the number of steps answered."""
+        return self._core.position
+
+    @property
+    def durable_step(self) -> int:
+        """The step that would survive the loss of the server, as last heard."""
+        return self._core.durable_step
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether a call ended without its answer after its values were sent; `retry()` gets it."""
+        return self._core.in_doubt
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._is_closed
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__module__}.Session {self.id} of {self.model}/{self.version} at {self.position}>"
+        )
+
+
+def answers_named(name: AnswersName) -> types_pb2.Answers:
+    """Return the enum's value, or raise InvalidRequest."""
+    if name not in ANSWERS:
+        raise errors.InvalidRequest(f"answers is all, last or none, not {name!r}", reason="INVALID_OPTION")
+    return ANSWERS[name]
+
+
+def single_row(rows: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """Return the answer [outputs] f32 of a message of one step."""
+    if rows is None or not len(rows):
+        # Only by number: the step was first taken with answers="none", and its stored answer is empty.
+        raise errors.FailedPrecondition("the step was taken without an answer", reason="NO_ANSWER")
+    row: NDArray[np.float32] = rows[-1]
+    return row
+
+
+def all_rows(rows: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """Return answers [rows, outputs] f32."""
+    if rows is None:
+        raise errors.ServerFault("an answer without rows", reason="PROTOCOL_VIOLATION")
+    return rows
+
+
+def no_rows(_rows: NDArray[np.float32] | None) -> None:
+    """Return nothing, where nothing was asked for."""
+
+
+def concurrent_use() -> errors.ConcurrentUse:
+    """Return the error of a second call while one is under way."""
+    return errors.ConcurrentUse(
+        "the session is in another call: it belongs to one thread or task at a time", reason="CONCURRENT_USE"
+    )
+
+
+def closed_error(what: str) -> errors.SessionClosed:
+    """Return the error of a call on what was closed."""
+    return errors.SessionClosed(f"the {what} is closed", reason="CLOSED")
