@@ -95,11 +95,11 @@ class Metrics(Collector):
     # What happened
 
     def step_stages(self, model: str) -> StageHistograms:
-        """Return the stage histograms of a model, made on first use. Event loop's thread only."""
+        """Return the stage histograms of a model, made on first use."""
         stages = self._stages.get(model)
         if stages is None:
             with self._lock:
-                stages = self._stages[model] = StageHistograms()
+                stages = self._stages.setdefault(model, StageHistograms())
                 for stage, histogram in stages:
                     self._histograms["longshort_step_seconds"][(model, stage)] = histogram
         return stages
