@@ -24,7 +24,8 @@ class Errors:
     """Errors of a point forecast, in the unit of the data except for `mase`.
 
     `mase` is the mean over the series of the mean absolute error divided by that of persistence over the
-    training part (Hyndman & Koehler 2006): below 1 is better than repeating the last value.
+    training part (Hyndman & Koehler 2006): below 1 is better than repeating the last value; NaN where no
+    series ever changed there.
     """
 
     mae: float
@@ -52,11 +53,13 @@ def point_errors(dataset: Dataset, predictions: NDArray[np.floating], start: int
     scored = residuals[~np.isnan(_targets(dataset, start))]
     per_series = _mean_of_known(np.abs(residuals), _targets(dataset, start))
     train = dataset.values[:, : dataset.train_end].astype(np.float64)
-    naive = np.nanmean(np.abs(np.diff(train, axis=1)), axis=1)
+    changes = np.abs(np.diff(train, axis=1))
+    naive = _mean_of_known(changes, changes)
+    comparable = naive > 0  # a series that never changed in the training part has no such scale
     return Errors(
         mae=float(np.abs(scored).mean()),
         rmse=float(np.sqrt(np.square(scored).mean())),
-        mase=float(np.nanmean(per_series / naive)),
+        mase=float(np.mean(per_series[comparable] / naive[comparable])) if comparable.any() else float("nan"),
         num_scored=int(scored.size),
     )
 

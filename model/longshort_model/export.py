@@ -41,14 +41,10 @@ def export(network: Network, signature: Signature, repository: Path, version: in
     Without `version` it is the next one. Raises ExportError, and writes nothing, where the version exists or
     the files do not reproduce the network.
     """
-    if version is None:
-        version = next_version(repository / signature.name)
-    folder = repository / signature.name / str(version)
-    if folder.exists():
-        raise ExportError(f"{folder} exists; a version never changes once written")
+    folder = version_folder(repository, signature.name, version)
     _, model, explaining = sign(network.weights(), signature)
     check(network, model, explaining)
-    part = folder.with_name(f".{version}.part")
+    part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)
@@ -61,11 +57,15 @@ def export(network: Network, signature: Signature, repository: Path, version: in
     return folder
 
 
-def next_version(model_folder: Path) -> int:
-    """Return one more than the highest version in a model's folder, 1 where there is none."""
-    if not model_folder.is_dir():
-        return 1
-    return max((int(p.name) for p in model_folder.iterdir() if p.name.isdecimal()), default=0) + 1
+def version_folder(repository: Path, name: str, version: int | None = None) -> Path:
+    """Return the folder of that version, or of the one after the highest. Raises ExportError if it exists."""
+    if version is None:
+        names = [path.name for path in (repository / name).glob("*")]
+        version = 1 + max((int(n) for n in names if n.isascii() and n.isdigit()), default=0)
+    folder = repository / name / str(version)
+    if folder.exists():
+        raise ExportError(f"{folder} exists; a version never changes once written")
+    return folder
 
 
 def check(network: Network, model: bytes, explaining: bytes) -> None:

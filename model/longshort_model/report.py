@@ -6,6 +6,7 @@ Owns what a report holds and how it is drawn. Runs the file as served; imports n
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -42,7 +43,16 @@ def evaluate(dataset: Dataset, replay: Replay) -> tuple[dict[str, Any], NDArray[
         **summary(dataset, predictions, start),
         "error_by_age": by_age.tolist(),
     }
-    return report, predictions
+    return _without_nan(report), predictions
+
+
+def _without_nan(report: Any) -> Any:
+    """Return the report with None for NaN, which JSON does not have."""
+    if isinstance(report, dict):
+        return {key: _without_nan(value) for key, value in report.items()}
+    if isinstance(report, list):
+        return [_without_nan(value) for value in report]
+    return None if isinstance(report, float) and not math.isfinite(report) else report
 
 
 def write_json(path: Path, report: dict[str, Any]) -> None:
@@ -92,16 +102,18 @@ def _draw_series(
         axes.set_xticks(ticks, [f"{dataset.times[t]:%d %b}" for t in ticks], fontsize=8)
     axes.set_ylabel(dataset.unit)
     axes.set_title(
-        f"{dataset.name}, {dataset.series[series]}: mean absolute error {report['mae']:.4g} {dataset.unit}, "
+        f"{dataset.name}, {dataset.series[series]}: mean absolute error {report['mae']:.4g}, "
         f"{report['coverage']:.0%} within the band (all of the test part)",
         fontsize=10,
     )
-    axes.legend(loc="upper left", fontsize=8)
+    axes.legend(loc="lower center", ncols=3, fontsize=8, bbox_to_anchor=(0.5, 1.06), frameon=False)
 
 
 def _draw_ages(axes: Any, dataset: Dataset, report: dict[str, Any]) -> None:
-    ages = np.arange(1, len(report["error_by_age"]) + 1)
-    axes.plot(ages, report["error_by_age"], color="#d62728", label="a session that began with zero state")
+    by_age = np.array(report["error_by_age"], float)
+    axes.plot(
+        np.arange(1, len(by_age) + 1), by_age, color="#d62728", label="a session that began with zero state"
+    )
     axes.axhline(
         report["mae"], color="black", linewidth=1, linestyle="--", label="carried from the first value"
     )
@@ -112,5 +124,5 @@ def _draw_ages(axes: Any, dataset: Dataset, report: dict[str, Any]) -> None:
             )
     axes.set_ylim(bottom=0)
     axes.set_xlabel("age of the state: values seen since the session began")
-    axes.set_ylabel(f"mean absolute error, {dataset.unit}")
+    axes.set_ylabel("mean absolute error" + (f", {dataset.unit}" if dataset.unit else ""))
     axes.legend(loc="upper right", fontsize=8)

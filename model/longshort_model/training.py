@@ -80,14 +80,18 @@ def train(
         run.load(checkpoint)
     end = settings.updates if stop_after is None else min(stop_after, settings.updates)
     with tqdm(
-        total=settings.updates, initial=run.update, desc=f"train {dataset.name}", disable=not progress
+        total=settings.updates,
+        initial=run.update,
+        desc=f"train {dataset.name}",
+        disable=not progress,
+        mininterval=0.5,
     ) as bar:
         while run.update < end:
             loss = run.step()
             bar.update()
             if run.update % settings.validate_every == 0 or run.update == settings.updates:
                 run.validate()
-                bar.set_postfix(loss=f"{loss:.4f}", validation_mae=f"{run.best_mae:.4g}")
+                bar.set_postfix(loss=f"{loss:.4f}", best=f"{run.best_mae:.4g}", refresh=False)
                 if checkpoint is not None:
                     run.save(checkpoint)
     return run.result()

@@ -1,20 +1,17 @@
-"""Training, evaluating and exporting: one data set from beginning to end, and the two models that ship.
+"""From a data set to a model version: train, evaluate the file as served, export with the scores in it.
 
-`python -m longshort_model.make_shipped [REPOSITORY]` is what `make train` runs.
+Owns the order of these steps, what the signature says, and the settings of the two models that ship.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from longshort_service.signature import Channel, Feedback, MissingValue, Signature
 
-from longshort_model.dataset import metro, parking
-from longshort_model.export import export
+from longshort_model.export import export, version_folder
 from longshort_model.graph import sign
 from longshort_model.network import QUANTILES
 from longshort_model.replay import Replay
@@ -23,6 +20,8 @@ from longshort_model.synthetic import lstm_states
 from longshort_model.training import Settings, train
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from longshort_model.dataset import Dataset
 
 DESCRIPTIONS: Final = {
@@ -57,13 +56,17 @@ def make(
 
     With `reports` the folder gets `<name>.json` and `<name>.png`. Raises TrainingError or ExportError.
     """
+    name = name or dataset.name
+    version_folder(repository, name, version)  # refuses before the training, not after it
     began = time.monotonic()
     trained = train(dataset, settings, checkpoint=checkpoint, resume=resume, progress=progress)
     train_s = time.monotonic() - began
-    unscored = signature_of(dataset, settings, name or dataset.name)
+    unscored = signature_of(dataset, settings, name)
     _, model, _ = sign(trained.network.weights(), unscored)
     report, predictions = evaluate(dataset, Replay(model))
-    signature = dataclasses.replace(unscored, scores={score: report[score] for score in SCORES})
+    signature = dataclasses.replace(
+        unscored, scores={score: report[score] for score in SCORES if report[score] is not None}
+    )
     folder = export(trained.network, signature, repository, version)
     report |= {
         "train_s": train_s,
@@ -96,37 +99,17 @@ def signature_of(dataset: Dataset, settings: Settings, name: str) -> Signature:
     )
 
 
-def make_shipped(
-    repository: Path, reports: Path, *, version: int | None = None, progress: bool = True
-) -> None:
-    """Make both models that ship and write `train.json` with their reports into `reports`."""
-    both: dict[str, Any] = {}
-    for dataset in (metro(), parking()):
-        made = make(
-            dataset,
-            SHIPPED[dataset.name],
-            repository,
-            version=version,
-            reports=reports,
-            progress=progress,
-        )
-        both[dataset.name] = made.report
-        print(describe(made))  # noqa: T201  (a script's output)
-    write_json(reports / "train.json", both)
-
-
 def describe(made: Made) -> str:
     """Return a model's scores beside the baselines' in a few lines."""
     report = made.report
-    scores = (
-        f"mean absolute error {report['mae']:.4g} {report['unit']}, {report['coverage']:.1%} within the band"
-    )
-    lines = [f"{made.folder}: {scores}, trained in {report['train_s']:.0f} s"]
+    unit = f", in {report['unit']}" if report["unit"] else ""
+    band = f"{report['coverage']:.1%} of them in the band (80% is meant)"
+    lines = [
+        f"{made.folder}, trained in {report['train_s']:.0f} s",
+        f"  mean absolute error on the {report['num_scored']} values of the test part{unit}; {band}:",
+        f"    {'this model':13} {report['mae']:.4g}",
+    ]
     lines += [
-        f"  {name.replace('_', ' '):13} {errors['mae']:.4g}" for name, errors in report["baselines"].items()
+        f"    {name.replace('_', ' '):13} {errors['mae']:.4g}" for name, errors in report["baselines"].items()
     ]
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    make_shipped(Path(sys.argv[1] if len(sys.argv) > 1 else "models"), Path("build"))

@@ -1,0 +1,194 @@
+"""The command `train`: from a data set to a model version in a repository.
+
+Owns its options and their checks. Imports PyTorch only when it runs, so that help is quick and needs none.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from longshort_model import dataset as datasets
+from longshort_model.csv_file import DatasetError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+WITHOUT_EXTRA = (
+    "training needs PyTorch and onnx, which serving does not: pip install 'longshort-server[train]'"
+)
+
+
+class Refusal(click.ClickException):
+    """A mistake of the caller's, told in one line."""
+
+    exit_code = 2
+
+
+@click.command()
+@click.option(
+    "--data",
+    default="metro",
+    show_default=True,
+    metavar="NAME|FILE",
+    help="metro, parking, or a CSV file (.gz too).",
+)
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="NAME",
+    help="A column of the CSV file to learn from. Repeat it for several series that one model follows.",
+)
+@click.option(
+    "--time",
+    "time_column",
+    metavar="NAME",
+    help="The column with the times, ISO 8601. By default time, timestamp, datetime or date.",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("models"),
+    show_default=True,
+    help="The model repository to write to.",
+)
+@click.option("--name", metavar="NAME", help="The model's name. By default the data set's.")
+@click.option("--version", type=click.IntRange(min=1), help="The version's number. By default the next one.")
+@click.option(
+    "--report",
+    "reports",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("build"),
+    show_default=True,
+    help="Where the scores (JSON), the picture and the checkpoint go.",
+)
+@click.option("--hidden", type=click.IntRange(1, 4096), help="The size of each memory. [default: 64]")
+@click.option("--layers", type=click.IntRange(1, 16), help="The number of LSTM layers. [default: 1]")
+@click.option("--updates", type=click.IntRange(min=1), help="How long to train. [default: 1600]")
+@click.option("--window", type=click.IntRange(8, 4096), help="The steps of a training window. [default: 240]")
+@click.option("--seed", type=click.IntRange(min=0), help="The seed of everything random. [default: 0]")
+@click.option(
+    "--resume", is_flag=True, help="Continue a stopped run of the same settings from its checkpoint."
+)
+@click.option(
+    "--shipped", is_flag=True, help="Make metro and parking as they ship; train.json gets both scores."
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="CPU threads for PyTorch. More gain little on a small model, and lose much on a busy machine.",
+)
+@click.option("--progress/--no-progress", default=True, help="Show a bar with loss and time left.")
+def train(
+    data: str,
+    columns: Sequence[str],
+    time_column: str | None,
+    reports: Path,
+    *,
+    name: str | None,
+    resume: bool,
+    shipped: bool,
+    threads: int,
+    progress: bool,
+    out: Path,
+    version: int | None,
+    **settings: int | None,
+) -> None:
+    """Train an LSTM, score it as it will be served, and write it to a model repository.
+
+    Each run writes a new version, which the service serves from its next start or reload. The last quarter of
+    the data is kept for the scores and never learnt from.
+
+    \b
+    Examples:
+      longshort train
+      longshort train --data parking --seed 3
+      longshort train --data my.csv --column temperature --out models --name oven
+      longshort train --data meters.csv.gz --column north --column south --hidden 32 --updates 800
+      longshort train --data my.csv --column temperature --resume
+    """  # noqa: D301  click reads the backspace
+    chosen = {what: value for what, value in settings.items() if value is not None}
+    if shipped and (columns or time_column or name or chosen or resume or data != "metro"):
+        raise click.UsageError(
+            "--shipped makes metro and parking with their own settings; leave the others out"
+        )
+    if name is not None and not NAME.fullmatch(name):
+        raise click.UsageError(
+            f"--name {name!r}: letters, digits, '_', '.' and '-', beginning with one of the first two"
+        )
+    try:
+        chosen_data = (
+            [datasets.metro(), datasets.parking()]
+            if shipped
+            else [datasets.load(data, columns, time_column=time_column)]
+        )
+    except DatasetError as error:
+        _refuse(error)
+    _make_all(
+        chosen_data,
+        chosen,
+        out,
+        reports,
+        threads=threads,
+        shipped=shipped,
+        name=name,
+        version=version,
+        resume=resume,
+        progress=progress,
+    )
+
+
+def _make_all(
+    chosen_data: list[datasets.Dataset],
+    chosen: dict[str, int],
+    out: Path,
+    reports: Path,
+    *,
+    threads: int,
+    shipped: bool,
+    name: str | None,
+    **how: Any,
+) -> None:
+    try:
+        import torch  # noqa: PLC0415  not needed for --help
+
+        from longshort_model import pipeline, report, training  # noqa: PLC0415  they import torch and onnx
+        from longshort_model.export import ExportError  # noqa: PLC0415
+    except ImportError as error:
+        _refuse(WITHOUT_EXTRA, error)
+    torch.set_num_threads(threads)
+    made = {}
+    for data in chosen_data:
+        model_name = name or data.name
+        if not NAME.fullmatch(model_name):
+            _refuse(f"{model_name!r} cannot be the model's name; give one with --name")
+        settings = pipeline.SHIPPED[data.name] if shipped else training.Settings(**chosen)
+        try:
+            made[data.name] = pipeline.make(
+                data,
+                settings,
+                out,
+                name=model_name,
+                reports=reports,
+                checkpoint=reports / f"{model_name}.checkpoint",
+                **how,
+            )
+        except (training.TrainingError, ExportError) as error:
+            _refuse(error)
+        except OSError as error:
+            _refuse(f"{error.filename or out}: {error.strerror or error}")
+        click.echo(pipeline.describe(made[data.name]))
+    if shipped:
+        report.write_json(reports / "train.json", {data_name: m.report for data_name, m in made.items()})
+
+
+def _refuse(message: object, cause: Exception | None = None) -> NoReturn:
+    """End with one line."""
+    raise Refusal(str(message)) from cause
