@@ -318,3 +318,343 @@ def ask(core, shell, kind, argument, give_up):
     else:
         core.begin_flush()
     return shell.run(gives_up_at=give_up)
+
+
+def test_answer_lost_under_no_durability_is_given_from_the_server_store_of_answers():
+    server, core, shell = a_session(UNSTORED, faults=[None, None, "answer lost"])
+    assert steps(shell, [3, 5]) == expected([3, 5], 2)
+    assert steps(shell, [7]) == expected([3, 5, 7], 1)
+    assert server.sessions["s"].history == [3, 5, 7]
+    resent = [r.values for r in server.requests if r.HasField("values") and r.values.step == 2]
+    assert resent[0] == resent[1]
+
+
+def test_restarted_server_gets_the_kept_values_again_and_their_answers_are_dropped():
+    server, core, shell = a_session()
+    for value in (1, 2, 3, 4, 5, 6):
+        steps(shell, [value])
+    server.crash()
+    shell.faults = iter(["request lost"])
+    assert steps(shell, [7]) == expected([1, 2, 3, 4, 5, 6, 7], 1)
+    assert server.sessions["s"].history == [1, 2, 3, 4, 5, 6, 7]
+    after_crash = [r.values for r in server.requests[-4:]]
+    sent = [(values.step, len(values.values), values.answers) for values in after_crash]
+    assert sent == [(0, 4, NONE), (4, 1, NONE), (5, 1, ALL), (6, 1, ALL)]
+
+
+def test_kept_values_are_bounded_by_asking_the_server_to_store():
+    server, core, shell = a_session(max_kept_steps=3)
+    for value in range(10):
+        steps(shell, [value])
+        assert core._journal.num_steps <= 3
+    assert sum(r.HasField("flush") for r in server.requests) == 3
+
+
+def test_server_that_stores_nothing_of_what_it_promised_is_told_apart_from_a_full_one(monkeypatch):
+    _, core, shell = a_session(max_kept_steps=2)
+    monkeypatch.setattr(DictServer, "store", lambda *_: None)
+    monkeypatch.setattr(
+        DictServer,
+        "handle",
+        lambda self, key, request, handle=DictServer.handle: (
+            sequence_pb2.StreamResponse(flushed=sequence_pb2.Flushed(durable_step=0))
+            if request.HasField("flush")
+            else handle(self, key, request)
+        ),
+    )
+    steps(shell, [1, 2])
+    with pytest.raises(errors.ResourceExhausted) as caught:
+        steps(shell, [3])
+    assert caught.value.reason == "NOT_STORED"
+    assert not core.in_doubt
+    assert core.position == 2
+
+
+def test_durable_message_without_an_answer_frees_kept_values():
+    _, core, shell = a_session()
+    steps(shell, [1, 2, 3])
+    assert core._journal.num_steps == 3
+    core.begin_forecast(1)
+    shell.answers = [sequence_pb2.StreamResponse(durable=sequence_pb2.Durable(durable_step=3))]
+    shell.run()
+    assert core._journal.num_steps == 0
+
+
+def test_server_behind_the_kept_values_is_a_lost_session():
+    server, core, shell = a_session(UNSTORED)
+    steps(shell, [1, 2, 3])
+    server.sessions["s"] = Stored()  # back at 0 with the same incarnation: an older record of it
+    shell.faults = iter(["request lost"])
+    with pytest.raises(errors.SessionLost) as caught:
+        steps(shell, [4])
+    assert caught.value.reason == "STEPS_LOST"
+    assert caught.value.metadata == {"server_step": "0", "client_step": "3"}
+    with pytest.raises(errors.SessionLost):
+        steps(shell, [4])
+    assert server.sessions["s"].history == []
+
+
+def test_server_ahead_by_more_than_the_unanswered_message_is_a_lost_session():
+    server, core, shell = a_session()
+    steps(shell, [1])
+    server.sessions["s"].history += [8, 9]
+    shell.faults = iter(["request lost"])
+    with pytest.raises(errors.SessionLost) as caught:
+        steps(shell, [2])
+    assert caught.value.reason == "OTHER_WRITER"
+
+
+def test_server_ahead_by_another_writers_message_of_the_same_length_gets_the_values_and_refuses():
+    server, core, shell = a_session()
+    steps(shell, [1])
+    other = sequence_pb2.Values(values=[9], step=1, answers=ALL)
+    server.values("s", other)
+    shell.faults = iter(["request lost"])
+    with pytest.raises(errors.ValuesDiffer):
+        steps(shell, [2])
+    assert not core.in_doubt
+
+
+def test_server_without_the_session_is_a_lost_session_and_says_why():
+    server, core, shell = a_session()
+    steps(shell, [1])
+    del server.sessions["s"]
+    shell.faults = iter(["request lost"])
+    with pytest.raises(errors.SessionLost) as caught:
+        steps(shell, [2])
+    assert caught.value.reason == "SESSION_NOT_FOUND"
+
+
+def test_another_incarnation_is_a_replaced_session_and_gets_no_value():
+    server, core, shell = a_session()
+    steps(shell, [1])
+    server.sessions["s"] = Stored(history=[0.0], incarnation=2)
+    shell.faults = iter(["request lost"])
+    with pytest.raises(errors.SessionReplaced):
+        steps(shell, [2])
+    assert server.sessions["s"].history == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "error"),
+    [
+        ({"client_id": "another", "cause": "opened"}, errors.SessionTaken),
+        ({"client_id": "", "cause": "reset"}, errors.SessionReplaced),
+        ({"client_id": "", "cause": "deleted"}, errors.SessionLost),
+    ],
+)
+def test_session_moved_by_another_ends_it_without_a_fight(metadata, error):
+    server, core, shell = a_session()
+    core.begin_forecast(1)
+    core.next_action()
+    core.disconnected(refused(Code.ABORTED, "SESSION_MOVED", metadata).error)
+    with pytest.raises(error):
+        shell.run()
+    assert core.has_ended
+    assert sum(r.HasField("open") for r in server.requests) == 1
+
+
+def test_session_moved_by_ourselves_opens_again():
+    server, core, shell = a_session(faults=[None, "moved by us"])
+    assert steps(shell, [1]) == expected([1], 1)
+    assert [r.open.mode for r in server.requests if r.HasField("open")] == [
+        types_pb2.OPEN_MODE_OPEN_OR_CREATE,
+        types_pb2.OPEN_MODE_OPEN,
+    ]
+    assert len({r.open.client_id for r in server.requests if r.HasField("open")}) == 1
+
+
+def test_expired_session_says_so_on_reopening():
+    _, core, shell = a_session()
+    core.begin_forecast(1)
+    core.next_action()
+    core.disconnected(cut().error)
+    assert isinstance(core.next_action(), Wait)
+    assert isinstance(core.next_action(), Connect)
+    core.disconnected(refused(Code.NOT_FOUND, "SESSION_EXPIRED").error)
+    with pytest.raises(errors.SessionExpired):
+        shell.run()
+    assert core.has_ended
+
+
+def test_created_by_an_opening_whose_answer_was_lost_counts_as_created():
+    server, core = DictServer(), a_core(mode="create")
+    Shell(server, core, faults=["answer lost"]).run()
+    assert core._opening.created
+    assert core.position == 0
+
+
+def test_session_that_another_created_is_not_taken_for_our_own():
+    server = DictServer()
+    Shell(server, a_core(mode="create")).run()
+    core = a_core(mode="create")
+    with pytest.raises(errors.SessionExists):
+        Shell(server, core, faults=["request lost"]).run()
+
+
+def test_refusal_in_band_leaves_the_session_usable_and_where_it_was():
+    _, core, shell = a_session()
+    steps(shell, [1])
+    with pytest.raises(errors.StepGap) as caught:
+        steps(shell, [2], at=7)
+    assert caught.value.metadata == {"expected_step": "1"}
+    assert core.position == 1
+    assert not core.in_doubt
+    assert steps(shell, [2]) == expected([1, 2], 1)
+
+
+def test_long_values_are_cut_and_a_refused_piece_hands_over_the_answers_before_it(monkeypatch):
+    server, core, shell = a_session()
+    assert steps(shell, range(10)) == expected(list(range(10)), 10)
+    assert [len(r.values.values) for r in server.requests[1:]] == [4, 4, 2]
+    assert steps(shell, range(10), LAST) == expected([*range(10), *range(10)], 1)
+    assert [r.values.answers for r in server.requests[4:]] == [NONE, NONE, LAST]
+    values = DictServer.values
+    monkeypatch.setattr(
+        DictServer,
+        "values",
+        lambda self, key, request: (
+            self.error("WRONG", 0) if 99 in request.values else values(self, key, request)
+        ),
+    )
+    with pytest.raises(errors.FailedPrecondition) as caught:
+        steps(shell, [1, 2, 3, 4, 99])
+    assert caught.value.partial[:, 0].tolist() == expected([*range(10), *range(10), 1, 2, 3, 4], 4)
+    assert core.position == 24
+    assert not core.in_doubt
+
+
+def test_call_given_up_before_its_values_were_sent_is_withdrawn():
+    server, core, shell = a_session()
+    steps(shell, [1])
+    core._disconnect()
+    with pytest.raises(errors.DeadlineExceeded):
+        steps(shell, [2], gives_up_at=1)
+    assert not core.in_doubt
+    assert steps(shell, [3]) == expected([1, 3], 1)
+
+
+@pytest.mark.parametrize("fault", [None, "request lost", "crash before", "crash after"])
+def test_call_given_up_after_its_values_were_sent_is_in_doubt_until_it_is_retried(fault):
+    server, core, shell = a_session(faults=[None, None, fault])
+    steps(shell, [1])
+    with pytest.raises(errors.DeadlineExceeded):
+        steps(shell, [2], gives_up_at=1)
+    assert core.in_doubt
+    for begin in (lambda: steps(shell, [3]), lambda: core.begin_forecast(1), core.begin_flush):
+        with pytest.raises(errors.StepInDoubt):
+            begin()
+    core.begin_retry()
+    assert shell.run()[:, 0].tolist() == expected([1, 2], 1)
+    assert server.sessions["s"].history == [1, 2]
+    with pytest.raises(errors.FailedPrecondition) as caught:
+        core.begin_retry()
+    assert caught.value.reason == "NOT_IN_DOUBT"
+
+
+def test_refused_reopening_keeps_sent_values_in_doubt():
+    server, core, shell = a_session()
+    core.begin_steps(np.ones((1, 1), np.float32), ALL, None)
+    core.next_action()
+    core.disconnected(cut().error)
+    core.next_action()
+    core.next_action()
+    core.disconnected(refused(Code.UNAUTHENTICATED, "").error)
+    with pytest.raises(errors.AccessDenied):
+        shell.run()
+    assert core.in_doubt
+    core.begin_retry()
+    assert shell.run()[:, 0].tolist() == expected([1], 1)
+
+
+def test_the_same_number_again_is_answered_from_here_and_other_numbers_by_the_server():
+    server, core, shell = a_session()
+    steps(shell, [1])
+    given = steps(shell, [np.nan, 2], at=1)
+    num_requests = len(server.requests)
+    np.testing.assert_array_equal(steps(shell, [np.nan, 2], at=1), given)
+    assert len(server.requests) == num_requests
+    with pytest.raises(errors.ValuesDiffer):
+        steps(shell, [np.nan, 3], at=1)
+    with pytest.raises(errors.StepConflict):
+        steps(shell, [1], at=0)
+    assert core.position == 3
+
+
+def test_the_same_number_again_from_a_new_client_is_answered_by_the_server():
+    server, _, shell = a_session()
+    given = steps(shell, [1, 2])
+    core = a_core()
+    shell = Shell(server, core)
+    shell.run()
+    assert core.position == 2
+    assert steps(shell, [1, 2], at=0) == given
+    assert core.position == 2
+    assert server.sessions["s"].history == [1, 2]
+
+
+def test_server_of_the_caller_is_told_at_the_door_and_a_reopening_waits_for_a_place():
+    full = refused(Code.RESOURCE_EXHAUSTED, "STREAMS_EXHAUSTED", retry_delay_s=2.0).error
+    core = a_core()
+    core.next_action()
+    core.disconnected(full)
+    assert isinstance(core.next_action(), Failed)
+
+    _, core, _ = a_session()
+    core.begin_reopening()
+    core.next_action()
+    core.disconnected(full)
+    wait = core.next_action()
+    assert isinstance(wait, Wait)
+    assert 2.0 <= wait.delay_s <= 2.1
+
+
+def test_pauses_grow_with_failures_and_shrink_with_an_answer():
+    _, _, shell = a_session(faults=[None, *["draining"] * 4, None, None, "request lost"])
+    steps(shell, [1])
+    assert all(wait >= 0.5 for wait in shell.waits)
+    assert shell.waits == sorted(shell.waits)
+    longest = shell.waits[-1]
+    steps(shell, [2])
+    assert shell.waits[-1] < longest - 0.5
+
+
+def test_timeout_without_a_connection_says_why_there_is_none():
+    core = a_core()
+    core.next_action()
+    core.disconnected(errors.make(Code.UNAVAILABLE, "Connection refused", "", {}, None))
+    error = core.timed_out()
+    assert isinstance(error, errors.Unavailable)
+    assert "Connection refused" in str(error)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        sequence_pb2.StreamResponse(answer=sequence_pb2.Answer(step=5, values=[1])),
+        sequence_pb2.StreamResponse(opened=sequence_pb2.Opened()),
+        sequence_pb2.StreamResponse(flushed=sequence_pb2.Flushed()),
+        sequence_pb2.StreamResponse(),
+    ],
+)
+def test_answer_that_does_not_fit_ends_the_session_as_the_servers_fault(response):
+    _, core, shell = a_session()
+    core.begin_steps(np.ones((1, 1), np.float32), ALL, None)
+    core.next_action()
+    core.received(response)
+    with pytest.raises(errors.ServerFault) as caught:
+        shell.run()
+    assert caught.value.reason == "PROTOCOL_VIOLATION"
+    assert core.has_ended
+
+
+def test_ended_session_raises_the_same_error_for_ever_in_new_objects():
+    core = a_core()
+    core.end(errors.SessionLost("gone", reason="STEPS_LOST", metadata={"server_step": "0"}))
+    raised = []
+    for begin in (core.begin_flush, core.begin_retry, core.begin_reopening):
+        with pytest.raises(errors.SessionLost) as caught:
+            begin()
+        raised.append(caught.value)
+    assert len({id(error) for error in raised}) == 3
+    assert all(error.metadata == {"server_step": "0"} for error in raised)
