@@ -1,0 +1,108 @@
+"""Sessions without a service: a model as the table needs it, with rows and a signature but no engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from longshort_service.arena import Arena, Slot, StateLayout
+from longshort_service.sessions import Answers, Replay, Session, SessionTable
+from longshort_service.signature import Channel, MissingValue, Signature, State
+
+if TYPE_CHECKING:
+    from longshort_service.batching import Job
+    from longshort_service.errors import ServiceError
+    from numpy.typing import NDArray
+
+NOW_S = 1_000.0
+HIDDEN = 2
+
+
+def signature_of(
+    *, features: int = 1, missing: MissingValue = MissingValue.REJECT, fingerprint: str = "f1"
+) -> Signature:
+    """Return the signature of a model with one state `[1, batch, HIDDEN]`."""
+    return Signature(
+        name="toy",
+        features=tuple(Channel(f"x{k}") for k in range(features)),
+        outputs=(Channel("y"),),
+        states=(State("h0", "hn", (1, -1, HIDDEN), 1),),
+        missing=missing,
+        fingerprint=fingerprint,
+    )
+
+
+@dataclass(eq=False)
+class TableModel:
+    """A ServedModel of `num_rows` rows."""
+
+    num_rows: int = 4
+    name: str = "toy"
+    version: int = 1
+    piece_steps: int = 4
+    signature: Signature = field(default_factory=signature_of)
+    arena: Arena = field(init=False)
+
+    def __post_init__(self) -> None:
+        layouts = [
+            StateLayout(state.shape, state.batch_axis, state.initial) for state in self.signature.states
+        ]
+        self.arena = Arena(layouts, self.num_rows)
+
+
+@dataclass
+class RecordingOwner:
+    """A stream that remembers how it was ended."""
+
+    client_id: str = "me"
+    ends: list[ServiceError] = field(default_factory=list)
+
+    def end(self, error: ServiceError) -> None:
+        self.ends.append(error)
+
+
+def rows_of(*values: float) -> NDArray[np.float32]:
+    """Return values as rows `[time, 1]`."""
+    return np.array(values, np.float32)[:, None]
+
+
+def finish(job: Job) -> None:
+    """Do to a job what the scheduler does when its last run has ended: answers are twice the values."""
+    assert job.owner is not None
+    job.outputs = (2 * job.values[:, :1]).astype(np.float32)
+    job.num_done = job.num_steps
+    if job.scratch is not None:
+        assert isinstance(job.owner, Session)
+        job.owner.model.arena.free(job.scratch)
+        job.scratch = None
+    job.owner.settled(job)
+
+
+def move(
+    session: Session[TableModel],
+    values: NDArray[np.float32],
+    step: int | None = None,
+    answers: Answers = Answers.ALL,
+    now_s: float = NOW_S,
+) -> NDArray[np.float32]:
+    """Apply a message to a session and return its answer."""
+    work = session.begin(values, step, answers, now_s)
+    if isinstance(work, Replay):
+        return work.outputs
+    finish(work)
+    assert session.last_answer is not None
+    return session.last_answer
+
+
+def fill_row(model: TableModel, slot: Slot, value: float) -> None:
+    """Set every element of a row."""
+    model.arena.write(slot, [np.full((1, HIDDEN), value, np.float32)])
+
+
+def new_session(
+    model: TableModel, session_id: str = "s", now_s: float = NOW_S
+) -> tuple[SessionTable[TableModel], Session[TableModel]]:
+    """Return a table with one session at step 0."""
+    table: SessionTable[TableModel] = SessionTable()
+    return table, table.create(session_id, model, epoch=1, incarnation=7, now_s=now_s)
