@@ -1,26 +1,28 @@
 """The sync client against the real service."""
 
+from __future__ import annotations
+
 import gc
 import socket
 import threading
 import time
 import uuid
-
-import numpy as np
-import pytest
+from typing import Any
 
 import longshort
+import numpy as np
+import pytest
 from longshort import errors
 
 
 @pytest.fixture
-def client(server):
+def client(server: Any):
     with longshort.Client(server.address, timeout_s=20) as client:
         yield client
 
 
 @pytest.fixture
-def session(client):
+def session(client: longshort.Client):
     with client.session(model="metro") as session:
         yield session
 
@@ -31,7 +33,7 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def test_the_example_of_the_readme_works(server):
+def test_the_example_of_the_readme_works(server: Any):
     with longshort.Client(server.address) as client:
         session_id = str(uuid.uuid4())
         with client.session(session_id, model="metro") as session:
@@ -47,7 +49,7 @@ def test_the_example_of_the_readme_works(server):
             assert session.position == 3
 
 
-def test_attributes_say_what_was_opened(client):
+def test_attributes_say_what_was_opened(client: longshort.Client):
     session_id = str(uuid.uuid4())
     with client.session(session_id, model="metro") as session:
         assert (session.id, session.created, session.model, session.version) == (session_id, True, "metro", 1)
@@ -63,7 +65,7 @@ def test_attributes_say_what_was_opened(client):
         assert (session.created, session.position, session.incarnation) == (False, 1, incarnation)
 
 
-def test_a_session_goes_on_where_it_was_left(client):
+def test_a_session_goes_on_where_it_was_left(client: longshort.Client):
     session_id = str(uuid.uuid4())
     with client.session(model="metro") as session:
         alone = session.steps([1, 2, 3, 4])
@@ -73,7 +75,7 @@ def test_a_session_goes_on_where_it_was_left(client):
         np.testing.assert_array_equal(np.concatenate([first, session.steps([3, 4])]), alone)
 
 
-def test_values_come_as_numbers_lists_and_arrays(client):
+def test_values_come_as_numbers_lists_and_arrays(client: longshort.Client):
     with client.session(model="metro") as session:
         for value in (3, 3.0, np.float64(3), np.array([3]), [3], np.array(3, np.int8)):
             assert session.step(value).shape == (3,)
@@ -84,7 +86,7 @@ def test_values_come_as_numbers_lists_and_arrays(client):
         assert session.steps([[1, 2, 3], [4, 5, 6]]).shape == (2, 2)
 
 
-def test_answers_all_last_and_none(client, session):
+def test_answers_all_last_and_none(client: longshort.Client, session: longshort.Session):
     everything = session.steps([1, 2, 3])
     with client.session(model="metro") as other:
         np.testing.assert_array_equal(other.steps([1, 2, 3], answers="last"), everything[-1:])
@@ -95,7 +97,9 @@ def test_answers_all_last_and_none(client, session):
         np.testing.assert_array_equal(other.step(4), session.step(4))
 
 
-def test_more_values_than_fit_a_message_are_cut_and_give_the_same_answers(client, session):
+def test_more_values_than_fit_a_message_are_cut_and_give_the_same_answers(
+    client: longshort.Client, session: longshort.Session
+):
     values = np.sin(np.arange(9000)).astype(np.float32)
     long = session.steps(values)
     assert long.shape == (9000, 3)
@@ -105,7 +109,7 @@ def test_more_values_than_fit_a_message_are_cut_and_give_the_same_answers(client
         np.testing.assert_array_equal(other.step(values[8999]), long[8999])
 
 
-def test_forecast_and_explain_do_not_move_the_session(client, session):
+def test_forecast_and_explain_do_not_move_the_session(session: longshort.Session):
     session.steps([1, 2, 3])
     before = session.memory()
     session.forecast(5)
@@ -139,7 +143,9 @@ def test_forecast_and_explain_do_not_move_the_session(client, session):
         (lambda session: session.retry(), errors.FailedPrecondition, "NOT_IN_DOUBT"),
     ],
 )
-def test_what_is_refused_leaves_the_session_usable_and_where_it_was(session, ask, error, reason):
+def test_what_is_refused_leaves_the_session_usable_and_where_it_was(
+    session: longshort.Session, ask: Any, error: type[errors.LongshortError], reason: str
+):
     session.steps([5])
     session.step(6)
     with pytest.raises(error) as caught:
@@ -150,7 +156,7 @@ def test_what_is_refused_leaves_the_session_usable_and_where_it_was(session, ask
     assert session.step(7).shape == (3,)
 
 
-def test_the_callers_own_numbers_make_its_retry_safe(client):
+def test_the_callers_own_numbers_make_its_retry_safe(client: longshort.Client):
     session_id = str(uuid.uuid4())
     with client.session(session_id, model="metro") as session:
         session.step(1, at=0)
@@ -162,7 +168,7 @@ def test_the_callers_own_numbers_make_its_retry_safe(client):
         assert session.position == 2
 
 
-def test_step_that_was_taken_without_an_answer_has_none_to_give(session):
+def test_step_that_was_taken_without_an_answer_has_none_to_give(session: longshort.Session):
     session.steps([1], answers="none")
     with pytest.raises(errors.FailedPrecondition) as caught:
         session.step(1, at=0)
@@ -181,19 +187,23 @@ def test_step_that_was_taken_without_an_answer_has_none_to_give(session):
         ({"model": "metro", "durability": "eternal"}, errors.InvalidRequest, "INVALID_OPTION"),
     ],
 )
-def test_opening_that_is_refused_says_why(client, arguments, error, reason):
+def test_opening_that_is_refused_says_why(
+    client: longshort.Client, arguments: dict[str, Any], error: type[errors.LongshortError], reason: str
+):
     with pytest.raises(error) as caught:
         client.session(**arguments)
     assert caught.value.reason == reason
 
 
-def test_creating_what_exists_is_refused(client, session):
+def test_creating_what_exists_is_refused(client: longshort.Client, session: longshort.Session):
     with pytest.raises(errors.SessionExists):
         client.session(session.id, model="metro", mode="create")
     assert session.step(1).shape == (3,)
 
 
-def test_another_opening_takes_the_session_and_the_first_does_not_fight_back(client, session):
+def test_another_opening_takes_the_session_and_the_first_does_not_fight_back(
+    client: longshort.Client, session: longshort.Session
+):
     session.step(1)
     with client.session(session.id) as taker:
         with pytest.raises(errors.SessionTaken):
@@ -205,14 +215,16 @@ def test_another_opening_takes_the_session_and_the_first_does_not_fight_back(cli
         assert taker.position == 2
 
 
-def test_reset_replaces_the_session_under_its_stream(client, session):
+def test_reset_replaces_the_session_under_its_stream(client: longshort.Client, session: longshort.Session):
     session.step(1)
     assert client.reset(session.id).step == 0
     with pytest.raises(errors.SessionReplaced):
         session.step(2)
 
 
-def test_deleted_session_is_lost_to_its_stream_and_its_id_is_free(client, session):
+def test_deleted_session_is_lost_to_its_stream_and_its_id_is_free(
+    client: longshort.Client, session: longshort.Session
+):
     session.step(1)
     client.delete(session.id)
     with pytest.raises(errors.SessionLost):
@@ -223,7 +235,7 @@ def test_deleted_session_is_lost_to_its_stream_and_its_id_is_free(client, sessio
         assert anew.position == 0
 
 
-def test_sessions_are_described_and_listed_page_by_page(client):
+def test_sessions_are_described_and_listed_page_by_page(client: longshort.Client):
     prefix = str(uuid.uuid4())
     ids = [f"{prefix}-{number}" for number in range(5)]
     for session_id in reversed(ids):
@@ -237,7 +249,7 @@ def test_sessions_are_described_and_listed_page_by_page(client):
     assert list(client.sessions(id_prefix=prefix, model="wide")) == []
 
 
-def test_fork_export_and_import_copy_a_session(client, session):
+def test_fork_export_and_import_copy_a_session(client: longshort.Client, session: longshort.Session):
     session.steps([1, 2])
     forked = client.fork(session.id, min_step=2)
     record = client.export(session.id)
@@ -253,7 +265,7 @@ def test_fork_export_and_import_copy_a_session(client, session):
     assert caught.value.reason == "INVALID_RECORD"
 
 
-def test_models_are_described(client):
+def test_models_are_described(client: longshort.Client):
     assert {"metro", "wide", "deep"} <= {model.name for model in client.models()}
     model = client.model("wide")
     assert (len(model.features), len(model.outputs), model.version, model.serving) == (3, 2, 1, True)
@@ -272,7 +284,7 @@ def test_no_server_is_told_within_the_timeout_and_why():
     assert "refused" in str(caught.value).lower()
 
 
-def test_client_waits_for_a_server_that_is_about_to_start(start_server):
+def test_client_waits_for_a_server_that_is_about_to_start(start_server: Any):
     port = free_port()
     with longshort.Client(f"127.0.0.1:{port}", timeout_s=30) as client:
         opened = []
@@ -284,7 +296,7 @@ def test_client_waits_for_a_server_that_is_about_to_start(start_server):
             assert session.step(1).shape == (3,)
 
 
-def test_drained_server_without_a_store_loses_the_session_and_the_caller_hears_it(start_server):
+def test_drained_server_without_a_store_loses_the_session_and_the_caller_hears_it(start_server: Any):
     first = start_server()
     with longshort.Client(first.address, timeout_s=30) as client:
         with client.session("s", model="metro") as session:
@@ -298,13 +310,13 @@ def test_drained_server_without_a_store_loses_the_session_and_the_caller_hears_i
             assert session.step(1).shape == (3,)
 
 
-def test_many_threads_share_a_client(client):
+def test_many_threads_share_a_client(client: longshort.Client):
     values = np.arange(50, dtype=np.float32)
     with client.session(model="metro") as session:
         alone = session.steps(values)
     answers = {}
 
-    def stream(number):
+    def stream(number: int) -> None:
         with client.session(model="metro") as session:
             answers[number] = np.stack([session.step(value) for value in values])
 
@@ -318,7 +330,7 @@ def test_many_threads_share_a_client(client):
         np.testing.assert_array_equal(rows, alone)
 
 
-def test_closed_session_and_closed_client_say_so(server):
+def test_closed_session_and_closed_client_say_so(server: Any):
     client = longshort.Client(server.address)
     session, other = client.session(model="metro"), client.session(model="metro")
     session.close()
@@ -335,24 +347,23 @@ def test_closed_session_and_closed_client_say_so(server):
     other.close()
 
 
-def test_closing_lets_the_server_end_the_stream_first(client):
+def test_closing_lets_the_server_end_the_stream_first(client: longshort.Client):
     with client.session(model="metro") as session:
         session.step(1)
     assert not client.get_session(session.id).streaming
 
 
-def test_forgotten_session_and_client_warn(server):
+def test_forgotten_session_and_client_warn(server: Any):
     client = longshort.Client(server.address)
-    session = client.session(model="metro")
-    with pytest.warns(ResourceWarning, match=session.id):
-        del session
-        gc.collect()
+    forgotten = [client, client.session(model="metro")]
+    with pytest.warns(ResourceWarning, match=forgotten[1].id):
+        forgotten.pop()
+    del client
     with pytest.warns(ResourceWarning, match=server.address):
-        del client
-        gc.collect()
+        forgotten.pop()
 
 
-def test_failed_opening_leaves_nothing_to_warn_of(client):
+def test_failed_opening_leaves_nothing_to_warn_of(client: longshort.Client):
     with pytest.raises(errors.ModelNotFound):
         client.session(model="nothing")
     gc.collect()

@@ -1,14 +1,16 @@
 """The client's core against a server of dictionaries that obeys the step table, over schedules of faults."""
 
+from __future__ import annotations
+
 import random
 import zlib
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from longshort import errors
 from longshort.actions import RECEIVE, Connect, Done, Failed, Send, Wait
 from longshort.backoff import Backoff
@@ -22,23 +24,23 @@ BEHIND, UNSTORED = types_pb2.DURABILITY_BEHIND, types_pb2.DURABILITY_NONE
 MAX_STEPS = 4
 
 
-class StreamEnd(Exception):
+class StreamEndError(Exception):
     """The stream of the dictionary server has ended, or was cut."""
 
-    def __init__(self, error: errors.LongshortError):
+    def __init__(self, error: errors.LongshortError) -> None:
         super().__init__(str(error))
         self.error = error
 
 
-def cut(code=Code.UNAVAILABLE):
-    return StreamEnd(errors.make(code, "cut", "", {}, None))
+def cut(code: Code = Code.UNAVAILABLE):
+    return StreamEndError(errors.make(code, "cut", "", {}, None))
 
 
-def refused(code, reason, metadata=None, retry_delay_s=None):
-    return StreamEnd(errors.make(code, "refused", reason, metadata or {}, retry_delay_s))
+def refused(code: Code, reason: str, metadata: Any = None, retry_delay_s: float | None = None):
+    return StreamEndError(errors.make(code, "refused", reason, metadata or {}, retry_delay_s))
 
 
-def model(history):
+def model(history: Any):
     """A model that remembers: each answer depends on every value before it, in order."""
     total = 0.0
     for place, value in enumerate(history, start=1):
@@ -71,14 +73,14 @@ class DictServer:
     def crash(self):
         self.sessions = {key: session.copy() for key, session in self.stored.items()}
 
-    def store(self, key):
+    def store(self, key: str):
         if self.durability != UNSTORED:
             self.stored[key] = self.sessions[key].copy()
 
-    def durable_step(self, key):
+    def durable_step(self, key: str):
         return len(self.stored[key].history) if key in self.stored else 0
 
-    def open(self, request):
+    def open(self, request: Any):
         key, mode = request.session.id, request.mode
         if key not in self.sessions and mode == types_pb2.OPEN_MODE_OPEN:
             raise refused(Code.NOT_FOUND, "SESSION_NOT_FOUND")
@@ -104,7 +106,7 @@ class DictServer:
         )
         return sequence_pb2.StreamResponse(opened=opened)
 
-    def values(self, key, request):
+    def values(self, key: str, request: Any):
         session = self.sessions[key]
         values, step, now = list(request.values), request.step, len(session.history)
         crc = zlib.crc32(np.asarray(values, np.float32).tobytes())
@@ -121,18 +123,18 @@ class DictServer:
             return self.error("VALUES_DIFFER", now)
         return self.error("STEP_GAP" if step > now else "STEP_CONFLICT", now)
 
-    def answer(self, key, rows, **flags):
+    def answer(self, key: str, rows: Any, **flags: Any):
         step = len(self.sessions[key].history)
         answer = sequence_pb2.Answer(values=rows, step=step, durable_step=self.durable_step(key), **flags)
         return sequence_pb2.StreamResponse(answer=answer)
 
-    def error(self, reason, expected_step):
+    def error(self, reason: str, expected_step: int):
         error = types_pb2.Error(
             code=Code.FAILED_PRECONDITION, reason=reason, metadata={"expected_step": str(expected_step)}
         )
         return sequence_pb2.StreamResponse(error=error)
 
-    def handle(self, key, request):
+    def handle(self, key: str, request: Any):
         self.requests.append(request)
         kind = request.WhichOneof("kind")
         if kind == "open":
@@ -169,13 +171,13 @@ FAULTS = st.sampled_from(
 class Shell:
     """Drives a core as a real shell does, with a fault, if any, at each message."""
 
-    def __init__(self, server, core, faults=()):
+    def __init__(self, server: Any, core: SessionCore, faults: Any = ()) -> None:
         self.server, self.core = server, core
         self.faults = iter(faults)
         self.answers = []  # what the server has written and the client not read
         self.waits = []
 
-    def run(self, *, gives_up_at=None):
+    def run(self, *, gives_up_at: int | None = None):
         """Return the result; stop in the middle, as a timeout does, at the given action."""
         for count in range(10_000):
             action = self.core.next_action()
@@ -199,14 +201,14 @@ class Shell:
                     self.receive()
         pytest.fail("the core does not come to an end")
 
-    def send(self, request):
+    def send(self, request: Any):
         copy = sequence_pb2.StreamRequest.FromString(request.SerializeToString())
         try:
             self.answers.append(self.exchange(copy, next(self.faults, None)))
-        except StreamEnd as end:
+        except StreamEndError as end:
             self.answers.append(end)
 
-    def exchange(self, request, fault):
+    def exchange(self, request: Any, fault: Any):
         key = self.core._opening.session_id
         match fault:
             case "request lost":
@@ -236,31 +238,31 @@ class Shell:
 
     def receive(self):
         response = self.answers.pop(0) if self.answers else cut()
-        if isinstance(response, StreamEnd):
+        if isinstance(response, StreamEndError):
             self.core.disconnected(response.error)
         else:
             self.core.received(response)
 
 
-def a_core(session_id="s", max_kept_steps=100, **options):
+def a_core(session_id: str = "s", max_kept_steps: int = 100, **options: Any):
     opening = Opening(session_id, model="m", **options)
     return SessionCore(opening, Backoff(random.Random(1).random), max_kept_steps)
 
 
-def a_session(durability=BEHIND, faults=(), **options):
+def a_session(durability: int = BEHIND, faults: Any = (), **options: Any):
     server, core = DictServer(durability), a_core(**options)
     shell = Shell(server, core, faults)
     shell.run()
     return server, core, shell
 
 
-def steps(shell, values, answers=ALL, at=None, **run):
+def steps(shell: Any, values: Any, answers: types_pb2.Answers = ALL, at: int | None = None, **run: Any):
     shell.core.begin_steps(np.asarray(values, np.float32).reshape(-1, 1), answers, at)
     result = shell.run(**run)
     return [] if result is None else result[:, 0].tolist()
 
 
-def expected(history, count):
+def expected(history: Any, count: int):
     return [model(history[: len(history) - count + n + 1]) for n in range(count)]
 
 
@@ -278,7 +280,9 @@ CALLS = st.one_of(
     max_kept_steps=st.integers(1, 12),
 )
 @settings(max_examples=400, deadline=None)
-def test_every_answer_is_given_once_whatever_is_lost_and_whenever(calls, faults, give_ups, max_kept_steps):
+def test_every_answer_is_given_once_whatever_is_lost_and_whenever(
+    calls: Any, faults: Any, give_ups: Any, max_kept_steps: int
+):
     server = DictServer(BEHIND)
     core = a_core(max_kept_steps=max_kept_steps)
     shell, give_ups = Shell(server, core, faults), iter(give_ups)
@@ -306,7 +310,7 @@ def test_every_answer_is_given_once_whatever_is_lost_and_whenever(calls, faults,
     assert server.sessions["s"].history[: len(history)] == history[: len(server.sessions["s"].history)]
 
 
-def ask(core, shell, kind, argument, give_up):
+def ask(core: SessionCore, shell: Any, kind: str, argument: Any, give_up: int | None):
     if core.in_doubt:
         with pytest.raises(errors.StepInDoubt):
             core.begin_forecast(1)
@@ -321,7 +325,7 @@ def ask(core, shell, kind, argument, give_up):
 
 
 def test_answer_lost_under_no_durability_is_given_from_the_server_store_of_answers():
-    server, core, shell = a_session(UNSTORED, faults=[None, None, "answer lost"])
+    server, _core, shell = a_session(UNSTORED, faults=[None, None, "answer lost"])
     assert steps(shell, [3, 5]) == expected([3, 5], 2)
     assert steps(shell, [7]) == expected([3, 5, 7], 1)
     assert server.sessions["s"].history == [3, 5, 7]
@@ -330,7 +334,7 @@ def test_answer_lost_under_no_durability_is_given_from_the_server_store_of_answe
 
 
 def test_restarted_server_gets_the_kept_values_again_and_their_answers_are_dropped():
-    server, core, shell = a_session()
+    server, _core, shell = a_session()
     for value in (1, 2, 3, 4, 5, 6):
         steps(shell, [value])
     server.crash()
@@ -350,7 +354,9 @@ def test_kept_values_are_bounded_by_asking_the_server_to_store():
     assert sum(r.HasField("flush") for r in server.requests) == 3
 
 
-def test_server_that_stores_nothing_of_what_it_promised_is_told_apart_from_a_full_one(monkeypatch):
+def test_server_that_stores_nothing_of_what_it_promised_is_told_apart_from_a_full_one(
+    monkeypatch: pytest.MonkeyPatch,
+):
     _, core, shell = a_session(max_kept_steps=2)
     monkeypatch.setattr(DictServer, "store", lambda *_: None)
     monkeypatch.setattr(
@@ -381,7 +387,7 @@ def test_durable_message_without_an_answer_frees_kept_values():
 
 
 def test_server_behind_the_kept_values_is_a_lost_session():
-    server, core, shell = a_session(UNSTORED)
+    server, _core, shell = a_session(UNSTORED)
     steps(shell, [1, 2, 3])
     server.sessions["s"] = Stored()  # back at 0 with the same incarnation: an older record of it
     shell.faults = iter(["request lost"])
@@ -395,7 +401,7 @@ def test_server_behind_the_kept_values_is_a_lost_session():
 
 
 def test_server_ahead_by_more_than_the_unanswered_message_is_a_lost_session():
-    server, core, shell = a_session()
+    server, _core, shell = a_session()
     steps(shell, [1])
     server.sessions["s"].history += [8, 9]
     shell.faults = iter(["request lost"])
@@ -416,7 +422,7 @@ def test_server_ahead_by_another_writers_message_of_the_same_length_gets_the_val
 
 
 def test_server_without_the_session_is_a_lost_session_and_says_why():
-    server, core, shell = a_session()
+    server, _core, shell = a_session()
     steps(shell, [1])
     del server.sessions["s"]
     shell.faults = iter(["request lost"])
@@ -426,7 +432,7 @@ def test_server_without_the_session_is_a_lost_session_and_says_why():
 
 
 def test_another_incarnation_is_a_replaced_session_and_gets_no_value():
-    server, core, shell = a_session()
+    server, _core, shell = a_session()
     steps(shell, [1])
     server.sessions["s"] = Stored(history=[0.0], incarnation=2)
     shell.faults = iter(["request lost"])
@@ -443,7 +449,7 @@ def test_another_incarnation_is_a_replaced_session_and_gets_no_value():
         ({"client_id": "", "cause": "deleted"}, errors.SessionLost),
     ],
 )
-def test_session_moved_by_another_ends_it_without_a_fight(metadata, error):
+def test_session_moved_by_another_ends_it_without_a_fight(metadata: Any, error: type[errors.LongshortError]):
     server, core, shell = a_session()
     core.begin_forecast(1)
     core.next_action()
@@ -455,7 +461,7 @@ def test_session_moved_by_another_ends_it_without_a_fight(metadata, error):
 
 
 def test_session_moved_by_ourselves_opens_again():
-    server, core, shell = a_session(faults=[None, "moved by us"])
+    server, _core, shell = a_session(faults=[None, "moved by us"])
     assert steps(shell, [1]) == expected([1], 1)
     assert [r.open.mode for r in server.requests if r.HasField("open")] == [
         types_pb2.OPEN_MODE_OPEN_OR_CREATE,
@@ -503,7 +509,9 @@ def test_refusal_in_band_leaves_the_session_usable_and_where_it_was():
     assert steps(shell, [2]) == expected([1, 2], 1)
 
 
-def test_long_values_are_cut_and_a_refused_piece_hands_over_the_answers_before_it(monkeypatch):
+def test_long_values_are_cut_and_a_refused_piece_hands_over_the_answers_before_it(
+    monkeypatch: pytest.MonkeyPatch,
+):
     server, core, shell = a_session()
     assert steps(shell, range(10)) == expected(list(range(10)), 10)
     assert [len(r.values.values) for r in server.requests[1:]] == [4, 4, 2]
@@ -525,7 +533,7 @@ def test_long_values_are_cut_and_a_refused_piece_hands_over_the_answers_before_i
 
 
 def test_call_given_up_before_its_values_were_sent_is_withdrawn():
-    server, core, shell = a_session()
+    _server, core, shell = a_session()
     steps(shell, [1])
     core._disconnect()
     with pytest.raises(errors.DeadlineExceeded):
@@ -535,7 +543,7 @@ def test_call_given_up_before_its_values_were_sent_is_withdrawn():
 
 
 @pytest.mark.parametrize("fault", [None, "request lost", "crash before", "crash after"])
-def test_call_given_up_after_its_values_were_sent_is_in_doubt_until_it_is_retried(fault):
+def test_call_given_up_after_its_values_were_sent_is_in_doubt_until_it_is_retried(fault: Any):
     server, core, shell = a_session(faults=[None, None, fault])
     steps(shell, [1])
     with pytest.raises(errors.DeadlineExceeded):
@@ -553,7 +561,7 @@ def test_call_given_up_after_its_values_were_sent_is_in_doubt_until_it_is_retrie
 
 
 def test_refused_reopening_keeps_sent_values_in_doubt():
-    server, core, shell = a_session()
+    _server, core, shell = a_session()
     core.begin_steps(np.ones((1, 1), np.float32), ALL, None)
     core.next_action()
     core.disconnected(cut().error)
@@ -637,7 +645,7 @@ def test_timeout_without_a_connection_says_why_there_is_none():
         sequence_pb2.StreamResponse(),
     ],
 )
-def test_answer_that_does_not_fit_ends_the_session_as_the_servers_fault(response):
+def test_answer_that_does_not_fit_ends_the_session_as_the_servers_fault(response: Any):
     _, core, shell = a_session()
     core.begin_steps(np.ones((1, 1), np.float32), ALL, None)
     core.next_action()
