@@ -6,15 +6,17 @@
 #   apt-get install --no-install-recommends debootstrap podman runc     (Debian; root or equal rights)
 #   tools/prove_image.sh [--train]           --train also builds the train image, trains, and serves the result
 #
-# BASE names a base image at hand; without it one is made by debootstrap. Packages come from where pip and apt are
-# set up to find them, outside of the build, which runs without a network. Skips with 77 where no container can be
+# BASE names a base image to use; without it one is made by debootstrap, or from ROOTFS, a folder that debootstrap made
+# earlier. Packages come from where pip (of PYTHON) and apt are set up to find them, outside of the build, which runs
+# without a network. Skips with 77 where no container can be
 # run; with LONGSHORT_REQUIRE_ALL=1 that is a failure. Everything it makes lies in one temporary folder.
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
 work=$(mktemp -d "${TMPDIR:-/tmp}/longshort-image.XXXXXX")
 with_train=${1:-}
-python=${PYTHON:-python3}
+python=$(command -v "${PYTHON:-python3}")
+python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")
 
 engine() {
     podman --root "$work/storage" --runroot "$work/run" --storage-driver "$driver" --runtime runc \
@@ -53,11 +55,13 @@ printf '[containers]\ndefault_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]\
 driver=overlay
 base=${BASE:-localhost/standin:1}
 if [ -z "${BASE:-}" ]; then
-    debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv,python3-pip \
-        bookworm "$work/rootfs" > "$work/debootstrap.log" 2>&1 || skip "no stand-in: $(tail -1 "$work/debootstrap.log")"
-    rm -rf "$work"/rootfs/var/cache/apt/archives/*.deb "$work"/rootfs/var/lib/apt/lists/*
+    if [ -z "${ROOTFS:-}" ]; then
+        debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv,python3-pip bookworm \
+            "$work/rootfs" > "$work/debootstrap.log" 2>&1 || skip "no stand-in: $(tail -1 "$work/debootstrap.log")"
+        rm -rf "$work"/rootfs/var/cache/apt/archives/*.deb "$work"/rootfs/var/lib/apt/lists/*
+    fi
     for driver in overlay vfs; do
-        if tar -C "$work/rootfs" -c . | engine import - "$base" > "$work/import.log" 2>&1; then break; fi
+        if tar -C "${ROOTFS:-$work/rootfs}" -c . | engine import - "$base" > "$work/import.log" 2>&1; then break; fi
     done
     rm -rf "$work/rootfs"
 fi
@@ -67,12 +71,12 @@ echo "stand-in base with $(cat "$work/first.log"), storage driver $driver (${SEC
 
 # --- build ----------------------------------------------------------------------------------------------------
 mkdir "$work/context" "$work/wheels"
-git ls-files -z -- Dockerfile .dockerignore pyproject.toml README.md LICENSE client model service \
+git ls-files -z --cached --others --exclude-standard -- Dockerfile .dockerignore pyproject.toml README.md LICENSE client model service \
     | xargs -0 tar -c | tar -x -C "$work/context"
 
 fetch_wheels() { # fetch_wheels REQUIREMENT...: what the build needs, but not what it is to build itself
-    (cd "$work/context" && "$python" -m pip wheel -q -w "$work/wheels" "setuptools>=77" ./client "$@") \
-        || fail "the packages could not be had"
+    (cd "$work/context" && "$python" -m pip wheel -w "$work/wheels" "setuptools>=77" ./client "$@") \
+        > "$work/wheels.log" 2>&1 || { tail -5 "$work/wheels.log"; fail "the packages could not be had"; }
     rm -f "$work"/wheels/longshort-*.whl "$work"/wheels/longshort_server-*.whl
     find "$work/context" \( -name build -o -name '*.egg-info' \) -prune -exec rm -rf {} +
 }
@@ -90,8 +94,9 @@ echo "of these the base $(engine image inspect --format '{{.Size}}' "$base" | aw
 
 # --- run ------------------------------------------------------------------------------------------------------
 serve() {
-    engine run -d --name service --network=none --read-only --read-only-tmpfs=false --cap-drop=all \
-        --security-opt=no-new-privileges --tmpfs /tmp --volume models:/models longshort > /dev/null
+    engine run -d --name service --log-driver k8s-file --network=none --read-only --read-only-tmpfs=false --cap-drop=all \
+        --security-opt=no-new-privileges --tmpfs /tmp --volume models:/models longshort > "$work/start.log" 2>&1 \
+        || fail "$(cat "$work/start.log")" # without systemd Podman says here that nobody asks for health by itself
     for _ in $(seq 100); do
         if engine healthcheck run service > "$work/health.log" 2>&1; then return; fi
         [ "$(engine inspect --format '{{.State.Running}}' service)" = true ] || fail "the service has ended"
