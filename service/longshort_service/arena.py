@@ -94,22 +94,16 @@ class Arena:
     def read(self, slot: Slot) -> States:
         """Return copies of one row's states, without the batch axis. Raises DeadSlot."""
         self._check(slot)
-        return [
-            array[self._index(layout, slot.row)].copy()
-            for layout, array in zip(self._layouts, self._arrays, strict=True)
-        ]
+        return [row.copy() for row in self._views(slot)]
 
     def write(self, slot: Slot, states: States) -> None:
         """Put states, as `read` returns them, into a row. Raises DeadSlot, or ValueError for other shapes."""
         self._check(slot)
-        targets = [
-            array[self._index(layout, slot.row)]
-            for layout, array in zip(self._layouts, self._arrays, strict=True)
-        ]
-        if [target.shape for target in targets] != [state.shape for state in states]:
+        rows = self._views(slot)
+        if [row.shape for row in rows] != [state.shape for state in states]:
             raise ValueError("the states do not have the shapes of this arena's rows")
-        for target, state in zip(targets, states, strict=True):
-            target[...] = state
+        for row, state in zip(rows, states, strict=True):
+            row[...] = state
 
     def gather(self, slots: Sequence[Slot]) -> States:
         """Return copies of many rows as the model takes them, `[..., batch, ...]`. Raises DeadSlot."""
@@ -153,6 +147,13 @@ class Arena:
         if not (self._generations[rows] == generations).all():
             raise DeadSlot("a slot of the batch was freed while the batch ran")
         return rows
+
+    def _views(self, slot: Slot) -> States:
+        """Return one row of every state; the ellipsis makes an array also of a row that is a single number."""
+        return [
+            array[(*self._index(layout, slot.row), ...)]
+            for layout, array in zip(self._layouts, self._arrays, strict=True)
+        ]
 
     def _check(self, slot: Slot) -> None:
         if self._generations[slot.row] != slot.generation:
