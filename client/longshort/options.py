@@ -25,7 +25,7 @@ _DEFAULTS: Final[ChannelOptions] = (
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
     # gRPC waits up to 2 minutes between its own connection attempts, during which every call fails at once.
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.min_reconnect_backoff_ms", 5_000),  # what a connection attempt gets, not a pause
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
 

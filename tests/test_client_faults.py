@@ -1,0 +1,353 @@
+"""Both clients against the real service behind peers that lose answers, hold them back, or cut the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import random
+import signal
+import socket
+import threading
+import time
+from concurrent import futures
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import longshort
+import numpy as np
+import pytest
+from longshort import errors
+from longshort.v1 import sequence_pb2_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+VALUES = [float(value) for value in np.sin(np.arange(40)).round(3)]
+LOST = [
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+]
+
+
+class Relay(sequence_pb2_grpc.SequenceServiceServicer):
+    """A gRPC proxy of the service. It owns which answers do not reach the client.
+
+    `loses` maps the number of an answer, counted over all streams from 0, to the status that comes in its
+    place: the service has done what was asked. `holds` names answers that wait until `let_go`.
+    """
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self.stub = sequence_pb2_grpc.SequenceServiceStub(channel)
+        self.address = ""
+        self.loses: dict[int, grpc.StatusCode] = {}
+        self.holds: set[int] = set()
+        self.is_holding = threading.Event()
+        self.let_go = threading.Event()
+        self.num_answers = 0
+        self.requests: list[Any] = []
+        self.session_ids: list[Any] = []
+
+    def Stream(self, request_iterator: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
+        metadata = dict(context.invocation_metadata())
+        self.session_ids.append(metadata.get("session-id"))
+        upstream = self.stub.Stream(self._noted(request_iterator))
+        context.add_callback(upstream.cancel)
+        for response in upstream:
+            number, self.num_answers = self.num_answers, self.num_answers + 1
+            if number in self.loses:
+                upstream.cancel()
+                context.abort(self.loses[number], "lost by the relay")
+            if number in self.holds:
+                self.is_holding.set()
+                self.let_go.wait(20)
+            yield response
+
+    def _noted(self, requests: Any) -> Iterator[Any]:
+        for request in requests:
+            self.requests.append(request)
+            yield request
+
+
+@pytest.fixture
+def relay(server: Any) -> Iterator[Relay]:
+    with grpc.insecure_channel(server.address) as channel, futures.ThreadPoolExecutor(8) as pool:
+        relay = Relay(channel)
+        front = grpc.server(pool)
+        sequence_pb2_grpc.add_SequenceServiceServicer_to_server(relay, front)
+        relay.address = f"127.0.0.1:{front.add_insecure_port('127.0.0.1:0')}"
+        front.start()
+        yield relay
+        relay.let_go.set()
+        front.stop(0).wait()
+
+
+class Wire:
+    """A TCP proxy that cuts its connections after a random number of bytes, in either direction."""
+
+    def __init__(self, target: str, seed: int) -> None:
+        self._target = (target.rpartition(":")[0], int(target.rpartition(":")[2]))
+        self._random = random.Random(seed)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._threads: list[threading.Thread] = []
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.num_cuts = 0
+        self._start(self._accept)
+
+    def _start(self, work: Callable[..., None], *arguments: Any) -> None:
+        thread = threading.Thread(target=work, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                front, _ = self._listener.accept()
+                back = socket.create_connection(self._target)
+                for source, sink in ((front, back), (back, front)):
+                    self._start(self._pump, source, sink, self._random.uniform(100, 2500))
+
+    def _pump(self, source: socket.socket, sink: socket.socket, budget: float) -> None:
+        with suppress(OSError):  # the other direction was cut
+            while data := source.recv(4096):
+                sink.sendall(data[: max(int(budget), 0)])
+                budget -= len(data)
+                if budget <= 0:
+                    self.num_cuts += 1
+                    break
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join(5)
+
+
+@pytest.fixture
+def cut_wire(server: Any) -> Iterator[Callable[[int], Wire]]:
+    wires: list[Wire] = []
+
+    def make(seed: int) -> Wire:
+        wires.append(Wire(server.address, seed))
+        return wires[-1]
+
+    yield make
+    for wire in wires:
+        wire.close()
+
+
+def alone(server: Any, values: list[float]) -> NDArray[np.float32]:
+    """Return what a session of its own, on an unbroken connection, answers to the values."""
+    with longshort.Client(server.address) as client, client.session(model="metro") as session:
+        return session.steps(values)
+
+
+def stream_sync(address: str, values: list[float]) -> NDArray[np.float32]:
+    with longshort.Client(address, timeout_s=60) as client, client.session(model="metro") as session:
+        rows = [session.step(value) for value in values]
+        assert session.position == len(values)
+        return np.stack(rows)
+
+
+def stream_async(address: str, values: list[float]) -> NDArray[np.float32]:
+    async def stream() -> NDArray[np.float32]:
+        async with (
+            longshort.aio.Client(address, timeout_s=60) as client,
+            client.session(model="metro") as session,
+        ):
+            rows = [await session.step(value) for value in values]
+            assert session.position == len(values)
+            return np.stack(rows)
+
+    return asyncio.run(stream())
+
+
+STREAMS = [stream_sync, stream_async]
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize("code", LOST)
+def test_answers_lost_behind_any_proxy_are_given_once_each(
+    server: Any, relay: Relay, stream: Any, code: grpc.StatusCode
+):
+    relay.loses = dict.fromkeys([0, 3, 4, 5, 9], code)  # 0 is the first `opened`, 4 that of a reopening
+    np.testing.assert_array_equal(stream(relay.address, VALUES[:6]), alone(server, VALUES[:6]))
+    assert relay.num_answers > 9
+    assert len(set(relay.session_ids)) == 1
+    assert len({request.open.client_id for request in relay.requests if request.HasField("open")}) == 1
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_wire_cut_at_random_bytes_loses_no_answer_and_doubles_none(
+    server: Any, cut_wire: Callable[[int], Wire], stream: Any, seed: int
+):
+    wire = cut_wire(seed)
+    np.testing.assert_array_equal(stream(wire.address, VALUES * 5), alone(server, VALUES * 5))
+    assert wire.num_cuts > 3
+
+
+def test_withheld_answer_is_in_doubt_after_the_timeout_and_retried_once(server: Any, relay: Relay):
+    wanted = alone(server, VALUES[:3])
+    with longshort.Client(relay.address) as client, client.session(model="metro") as session:
+        session.step(VALUES[0])
+        relay.holds = {2}
+        with pytest.raises(errors.DeadlineExceeded, match="retry"):
+            session.step(VALUES[1], timeout_s=0.3)
+        assert session.in_doubt
+        assert session.position == 1
+        with pytest.raises(errors.StepInDoubt):
+            session.step(VALUES[1])
+        with pytest.raises(errors.StepInDoubt):
+            session.forecast(1)
+        np.testing.assert_array_equal(session.retry(), wanted[1])
+        np.testing.assert_array_equal(session.step(VALUES[2]), wanted[2])
+
+
+def test_interrupt_from_the_keyboard_leaves_the_session_in_doubt_and_whole(server: Any, relay: Relay):
+    wanted = alone(server, VALUES[:3])
+    with longshort.Client(relay.address) as client, client.session(model="metro") as session:
+        session.step(VALUES[0])
+        relay.holds = {2}
+        main = threading.main_thread().ident
+        assert main is not None
+
+        def interrupt() -> None:
+            relay.is_holding.wait(10)
+            signal.pthread_kill(main, signal.SIGINT)
+
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            session.steps(VALUES[1:3])
+        thread.join()
+        assert session.in_doubt
+        np.testing.assert_array_equal(session.retry(), wanted[1:])
+
+
+def test_second_thread_in_one_session_is_refused(relay: Relay):
+    with longshort.Client(relay.address) as client, client.session(model="metro") as session:
+        relay.holds = {1}
+        outcome: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        thread = threading.Thread(target=lambda: outcome.put(session.step(1)))
+        thread.start()
+        assert relay.is_holding.wait(10)
+        with pytest.raises(errors.ConcurrentUse):
+            session.step(2)
+        relay.let_go.set()
+        assert outcome.get(timeout=10).shape == (3,)
+        thread.join()
+        assert session.position == 1
+
+
+@pytest.mark.parametrize("what", ["session", "client"])
+def test_closing_under_another_threads_call_ends_that_call(relay: Relay, what: str):
+    client = longshort.Client(relay.address)
+    session = client.session(model="metro")
+    relay.holds = {1}
+    outcome: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def step() -> None:
+        with pytest.raises(errors.SessionClosed):
+            session.step(1)
+        outcome.put("ended")
+
+    thread = threading.Thread(target=step)
+    thread.start()
+    assert relay.is_holding.wait(10)
+    (session if what == "session" else client).close()
+    assert outcome.get(timeout=10) == "ended"
+    thread.join()
+    session.close()
+    client.close()
+
+
+def test_cancelled_task_leaves_the_session_in_doubt_and_whole(server: Any, relay: Relay):
+    wanted = alone(server, VALUES[:2])
+
+    async def scenario() -> None:
+        async with longshort.aio.Client(relay.address) as client, client.session(model="metro") as session:
+            await session.step(VALUES[0])
+            relay.holds = {2}
+            task = asyncio.create_task(session.step(VALUES[1]))
+            await asyncio.to_thread(relay.is_holding.wait, 10)
+            with pytest.raises(errors.ConcurrentUse):
+                await session.step(5)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert session.in_doubt
+            with pytest.raises(errors.StepInDoubt):
+                await session.step(VALUES[1])
+            np.testing.assert_array_equal(await session.retry(), wanted[1])
+
+    asyncio.run(scenario())
+
+
+def test_async_timeout_leaves_the_session_in_doubt_and_whole(server: Any, relay: Relay):
+    wanted = alone(server, VALUES[:2])
+
+    async def scenario() -> None:
+        async with longshort.aio.Client(relay.address) as client, client.session(model="metro") as session:
+            await session.step(VALUES[0])
+            relay.holds = {2, 4}
+            with pytest.raises(errors.DeadlineExceeded):
+                await session.step(VALUES[1], timeout_s=0.3)
+            with pytest.raises(errors.DeadlineExceeded):
+                await session.retry(timeout_s=0.3)
+            relay.let_go.set()
+            np.testing.assert_array_equal(await session.retry(), wanted[1])
+
+    asyncio.run(scenario())
+
+
+def test_timed_out_forecast_is_no_doubt_since_nothing_moves(relay: Relay):
+    with longshort.Client(relay.address) as client, client.session(model="metro") as session:
+        session.step(1)
+        relay.holds = {2}
+        with pytest.raises(errors.DeadlineExceeded):
+            session.forecast(2, timeout_s=0.3)
+        relay.let_go.set()
+        assert not session.in_doubt
+        assert session.forecast(2).shape == (2, 3)
+        assert session.position == 1
+
+
+def test_closing_a_session_whose_server_does_not_end_the_stream_takes_a_bounded_time(relay: Relay):
+    with longshort.Client(relay.address) as client:
+        session = client.session(model="metro")
+        relay.holds = {1}
+        with suppress(errors.DeadlineExceeded):
+            session.step(1, timeout_s=0.1)
+        started_s = time.monotonic()
+        session.close()
+        assert time.monotonic() - started_s < 5
+
+
+@contextmanager
+def frozen(server: Any) -> Iterator[None]:
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+
+
+def test_frozen_server_costs_the_timeout_and_no_value(start_server: Any):
+    server = start_server()
+    with longshort.Client(server.address) as client, client.session(model="metro") as session:
+        first = session.step(1)
+        with frozen(server), pytest.raises(errors.DeadlineExceeded):
+            session.step(2, timeout_s=0.3)
+        second = session.retry()
+    with longshort.Client(server.address) as client, client.session(model="metro") as session:
+        np.testing.assert_array_equal(session.steps([1, 2]), np.stack([first, second]))
