@@ -1,0 +1,1 @@
+"""The commands of `longshort`, a module each. What a command runs is imported when it is called."""

@@ -1,0 +1,175 @@
+"""`longshort stream`: numbers in on standard input, predictions out on standard output, as they come."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from longshort_service.commands.group import (
+    Mistake,
+    address_option,
+    connected,
+    failure_of,
+    timeout_option,
+)
+from longshort_service.commands.value_lines import BadLineError, LineReader, available_lines
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import longshort
+    import numpy as np
+    from longshort.opening import Mode
+    from longshort.results import ModelInfo
+    from numpy.typing import NDArray
+
+# Lines that are there together go as one message, and its answers come together: short enough to be prompt.
+MOST_ROWS: Final = 256
+# Whether anything listens at the address is known sooner than a restart of the service may take later.
+FIRST_TIMEOUT_S: Final = 5.0
+
+
+@click.command(short_help="Values in, predictions out, line by line.")
+@click.option("-m", "--model", help="The model. Needed to create the session.")
+@click.option(
+    "-s",
+    "--session",
+    "session_id",
+    metavar="ID",
+    help="The session, 1 to 256 characters of printable ASCII without space. [default: a new one]",
+)
+@click.option("--version", type=click.IntRange(min=1), help="The model's version. [default: the highest]")
+@click.option(
+    "--mode",
+    type=click.Choice(["open_or_create", "open", "create"]),
+    default="open_or_create",
+    show_default=True,
+    help="Whether the session may, or must, be there already.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["csv", "json"]),
+    default="csv",
+    show_default=True,
+    help="csv: the outputs in order. json: an object a line with step and outputs by name.",
+)
+@address_option
+@timeout_option(60.0)
+def stream(
+    *,
+    model: str | None,
+    session_id: str | None,
+    version: int | None,
+    mode: Mode,
+    form: str,
+    address: str,
+    timeout_s: float,
+) -> None:
+    """Send values from standard input through a session, and write a prediction for each as it comes.
+
+    A line is a row of comma-separated numbers, one a feature; an empty cell or `nan` is a missing value.
+    Blank lines and lines that begin with # are left out. A first line without a number is a header: the
+    features' columns are then found by name, others may stand beside them, and the output gets a header too.
+    The session lives on at the service when the input ends.
+
+    \b
+    Examples:
+      printf '1195\\n776\\n581\\n' | longshort stream --model metro --session sensor-42
+      longshort stream -m metro -s sensor-42 --format json < metro_traffic.csv
+      tail -f counts.log | longshort stream -m metro -s sensor-42 | tee predictions.csv
+    """  # noqa: D301  click reads the backspace
+    with connected(address, timeout_s) as client:
+        if model is None:
+            if session_id is None:
+                raise click.UsageError("give --model, or the --session of one that exists")
+            model = client.get_session(session_id, timeout_s=min(FIRST_TIMEOUT_S, timeout_s)).model
+        described = client.model(model, version or 0, timeout_s=min(FIRST_TIMEOUT_S, timeout_s))
+        with client.session(session_id, model=model, version=version, mode=mode) as session:
+            if session_id is None:
+                click.echo(f"session {session.id}", err=True)
+            if session.version != described.version:
+                described = client.model(model, session.version)
+            _Pipe(session, described, form, address).run(sys.stdin.fileno())
+
+
+class _Pipe:
+    """From lines to values to predictions to lines, for one session."""
+
+    def __init__(self, session: longshort.Session, model: ModelInfo, form: str, address: str) -> None:
+        self._session = session
+        self._address = address
+        self._first_step = session.position
+        self._outputs = [channel.name for channel in model.outputs]
+        self._lines = LineReader([channel.name for channel in model.features])
+        self._format: Callable[[int, Sequence[str]], str] = self._as_json if form == "json" else self._as_csv
+        self._wants_header = form == "csv"
+
+    def run(self, descriptor: int) -> None:
+        """Go on until the input ends. Raises Mistake with the number of the line that would not do."""
+        try:
+            for lines in available_lines(descriptor):
+                for start in range(0, len(lines), MOST_ROWS):
+                    self._pass_on(lines[start : start + MOST_ROWS])
+        except BadLineError as error:
+            raise Mistake(f"{error}{self._state()}") from None
+
+    def _pass_on(self, lines: list[bytes]) -> None:
+        rows: list[tuple[int, list[float]]] = []  # with the number of their line
+        bad_line = None
+        for line in lines:
+            try:
+                row = self._lines.read(line)
+            except BadLineError as error:  # what came before it is applied first
+                bad_line = error
+                break
+            if row is not None:
+                rows.append((self._lines.num_lines, row))
+        if self._lines.has_header and self._wants_header:
+            click.echo(",".join(self._outputs))
+            self._wants_header = False
+        if rows:
+            self._answer(rows)
+        if bad_line is not None:
+            raise bad_line
+
+    def _answer(self, rows: list[tuple[int, list[float]]]) -> None:
+        from longshort import errors  # noqa: PLC0415  loaded by now
+
+        before = self._session.position
+        try:
+            answers = self._session.steps([row for _, row in rows])
+        except errors.InvalidRequest as error:
+            if len(rows) > 1:  # refused whole: find the line that is to blame, applying those before it
+                for numbered in rows:
+                    self._answer([numbered])
+                return
+            where = f"line {rows[0][0]}: "
+            raise Mistake(f"{where}{error}{self._state()}") from None
+        except errors.LongshortError as error:
+            raise failure_of(error, self._address, self._state()) from None
+        self._write(before, answers)
+
+    def _write(self, step: int, answers: NDArray[np.float32]) -> None:
+        texts = ([str(number) for number in row] for row in answers)  # the shortest that reads back the same
+        sys.stdout.write("".join(self._format(step + k, row) for k, row in enumerate(texts)))
+        sys.stdout.flush()
+
+    def _as_csv(self, _step: int, row: Sequence[str]) -> str:
+        return ",".join(row) + "\n"
+
+    def _as_json(self, step: int, row: Sequence[str]) -> str:
+        pairs = (f"{json.dumps(name)}: {number}" for name, number in zip(self._outputs, row, strict=True))
+        return f'{{"step": {step}, {", ".join(pairs)}}}\n'
+
+    def _state(self) -> str:
+        """Return what is to be known for going on after an error."""
+        session = self._session
+        doubt = "; the values after them may have been applied too" if session.in_doubt else ""
+        return (
+            f"; {session.position - self._first_step} values before it were applied, "
+            f"session {session.id} is at step {session.position}{doubt}"
+        )
