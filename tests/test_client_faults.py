@@ -271,6 +271,23 @@ def test_closing_under_another_threads_call_ends_that_call(relay: Relay, what: s
     client.close()
 
 
+@pytest.mark.parametrize("what", ["session", "client"])
+def test_closing_under_another_tasks_call_ends_that_call(relay: Relay, what: str):
+    async def scenario() -> None:
+        client = longshort.aio.Client(relay.address)
+        session = await client.session(model="metro")
+        relay.holds = {1}
+        task = asyncio.create_task(session.step(1))
+        await asyncio.to_thread(relay.is_holding.wait, 10)
+        await (session if what == "session" else client).close()
+        with pytest.raises(errors.SessionClosed):
+            await task
+        await session.close()
+        await client.close()
+
+    asyncio.run(scenario())
+
+
 def test_cancelled_task_leaves_the_session_in_doubt_and_whole(server: Any, relay: Relay):
     wanted = alone(server, VALUES[:2])
 

@@ -198,6 +198,10 @@ class Session(view.SessionView):
             response = await self._call_on_wire.read()
         except grpc.RpcError as error:
             self._core.disconnected(operations.error_of(error))
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            self._core.disconnected(operations.ended_early())  # closed under this call by another task
         else:
             if response is _EOF:
                 self._core.disconnected(operations.ended_early())
@@ -206,8 +210,13 @@ class Session(view.SessionView):
 
     async def _send(self, request: sequence_pb2.StreamRequest) -> None:
         # A stream that has ended does not take it; why it has ended, the next read says.
-        with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
+        try:
             await self._call_on_wire.write(request)
+        except (grpc.RpcError, asyncio.InvalidStateError):
+            pass
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
 
     async def _connect(self, request: sequence_pb2.StreamRequest) -> None:
         self._drop_stream()
@@ -226,3 +235,9 @@ class Session(view.SessionView):
         if self._call_on_wire is not None:
             self._call_on_wire.cancel()
             self._call_on_wire = None
+
+
+def _is_cancelled() -> bool:
+    """Return whether CancelledError means this task: gRPC also raises it for a call that was cancelled."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
