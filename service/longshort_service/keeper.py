@@ -158,6 +158,7 @@ class Keeper:
             else:
                 session, created = await self._bring(request)
             await self.until_settled(session)
+            self.table.touch(session, self.clock())
             return session, created
 
     async def _bring(self, request: OpenRequest) -> tuple[Session[Model], bool]:

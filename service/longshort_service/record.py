@@ -2,13 +2,15 @@
 
 Owns the record and its versioned encoding with a checksum. Does not know where records are kept.
 
-The bytes: magic, CRC-32 of the rest (u32), length of the header (u32), header (JSON), then the arrays one after the
-other (float32, little-endian, row-major).
+The bytes: magic, CRC-32 of the rest (u32), length of the header (u32), header (JSON), then the arrays one after
+the other (float32, little-endian, row-major).
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 import struct
 import zlib
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 MAGIC: Final = b"LSREC\x00\x00\x01"  # the last byte is the version of the encoding
 _PREFIX: Final = struct.Struct("<8sII")
+# Printable ASCII without space: an id travels in headers, and gRPC takes nothing else there.
+SESSION_ID: Final = re.compile(r"[\x21-\x7e]{1,256}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,10 @@ class SessionRecord:
 def encode(record: SessionRecord) -> bytes:
     """Return the record as bytes that `decode` takes on any machine."""
     arrays: list[NDArray[np.float32] | None] = [
-        *record.states, record.last_answer, record.last_values, record.last_output
+        *record.states,
+        record.last_answer,
+        record.last_values,
+        record.last_output,
     ]
     message = record.last_message
     header = json.dumps(
@@ -83,14 +90,17 @@ def decode(data: bytes) -> SessionRecord:
         raise errors.InvalidRecord("these bytes are no exported session")
     magic, crc, header_length = _PREFIX.unpack_from(data)
     if magic != MAGIC:
-        raise errors.InvalidRecord(f"the record has encoding version {magic[7]}, this server reads {MAGIC[7]}")
+        raise errors.InvalidRecord(
+            f"the record has encoding version {magic[7]}, this server reads {MAGIC[7]}"
+        )
     if zlib.crc32(data[12:]) != crc:
         raise errors.InvalidRecord("the record is damaged: its checksum does not fit")
     try:
         header = json.loads(data[_PREFIX.size : _PREFIX.size + header_length])
         arrays = _arrays(header["shapes"], data, _PREFIX.size + header_length)
         return _record(header, arrays)
-    except (KeyError, TypeError, ValueError) as error:
+    # RecursionError: the header is JSON, and JSON may be nested without end.
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise errors.InvalidRecord(f"the record is damaged: {error!r}") from error
 
 
@@ -100,7 +110,9 @@ def _arrays(shapes: list[list[int] | None], data: bytes, offset: int) -> list[ND
         if shape is None:
             arrays.append(None)
             continue
-        count = int(np.prod(shape))
+        count = math.prod(shape)
+        if count < 0:
+            raise ValueError(f"shape {shape}")
         arrays.append(np.frombuffer(data, "<f4", count, offset).reshape(shape).astype(np.float32))
         offset += 4 * count
     if offset != len(data):
@@ -111,19 +123,37 @@ def _arrays(shapes: list[list[int] | None], data: bytes, offset: int) -> list[ND
 def _record(header: dict[str, Any], arrays: list[NDArray[np.float32] | None]) -> SessionRecord:
     *states, last_answer, last_values, last_output = arrays
     message = header["last_message"]
+    last_used_s = float(header["last_used_s"])
+    is_sane = (
+        SESSION_ID.fullmatch(header["session_id"])
+        and int(header["version"]) > 0
+        and math.isfinite(last_used_s)
+        and all(state is not None for state in states)
+    )
+    if not is_sane:
+        raise ValueError(header)
     return SessionRecord(
-        session_id=str(header["session_id"]),
+        session_id=header["session_id"],
         model=str(header["model"]),
         version=int(header["version"]),
         fingerprint=str(header["fingerprint"]),
-        step=int(header["step"]),
-        incarnation=int(header["incarnation"]),
-        epoch=int(header["epoch"]),
+        step=_uint64(header["step"]),
+        incarnation=_uint64(header["incarnation"]),
+        epoch=_uint64(header["epoch"]),
         is_gapless=bool(header["is_gapless"]),
-        last_used_s=float(header["last_used_s"]),
+        last_used_s=last_used_s,
         states=tuple(state for state in states if state is not None),
-        last_message=None if message is None else MessageIdentity(*map(int, message)),
+        last_message=None if message is None else MessageIdentity(*map(_uint64, message)),
         last_answer=last_answer,
         last_values=last_values,
         last_output=last_output,
     )
+
+
+def _uint64(number: object) -> int:
+    """Return a number as it travels in messages. Raises ValueError or TypeError for what does not."""
+    if not isinstance(number, int):
+        raise TypeError(number)
+    if not 0 <= number < 1 << 64:
+        raise ValueError(number)
+    return number

@@ -188,6 +188,20 @@ def select_answers(outputs: NDArray[np.float32], answers: Answers) -> NDArray[np
     return outputs[-1:].copy() if answers is Answers.LAST else outputs[:0].copy()
 
 
+def _check_fit(record: SessionRecord, signature: Signature) -> None:
+    """Raise ValueError where a record's rows beside its states do not have the model's widths."""
+    widths = (len(signature.features), len(signature.outputs))
+    wanted = (None, None) if record.step == 0 else ((widths[0],), (widths[1],))
+    found = tuple(None if row is None else row.shape for row in (record.last_values, record.last_output))
+    if found != wanted:
+        raise ValueError(f"its last row and answer are {found} instead of {wanted}")
+    answer = record.last_answer
+    if (record.last_message is None) != (answer is None):
+        raise ValueError("it has a last message without its answer, or an answer without its message")
+    if answer is not None and (answer.ndim != 2 or answer.shape[1] != widths[1]):
+        raise ValueError(f"its stored answer is {answer.shape}")
+
+
 def allocate_row(model: ServedModel) -> Slot:
     """Return a fresh row of the model. Raises SessionsExhausted."""
     try:
@@ -237,11 +251,12 @@ class SessionTable(Generic[ModelT]):
             )
         slot = allocate_row(model)
         try:
+            _check_fit(record, model.signature)
             model.arena.write(slot, list(record.states))
         except ValueError as error:
             model.arena.free(slot)
             raise errors.ModelChanged(
-                f"the stored state of session {record.session_id} does not fit {model.name}/{model.version}",
+                f"the stored state of session {record.session_id} does not fit {model.name}/{model.version}: {error}",
                 session_id=record.session_id,
             ) from error
         session = Session(record.session_id, model, slot, epoch, record.incarnation)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 import uuid
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 from google.protobuf import duration_pb2
 from google.protobuf.message import DecodeError, Message
-
 from longshort.v1 import model_pb2, sequence_pb2, session_pb2, types_pb2
+
 from longshort_service import errors
+from longshort_service.record import SESSION_ID
 from longshort_service.sessions import Answers
 from longshort_service.signature import MissingValue
 from longshort_service.stores.base import OpenMode
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 MessageT = TypeVar("MessageT", bound=Message)
 
-_SESSION_ID: Final = re.compile(r"[\x21-\x7e]{1,256}")
 MAX_CLIENT_ID: Final = 64
 
 _MODES: Final = {
@@ -53,7 +52,8 @@ def parse(message_type: type[MessageT], raw: bytes, max_message_bytes: int) -> M
     """Return the message. Raises MessageTooLarge or MalformedMessage."""
     if len(raw) > max_message_bytes:
         raise errors.MessageTooLarge(
-            f"the message has {len(raw)} bytes: send at most {max_message_bytes}", max_message_bytes=max_message_bytes
+            f"the message has {len(raw)} bytes: send at most {max_message_bytes}",
+            max_message_bytes=max_message_bytes,
         )
     try:
         return message_type.FromString(raw)
@@ -67,7 +67,7 @@ def session_id(key: types_pb2.SessionKey, *, may_be_empty: bool = False) -> str:
         raise errors.InvalidSessionId("there are no tenants yet: leave tenant empty")
     if not key.id and may_be_empty:
         return str(uuid.uuid4())
-    if not _SESSION_ID.fullmatch(key.id):
+    if not SESSION_ID.fullmatch(key.id):
         raise errors.InvalidSessionId("a session id is 1 to 256 characters of printable ASCII without space")
     return key.id
 
@@ -107,7 +107,9 @@ def _from_tensors(message: sequence_pb2.Values, signature: Signature) -> NDArray
     if len(shape) != 2 or shape[0] < 0 or shape[1] != width:
         raise errors.WrongShape(f"{signature.input} is [time, {width}], not {shape}")
     if len(tensor.data) != 4 * math.prod(shape):
-        raise errors.WrongShape(f"{signature.input}: {len(tensor.data)} bytes do not make {shape} of 4 bytes each")
+        raise errors.WrongShape(
+            f"{signature.input}: {len(tensor.data)} bytes do not make {shape} of 4 bytes each"
+        )
     return np.frombuffer(tensor.data, "<f4").astype(np.float32)
 
 
@@ -144,9 +146,7 @@ def session_message(view: SessionView) -> session_pb2.Session:
         durable_step=view.durable_step,
         incarnation=record.incarnation,
         epoch=record.epoch,
-        location=(
-            session_pb2.SESSION_LOCATION_LIVE if view.is_live else session_pb2.SESSION_LOCATION_STORED
-        ),
+        location=(session_pb2.SESSION_LOCATION_LIVE if view.is_live else session_pb2.SESSION_LOCATION_STORED),
         idle=idle,
         streaming=view.is_streaming,
         fingerprint=record.fingerprint,

@@ -1,0 +1,469 @@
+"""The session table: a message moves a session whole or not at all, and who may have which session when."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from longshort_service import errors
+from longshort_service.protocol import MessageIdentity
+from longshort_service.sessions import Answers, Job, Replay, Session, SessionTable
+from longshort_service.signature import MissingValue
+from tables import (
+    HIDDEN,
+    NOW_S,
+    RecordingOwner,
+    TableModel,
+    fill_row,
+    finish,
+    move,
+    new_session,
+    rows_of,
+    signature_of,
+)
+
+# -- a message -----
+
+
+def test_message_moves_step_and_stored_answer_together():
+    _, session = new_session(TableModel())
+    job = session.begin(rows_of(1, 2), 0, Answers.ALL, NOW_S)
+    assert isinstance(job, Job)
+    assert session.in_flight is job
+    assert (session.step, session.last_message, session.last_answer) == (0, None, None)
+    finish(job)
+    assert (session.step, session.in_flight) == (2, None)
+    assert session.last_answer is not None
+    assert session.last_answer.tolist() == [[2], [4]]
+    assert session.last_output is not None
+    assert session.last_output.tolist() == [4]
+
+
+def test_message_that_fails_moves_nothing():
+    _, session = new_session(TableModel())
+    move(session, rows_of(1), 0)
+    job = session.begin(rows_of(2), 1, Answers.ALL, NOW_S)
+    assert isinstance(job, Job)
+    job.outputs = rows_of(9)
+    job.num_done = 1
+    job.failure = errors.NonFiniteResult("x")
+    session.settled(job)
+    assert (session.step, session.in_flight) == (1, None)
+    assert session.last_message is not None
+    assert session.last_message.first_step == 0
+    assert isinstance(session.begin(rows_of(1), 0, Answers.ALL, NOW_S), Replay)
+
+
+def test_message_withdrawn_after_some_of_its_pieces_moves_nothing():
+    model = TableModel(piece_steps=2)
+    _, session = new_session(model)
+    job = session.begin(rows_of(1, 2, 3), 0, Answers.ALL, NOW_S)
+    assert isinstance(job, Job)
+    job.outputs = rows_of(2, 4, 0)
+    job.num_done = 2
+    session.settled(job)
+    assert (session.step, session.last_answer) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"), [(Answers.ALL, [[2], [4], [6]]), (Answers.LAST, [[6]]), (Answers.NONE, [])]
+)
+def test_stored_answer_is_the_one_that_was_given(answers: Answers, expected: list[list[float]]):
+    _, session = new_session(TableModel())
+    assert move(session, rows_of(1, 2, 3), 0, answers).tolist() == expected
+    for other in Answers:  # what is asked for when it comes again does not matter
+        again = session.begin(rows_of(1, 2, 3), 0, other, NOW_S)
+        assert isinstance(again, Replay)
+        assert again.outputs.tolist() == expected
+    assert session.step == 3
+    assert session.in_flight is None
+
+
+def test_stored_values_and_output_are_never_views_of_a_message():
+    _, session = new_session(TableModel())
+    move(session, rows_of(1, 2, 3), 0, Answers.LAST)
+    for kept in (session.last_values, session.last_output, session.last_answer):
+        assert kept is not None
+        assert kept.base is None
+
+
+def test_unnumbered_message_may_be_repeated_with_its_number():
+    _, session = new_session(TableModel())
+    move(session, rows_of(1))
+    assert isinstance(session.begin(rows_of(1), 0, Answers.ALL, NOW_S), Replay)
+
+
+def test_identity_of_a_message_is_that_of_the_values_as_sent_not_as_filled():
+    _, session = new_session(TableModel(signature=signature_of(missing=MissingValue.REPEAT_LAST)))
+    move(session, rows_of(5), 0)
+    assert move(session, rows_of(float("nan")), 1).tolist() == [[10]]
+    with pytest.raises(errors.ValuesDiffer):
+        session.begin(rows_of(5), 1, Answers.ALL, NOW_S)
+    assert isinstance(session.begin(rows_of(float("nan")), 1, Answers.ALL, NOW_S), Replay)
+
+
+@pytest.mark.parametrize(
+    ("values", "step", "error"),
+    [
+        ((1, float("nan")), 1, errors.ValueMissing),
+        ((float("inf"),), 1, errors.ValueNotFinite),
+        ((1,), 2, errors.StepGap),
+        ((3,), 0, errors.ValuesDiffer),
+        ((1, 1), 0, errors.StepConflict),
+    ],
+)
+def test_refused_message_changes_nothing(
+    values: tuple[float, ...], step: int, error: type[errors.ServiceError]
+):
+    _, session = new_session(TableModel())
+    move(session, rows_of(1), 0)
+    with pytest.raises(error):
+        session.begin(rows_of(*values), step, Answers.ALL, NOW_S)
+    assert (session.step, session.in_flight) == (1, None)
+    assert move(session, rows_of(2), 1).tolist() == [[4]]
+
+
+def test_session_restored_with_a_gap_takes_no_unnumbered_values_until_a_numbered_message():
+    _, session = new_session(TableModel())
+    session.is_gapless = False
+    with pytest.raises(errors.StepRequired):
+        session.begin(rows_of(1), None, Answers.ALL, NOW_S)
+    move(session, rows_of(1), 0)
+    move(session, rows_of(2))
+    assert session.step == 2
+
+
+def test_second_message_while_one_is_in_flight_is_our_own_bug():
+    _, session = new_session(TableModel())
+    session.begin(rows_of(1), 0, Answers.ALL, NOW_S)
+    with pytest.raises(errors.InternalError, match="in flight"):
+        session.begin(rows_of(1), 1, Answers.ALL, NOW_S)
+
+
+def test_replay_without_a_stored_answer_is_our_own_bug():
+    _, session = new_session(TableModel())
+    move(session, rows_of(1), 0)
+    session.last_answer = None
+    with pytest.raises(errors.InternalError, match="stored answer"):
+        session.begin(rows_of(1), 0, Answers.ALL, NOW_S)
+
+
+def test_long_message_works_on_a_scratch_row_and_a_short_one_does_not():
+    model = TableModel(piece_steps=2)
+    _, session = new_session(model)
+    short = session.begin(rows_of(1, 2), 0, Answers.ALL, NOW_S)
+    assert isinstance(short, Job)
+    assert short.scratch is None
+    session.abandon(short)
+    long = session.begin(rows_of(1, 2, 3), 0, Answers.ALL, NOW_S)
+    assert isinstance(long, Job)
+    assert long.scratch is not None
+    assert long.scratch.row != session.slot.row
+    session.abandon(long)
+    assert model.arena.num_held == 1  # the scratch row is back
+
+
+def test_long_message_without_a_row_to_work_on_is_refused_and_moves_nothing():
+    model = TableModel(num_rows=1, piece_steps=2)
+    _, session = new_session(model)
+    with pytest.raises(errors.SessionsExhausted):
+        session.begin(rows_of(1, 2, 3), 0, Answers.ALL, NOW_S)
+    assert session.in_flight is None
+    move(session, rows_of(1), 0)
+
+
+def test_whoever_waits_is_told_once_when_the_message_has_settled():
+    _, session = new_session(TableModel())
+    job = session.begin(rows_of(1), 0, Answers.ALL, NOW_S)
+    assert isinstance(job, Job)
+    told: list[int] = []
+    session.when_settled(lambda: told.append(session.step))
+    finish(job)
+    move(session, rows_of(1), 1)
+    assert told == [1]
+
+
+# -- the table -----
+
+
+def test_session_that_was_recorded_goes_on_as_if_nothing_had_happened():
+    model = TableModel()
+    table, session = new_session(model)
+    move(session, rows_of(1, 2), 0, Answers.LAST)
+    fill_row(model, session.slot, 3.5)
+    record = table.record(session)
+    table.remove(session)
+    assert len(table) == 0
+    fill_row(model, model.arena.allocate(), -1)  # another takes the row meanwhile
+
+    restored = table.restore(record, model, epoch=2, now_s=NOW_S + 1)
+    assert (restored.step, restored.incarnation, restored.epoch) == (2, 7, 2)
+    assert model.arena.read(restored.slot)[0].tolist() == [[3.5] * HIDDEN]
+    again = restored.begin(rows_of(1, 2), 0, Answers.ALL, NOW_S)
+    assert isinstance(again, Replay)
+    assert again.outputs.tolist() == [[4]]
+    expected = dataclasses.replace(record, epoch=2, last_used_s=NOW_S)
+    assert str(table.record(restored)) == str(expected)
+
+
+def test_record_is_a_copy_that_later_messages_do_not_change():
+    model = TableModel()
+    table, session = new_session(model)
+    move(session, rows_of(1), 0)
+    record = table.record(session)
+    fill_row(model, session.slot, 9)
+    move(session, rows_of(2), 1)
+    assert record.states[0].tolist() == [[0] * HIDDEN]
+    assert record.last_answer is not None
+    assert record.last_answer.tolist() == [[2]]
+    assert record.step == 1
+
+
+def test_state_of_another_file_is_never_loaded():
+    table, session = new_session(TableModel())
+    record = table.record(session)
+    table.remove(session)
+    other = TableModel(signature=signature_of(fingerprint="f2"))
+    with pytest.raises(errors.ModelChanged):
+        table.restore(record, other, epoch=2, now_s=NOW_S)
+    assert (len(table), other.arena.num_held) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"states": (np.zeros((1, HIDDEN + 1), np.float32),)},
+        {"states": ()},
+        {"last_values": np.zeros(2, np.float32)},
+        {"last_values": None},
+        {"last_output": np.zeros((1, 1), np.float32)},
+        {"last_output": None},
+        {"last_answer": np.zeros((1, 2), np.float32)},
+        {"last_answer": np.zeros(1, np.float32)},
+        {"last_answer": None},
+    ],
+    ids=str,
+)
+def test_record_that_does_not_fit_the_model_is_not_loaded(change: dict[str, object]):
+    model = TableModel()
+    table, session = new_session(model)
+    move(session, rows_of(1), 0)
+    record = dataclasses.replace(table.record(session), **change)  # type: ignore[arg-type]
+    table.remove(session)
+    with pytest.raises(errors.ModelChanged):
+        table.restore(record, model, epoch=2, now_s=NOW_S)
+    assert (len(table), model.arena.num_held) == (0, 0)
+
+
+def test_fork_without_a_stored_answer_can_be_loaded():
+    model = TableModel()
+    table, session = new_session(model)
+    move(session, rows_of(1), 0)
+    record = dataclasses.replace(table.record(session), session_id="t", last_message=None, last_answer=None)
+    assert table.restore(record, model, epoch=2, now_s=NOW_S).step == 1
+
+
+def test_full_arena_refuses_new_sessions_and_restored_ones():
+    model = TableModel(num_rows=1)
+    table, session = new_session(model)
+    record = dataclasses.replace(table.record(session), session_id="t")
+    with pytest.raises(errors.SessionsExhausted):
+        table.create("t", model, epoch=2, incarnation=1, now_s=NOW_S)
+    with pytest.raises(errors.SessionsExhausted):
+        table.restore(record, model, epoch=2, now_s=NOW_S)
+    assert [live.id for live in table] == ["s"]
+
+
+def test_removed_session_gives_its_row_back_and_knows_that_it_has_ended():
+    model = TableModel()
+    table, session = new_session(model)
+    owner = RecordingOwner()
+    table.attach(session, owner, NOW_S)
+    table.remove(session)
+    assert session.is_ended
+    assert table.get("s") is None
+    assert model.arena.num_held == 0
+    table.detach(session, owner, NOW_S)  # the stream notices later
+    assert table.num_idle == 0
+
+
+def test_session_is_never_removed_under_a_message_in_flight():
+    model = TableModel()
+    table, session = new_session(model)
+    session.begin(rows_of(1), 0, Answers.ALL, NOW_S)
+    with pytest.raises(errors.InternalError, match="in flight"):
+        table.remove(session)
+    assert model.arena.num_held == 1
+
+
+def test_stream_that_lost_its_session_does_not_take_it_from_the_next():
+    table, session = new_session(TableModel())
+    older, newer = RecordingOwner("a"), RecordingOwner("b")
+    table.attach(session, older, NOW_S)
+    table.attach(session, newer, NOW_S)
+    table.detach(session, older, NOW_S)
+    assert session.owner is newer
+    assert table.num_idle == 0
+    table.detach(session, newer, NOW_S)
+    assert session.owner is None
+    assert table.num_idle == 1
+
+
+def test_longest_unused_session_goes_first_and_none_that_is_in_use():
+    model = TableModel(num_rows=5)
+    table, first = new_session(model, "s0", now_s=0)
+    sessions = [first] + [
+        table.create(f"s{k}", model, epoch=k, incarnation=k, now_s=float(k)) for k in range(1, 5)
+    ]
+    assert table.longest_idle(model) is first
+    table.attach(sessions[0], RecordingOwner(), 10)
+    table.touch(sessions[1], 11)
+    table.touch(sessions[2], 12)
+    sessions[2].begin(rows_of(1), 0, Answers.ALL, 12)
+    assert table.longest_idle(model) is sessions[3]
+    assert table.longest_idle(TableModel()) is None
+    assert table.idle_since(4.0, 10) == [sessions[3]]
+    assert table.idle_since(99, 1) == [sessions[3]]
+    assert table.idle_since(99, 10) == [sessions[3], sessions[4], sessions[1]]
+
+
+def test_touch_leaves_a_session_that_a_stream_has_open_with_its_stream():
+    table, session = new_session(TableModel())
+    table.attach(session, RecordingOwner(), NOW_S)
+    table.touch(session, NOW_S + 5)
+    assert (session.last_used_s, table.num_idle) == (NOW_S + 5, 0)
+
+
+def test_sessions_of_a_model_are_counted_by_version():
+    model, other = TableModel(), TableModel(version=2)
+    table, _ = new_session(model)
+    table.create("t", other, epoch=2, incarnation=2, now_s=NOW_S)
+    assert (table.num_sessions_of(model), table.num_sessions_of(other)) == (1, 1)
+    assert len(table) == 2
+
+
+# -- anything in any order -----
+
+
+class TableMachine(RuleBasedStateMachine):
+    """Sessions opened, stepped, withdrawn, spilled and restored in any order, beside a dictionary of steps."""
+
+    @initialize(piece_steps=st.integers(1, 3))
+    def start(self, piece_steps: int) -> None:
+        self.model = TableModel(num_rows=4, piece_steps=piece_steps)
+        self.table: SessionTable[TableModel] = SessionTable()
+        self.steps: dict[str, int] = {}
+        self.stored: dict[str, object] = {}
+        self.jobs: dict[str, Job] = {}
+        self.owners: dict[str, RecordingOwner] = {}
+        self.now_s = 0.0
+
+    def _draw(self, data: st.DataObject, *, settled: bool) -> Session[TableModel] | None:
+        live = [session for session in self.table if not (settled and session.in_flight)]
+        return data.draw(st.sampled_from(live)) if live else None
+
+    @rule(name=st.sampled_from("abcdef"))
+    def open(self, name: str) -> None:
+        self.now_s += 1
+        if self.table.get(name) is not None:
+            return
+        try:
+            if name in self.stored:
+                self.table.restore(self.stored[name], self.model, epoch=1, now_s=self.now_s)  # type: ignore[arg-type]
+                del self.stored[name]
+            else:
+                self.table.create(name, self.model, epoch=1, incarnation=1, now_s=self.now_s)
+                self.steps[name] = 0
+        except errors.SessionsExhausted:
+            assert self.model.arena.num_held == self.model.num_rows
+            assert self.table.get(name) is None
+
+    @rule(data=st.data())
+    def attach_or_detach(self, data: st.DataObject) -> None:
+        self.now_s += 1
+        session = self._draw(data, settled=False)
+        if session is not None and session.owner is None:
+            self.owners[session.id] = RecordingOwner()
+            self.table.attach(session, self.owners[session.id], self.now_s)
+        elif session is not None:
+            self.table.detach(session, self.owners[session.id], self.now_s)
+
+    @rule(data=st.data(), count=st.integers(1, 4))
+    def begin(self, data: st.DataObject, count: int) -> None:
+        session = self._draw(data, settled=True)
+        if session is None:
+            return
+        self.now_s += 1
+        self.table.touch(session, self.now_s)
+        try:
+            job = session.begin(rows_of(*range(count)), session.step, Answers.LAST, self.now_s)
+        except errors.SessionsExhausted:
+            assert count > self.model.piece_steps
+            return
+        assert isinstance(job, Job)
+        self.jobs[session.id] = job
+
+    @rule(data=st.data(), ending=st.sampled_from(["applied", "failed", "withdrawn"]))
+    def end(self, data: st.DataObject, ending: str) -> None:
+        if not self.jobs:
+            return
+        name = data.draw(st.sampled_from(list(self.jobs)))
+        job = self.jobs.pop(name)
+        if ending == "applied":
+            finish(job)
+            self.steps[name] += job.num_steps
+        else:
+            job.failure = errors.NonFiniteResult("x") if ending == "failed" else None
+            session = self.table.get(name)
+            assert session is not None
+            session.abandon(job)
+
+    @rule(data=st.data(), is_kept=st.booleans())
+    def remove(self, data: st.DataObject, *, is_kept: bool) -> None:
+        session = self._draw(data, settled=True)
+        if session is None:
+            return
+        if is_kept:
+            self.stored[session.id] = self.table.record(session)
+        else:
+            del self.steps[session.id]
+        self.table.remove(session)
+
+    @invariant()
+    def rows_are_those_of_live_sessions_and_long_messages(self) -> None:
+        self.model.arena.check_integrity()
+        num_scratch = sum(job.scratch is not None for job in self.jobs.values())
+        assert self.model.arena.num_held == len(self.table) + num_scratch
+
+    @invariant()
+    def idle_sessions_are_those_without_a_stream(self) -> None:
+        idle = [session for session in self.table if session.owner is None]
+        assert self.table.num_idle == len(idle)
+        free = [session for session in idle if session.in_flight is None]
+        found = self.table.idle_since(float("inf"), 10)
+        assert sorted(session.id for session in found) == sorted(session.id for session in free)
+        used = [session.last_used_s for session in found]
+        assert used == sorted(used)
+        assert self.table.longest_idle(self.model) is (found[0] if found else None)
+
+    @invariant()
+    def steps_are_those_applied(self) -> None:
+        live = {session.id: session.step for session in self.table}
+        stored = {name: record.step for name, record in self.stored.items()}  # type: ignore[attr-defined]
+        assert live | stored == self.steps
+
+
+TableMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestTableInAnyOrder = TableMachine.TestCase
+
+
+def test_last_message_of_a_session_is_what_identifies_it():
+    _, session = new_session(TableModel())
+    move(session, rows_of(1, 2), 0)
+    assert session.last_message is not None
+    assert (session.last_message.first_step, session.last_message.num_steps) == (0, 2)
+    assert isinstance(session.last_message, MessageIdentity)
