@@ -67,7 +67,9 @@ class App:
             table=self._table,
             store=self._store,
             repository=self.repository,
-            limits=Limits(config.idle_timeout_s, config.session_ttl_s, config.tombstone_ttl_s),
+            limits=Limits(
+                config.max_sessions, config.idle_timeout_s, config.session_ttl_s, config.tombstone_ttl_s
+            ),
             clock=time.time,
             draw_incarnation=lambda: secrets.randbits(64),
             observer=self._calls,
