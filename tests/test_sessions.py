@@ -319,16 +319,25 @@ def test_longest_unused_session_goes_first_and_none_that_is_in_use():
     sessions = [first] + [
         table.create(f"s{k}", model, epoch=k, incarnation=k, now_s=float(k)) for k in range(1, 5)
     ]
-    assert table.longest_idle(model) is first
+    assert table.longest_idle() is first
     table.attach(sessions[0], RecordingOwner(), 10)
     table.touch(sessions[1], 11)
     table.touch(sessions[2], 12)
     sessions[2].begin(rows_of(1), 0, Answers.ALL, 12)
-    assert table.longest_idle(model) is sessions[3]
-    assert table.longest_idle(TableModel()) is None
+    assert table.longest_idle() is sessions[3]
     assert table.idle_since(4.0, 10) == [sessions[3]]
     assert table.idle_since(99, 1) == [sessions[3]]
     assert table.idle_since(99, 10) == [sessions[3], sessions[4], sessions[1]]
+
+
+def test_longest_unused_session_is_looked_for_over_all_models():
+    table, _ = new_session(TableModel(), "new", now_s=5)
+    old = table.create("old", TableModel(version=2), epoch=2, incarnation=2, now_s=1)
+    assert table.longest_idle() is old
+    table.attach(old, RecordingOwner(), NOW_S)
+    assert table.longest_idle() is table.get("new")
+    table.remove(old)
+    assert SessionTable[TableModel]().longest_idle() is None
 
 
 def test_touch_leaves_a_session_that_a_stream_has_open_with_its_stream():
@@ -448,7 +457,7 @@ class TableMachine(RuleBasedStateMachine):
         assert sorted(session.id for session in found) == sorted(session.id for session in free)
         used = [session.last_used_s for session in found]
         assert used == sorted(used)
-        assert self.table.longest_idle(self.model) is (found[0] if found else None)
+        assert self.table.longest_idle() is (found[0] if found else None)
 
     @invariant()
     def steps_are_those_applied(self) -> None:

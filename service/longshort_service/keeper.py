@@ -55,8 +55,9 @@ class OpenRequest:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long things are kept, in seconds."""
+    """How many sessions are kept in memory, and how long things are kept, in seconds."""
 
+    max_sessions: int
     idle_timeout_s: float
     session_ttl_s: float
     tombstone_ttl_s: float
@@ -190,7 +191,7 @@ class Keeper:
             raise errors.SessionNotFound(f"session {request.session_id} was lost before it was stored")
         if record is None:
             model = self.repository.get(request.model, request.version)
-            await self._make_room(model)
+            await self._make_room()
             session = self.table.create(
                 request.session_id, model,
                 epoch=opening.epoch, incarnation=self.draw_incarnation(), now_s=self.clock(),
@@ -198,7 +199,7 @@ class Keeper:
             return session, True
         _check_model(request, record.model, record.version)
         model = self.repository.get(record.model, record.version)
-        await self._make_room(model)
+        await self._make_room()
         return self.table.restore(record, model, epoch=opening.epoch, now_s=self.clock()), False
 
     async def create_from(self, record: SessionRecord, model: Model) -> Session[Model]:
@@ -209,7 +210,7 @@ class Keeper:
         opening = await self.store.open(record.session_id, OpenMode.CREATE)
         _refuse_unfound(opening, record.session_id)
         try:
-            await self._make_room(model)
+            await self._make_room()
             fresh = dataclasses.replace(record, incarnation=self.draw_incarnation())
             return self.table.restore(fresh, model, epoch=opening.epoch, now_s=self.clock())
         except errors.ServiceError:
@@ -232,12 +233,15 @@ class Keeper:
 
     # -- leaving -------------------------------------------------------------------------------------------------
 
-    async def _make_room(self, model: Model) -> None:
-        """Spill the longest idle session where every row is taken."""
-        if model.arena.num_held < model.arena.num_rows:
-            return
-        idle = self.table.longest_idle(model)
-        if idle is not None:
+    async def _make_room(self) -> None:
+        """Spill the longest idle session where as many are in memory as may be. Raises SessionsExhausted."""
+        while len(self.table) >= self._limits.max_sessions:
+            idle = self.table.longest_idle()
+            if idle is None:
+                raise errors.SessionsExhausted(
+                    f"all {len(self.table)} sessions that memory may hold are in use: wait, or raise max_sessions",
+                    max_sessions=self._limits.max_sessions,
+                )
             await self._spill(idle, "capacity")
 
     async def _spill(self, session: Session[Model], cause: str) -> None:

@@ -208,7 +208,7 @@ def allocate_row(model: ServedModel) -> Slot:
         return model.arena.allocate()
     except ArenaFull as error:
         raise errors.SessionsExhausted(
-            f"all {model.arena.num_rows} state rows of {model.name} are in use: wait, or raise max_sessions",
+            f"all {model.arena.num_rows} state rows of {model.name} are in use: wait and send again",
             model=model.name,
         ) from error
 
@@ -320,10 +320,14 @@ class SessionTable(Generic[ModelT]):
         del self._sessions[session.id]
         session.model.arena.free(session.slot)
 
-    def longest_idle(self, model: ModelT) -> Session[ModelT] | None:
-        """Return the session of a model that was unused longest and that may be spilled; None where there is none."""
-        candidates = self._idle.get(model, {}).values()
-        return next((session for session in candidates if session.in_flight is None), None)
+    def longest_idle(self) -> Session[ModelT] | None:
+        """Return the session that was unused longest and that may be spilled; None where there is none."""
+        heads = (
+            next((session for session in idle.values() if session.in_flight is None), None)
+            for idle in self._idle.values()
+        )
+        found = [session for session in heads if session is not None]
+        return min(found, key=lambda session: session.last_used_s, default=None)
 
     def idle_since(self, before_s: float, limit: int) -> list[Session[ModelT]]:
         """Return up to `limit` idle sessions last used before `before_s`."""
