@@ -68,7 +68,12 @@ def demo(
             )
             address, metrics_url = service.address, service.metrics_url
             click.echo(f"serving on {address}, metrics on {metrics_url}, log in {service.log}")
-        _show(address, metrics_url, out)
+        try:
+            _show(address, metrics_url, out)
+        except Mistake as error:  # models of the user's own, say: these can be served without the demo's
+            if not goes_on:
+                raise
+            click.echo(f"no demo: {error.message}")
         if goes_on:
             click.echo(f"still serving on {address}; Ctrl-C ends it")
             service.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -51,9 +52,11 @@ def list_sessions(model: str, prefix: str, address: str, timeout_s: float, *, as
       longshort sessions list --model metro --prefix sensor-
     """  # noqa: D301  click reads the backspace
     with connected(address, timeout_s) as client:
+        found = client.sessions(model=model, id_prefix=prefix)
+        first = next(found, None)  # an error comes before the table's head
         if not as_json:
             click.echo(COLUMNS.format("SESSION", "MODEL", "STEP", "WHERE", "IDLE", "STREAM"))
-        for session in client.sessions(model=model, id_prefix=prefix):
+        for session in itertools.chain(() if first is None else (first,), found):
             click.echo(_as_json(session) if as_json else _as_row(session))
 
 

@@ -168,8 +168,7 @@ class _Pipe:
     def _state(self) -> str:
         """Return what is to be known for going on after an error."""
         session = self._session
+        count = session.position - self._first_step
         doubt = "; the values after them may have been applied too" if session.in_doubt else ""
-        return (
-            f"; {session.position - self._first_step} values before it were applied, "
-            f"session {session.id} is at step {session.position}{doubt}"
-        )
+        applied = f"{count} value was" if count == 1 else f"{count} values were"
+        return f"; {applied} applied before it, session {session.id} is at step {session.position}{doubt}"

@@ -3,7 +3,7 @@
 Owns the form of the text; knows neither sessions nor gRPC.
 
 A line is a row of numbers, one a feature. An empty cell, `nan`, `na` or `null` is a missing value. Blank
-lines and lines that begin with `#` are left out. A first line without any number is a header: the columns are then
+and lines that begin with `#` are left out. A first line without any number is a header: then the columns are
 found by the features' names, and others (a time, say) may stand beside them.
 """
 

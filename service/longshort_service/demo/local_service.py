@@ -33,8 +33,11 @@ class LocalService:
     log: Path
 
     def wait(self) -> None:
-        """Wait until it ends by itself. Raises Failure then: it is not meant to."""
-        code = self.process.wait()
+        """Return on Ctrl-C or SIGTERM. Raises Failure where the service ends by itself."""
+        try:
+            code = self.process.wait()
+        except KeyboardInterrupt:
+            return
         raise Failure(f"the service ended with exit code {code}; see {self.log}")
 
 

@@ -1,0 +1,73 @@
+# The commands of a working copy. They need GNU make and Python 3.11 or newer, and write to .venv, build, models.
+PYTHON ?= python3
+GRPC_PORT ?= 50051
+METRICS_PORT ?= 9464
+# The build that CI trains with. On Linux x86-64 the plain package may bring 3 GB of CUDA libraries: let
+# TORCH_INDEX name PyTorch's own index of CPU builds, or TORCH another version.
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+PYTEST_FLAGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PACKAGES := pyproject.toml client/pyproject.toml
+MODELS = $(if $(wildcard models/*/*/model.onnx),models)
+
+.DEFAULT_GOAL := help
+.PHONY: help run demo train test check stubs clean
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+help: ## Say what there is to make.
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r target words; \
+	do printf '%-14s %s\n' "$$target" "$$words"; done
+
+run: .venv/with-demo ## Start the service, see it work, and go on serving until Ctrl-C.
+	$(BIN)/longshort demo $(MODELS) --serve --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
+
+demo: .venv/with-demo ## The same, and end; the figures are in build/demo.json.
+	$(BIN)/longshort demo $(MODELS) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
+
+train: .venv/with-torch ## Train both shipped models anew into models/; the scores are in build/train.json.
+	$(BIN)/longshort train --shipped --out models --report build
+
+test: .venv/with-dev ## Run all tests; what needs an engine or Debian packages skips visibly.
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+check: .venv/with-dev ## Format, lint, types, proto lint, generated code without difference.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/buf lint
+	PYTHON=$(BIN)/python tools/generate_stubs.sh build/stubs
+	diff --recursive --exclude=__init__.py --exclude=__pycache__ build/stubs/longshort/v1 client/longshort/v1
+
+stubs: .venv/with-dev ## Generate client/longshort/v1 from proto/.
+	PYTHON=$(BIN)/python tools/generate_stubs.sh
+
+clean: ## Remove what was made here, trained models excepted.
+	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage *.egg-info client/*.egg-info
+
+.venv/made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "$(PYTHON) is no Python 3.11 or newer; name one: make PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(PIP) install --upgrade 'pip>=25.1'
+	@touch $@
+
+.venv/with-demo: .venv/made $(PACKAGES)
+	@echo "installing the service and its client (half a minute)"
+	$(PIP) install --editable ./client --editable '.[demo]'
+	@touch $@
+
+.venv/with-torch: .venv/made $(PACKAGES)
+	@echo "installing PyTorch (a minute or more)"
+	$(PIP) install $(if $(TORCH_INDEX),--index-url '$(TORCH_INDEX)') '$(TORCH)'
+	$(PIP) install --editable ./client --editable '.[train]'
+	@touch $@
+
+# In one command with the packages, so that one version of protobuf is found that all can use.
+.venv/with-dev: .venv/with-torch
+	@echo "installing the tools for tests and checks"
+	$(PIP) install --editable ./client --editable '.[train]' --group dev
+	@touch $@
