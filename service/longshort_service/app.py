@@ -60,7 +60,6 @@ class App:
         self._scheduler = Scheduler(
             inline_run_limit_s=config.inline_run_limit_s,
             max_queued_steps=config.max_queued_steps,
-            num_arrivals=lambda: self._edge.num_arrivals,
             on_engine_death=lambda _lane: self._engine_died(),
         )
         self._keeper = Keeper(
@@ -84,6 +83,7 @@ class App:
             max_steps=config.max_steps,
             max_message_bytes=config.max_message_bytes,
             max_streams=config.max_streams,
+            stream_arrived=self._scheduler.stream_arrived,
         )
         self._streams = sequence.SequenceHandler(self._edge)
         self._health = health.aio.HealthServicer()

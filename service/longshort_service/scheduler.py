@@ -13,13 +13,14 @@ import logging
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from longshort_service import errors
 from longshort_service.batching import Batch, BatchPolicy, Job, form_batch
+from longshort_service.pacing import WAIT_S, OpeningPace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from longshort_service.engine import Engine
 
 logger = logging.getLogger(__name__)
-
-MAX_NEWCOMER_ROWS: Final = 16
 
 
 class LaneObserver(Protocol):
@@ -55,7 +54,8 @@ class Lane:
     observer: LaneObserver
     queue: deque[Job] = field(default_factory=deque)
     num_queued_steps: int = 0
-    is_running: bool = False
+    is_running: bool = False  # a batch of it is in the engine
+    is_waiting: bool = False  # it stands in line for a turn
     is_dead: bool = False
 
 
@@ -69,27 +69,22 @@ class _Result:
 
 
 class Scheduler:
-    """Runs the jobs of all lanes. Belongs to one event loop.
-
-    `num_arrivals` returns how many new calls the server has taken so far: while calls arrive, a turn is kept short,
-    because grpc.aio takes about one new call a turn (FACTS in docs/design/0004-inline-or-thread.md).
-    """
+    """Runs the jobs of all lanes. Belongs to one event loop."""
 
     def __init__(
         self,
         *,
         inline_run_limit_s: float,
         max_queued_steps: int,
-        num_arrivals: Callable[[], int],
         on_engine_death: Callable[[Lane], None],
     ) -> None:
         self._inline_run_limit_s = inline_run_limit_s
         self._max_queued_steps = max_queued_steps
-        self._num_arrivals = num_arrivals
         self._on_engine_death = on_engine_death
-        self._arrivals_seen = 0
+        self._pace = OpeningPace()
         self._waiting_lanes: deque[Lane] = deque()
         self._is_turn_due = False
+        self._timer: asyncio.TimerHandle | None = None  # the next turn, where it waits for streams being opened
         self._engine_thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._runs: set[asyncio.Task[None]] = set()
 
@@ -129,45 +124,61 @@ class Scheduler:
             await asyncio.wait(self._runs)
         self._engine_thread.shutdown()
 
+    def stream_arrived(self) -> None:
+        """Note that a stream was taken: batches leave room for those that may follow it."""
+        self._pace.arrived(time.perf_counter())
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._schedule_turn(asyncio.get_running_loop())
+
     # -- turns ---------------------------------------------------------------------------------------------------
 
     def _wake(self, lane: Lane, loop: asyncio.AbstractEventLoop) -> None:
-        if lane.is_running or not lane.queue:
+        if lane.is_running or lane.is_waiting or not lane.queue:
             return
-        if lane not in self._waiting_lanes:
-            self._waiting_lanes.append(lane)
-        if not self._is_turn_due:
+        lane.is_waiting = True
+        self._waiting_lanes.append(lane)
+        self._schedule_turn(loop)
+
+    def _schedule_turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have a turn run once what is ready now has been handled, unless one is due already."""
+        if not self._is_turn_due and self._timer is None:
             self._is_turn_due = True
             loop.call_soon(self._turn, loop)
+
+    def _turn_after_wait(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._pace.waited()
+        self._turn(loop)
 
     def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
         """Run one batch of the lane whose turn it is."""
         self._is_turn_due = False
+        self._timer = None
+        now_s = time.perf_counter()
+        max_rows = self._pace.max_rows(now_s)
+        if max_rows == 0:
+            self._timer = loop.call_later(WAIT_S, self._turn_after_wait, loop)
+            return
         lane = self._waiting_lanes.popleft()
-        batch = form_batch(lane.queue, self._turn_policy(lane.policy), lambda job: self._end(lane, job))
+        lane.is_waiting = False
+        policy = lane.policy
+        if max_rows is not None and max_rows < policy.max_rows:
+            policy = replace(policy, max_rows=max_rows)
+        batch = form_batch(lane.queue, policy, lambda job: self._end(lane, job))
         if batch is not None:
-            now_s = time.perf_counter()
+            self._pace.batch_formed(len(batch.jobs))
             lane.observer.batch_formed(len(batch.jobs), [now_s - job.enqueued_s for job in batch.jobs])
             lane.is_running = True
-            expected_s = lane.policy.cost.run(len(batch.jobs), batch.num_steps)
-            if expected_s <= self._inline_run_limit_s:
+            if lane.policy.cost.run(len(batch.jobs), batch.num_steps) <= self._inline_run_limit_s:
                 self._run_inline(lane, batch)
             else:
                 task = loop.create_task(self._run_in_thread(lane, batch, loop))
                 self._runs.add(task)
                 task.add_done_callback(self._runs.discard)
         self._wake(lane, loop)
-        if self._waiting_lanes and not self._is_turn_due:
-            self._is_turn_due = True
-            loop.call_soon(self._turn, loop)
-
-    def _turn_policy(self, policy: BatchPolicy) -> BatchPolicy:
-        """Keep the turn short while new calls arrive, so that they are all taken soon."""
-        arrivals = self._num_arrivals()
-        if arrivals == self._arrivals_seen or policy.max_rows <= MAX_NEWCOMER_ROWS:
-            return policy
-        self._arrivals_seen = arrivals
-        return BatchPolicy(MAX_NEWCOMER_ROWS, policy.piece_steps, policy.can_pad, policy.cost)
+        if self._waiting_lanes:
+            self._schedule_turn(loop)
 
     def _run_inline(self, lane: Lane, batch: Batch) -> None:
         try:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from longshort_service import logs
 from longshort_service.app import App
+from longshort_service.event_loop import ServiceLoop
 
 if TYPE_CHECKING:
     from longshort_service.config import ServeConfig
@@ -24,7 +25,7 @@ def serve(config: ServeConfig) -> None:
     Raises ConfigError where the service cannot start.
     """
     logs.setup(config.log_format, config.log_level, sys.stderr)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=ServiceLoop) as runner:
         runner.run(_serve(config))
 
 
@@ -59,12 +60,3 @@ def _on_signal(number: signal.Signals, stop: asyncio.Event, loop: asyncio.Abstra
     for again in (signal.SIGTERM, signal.SIGINT):
         loop.remove_signal_handler(again)
         signal.signal(again, signal.SIG_DFL)
-
-
-def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
-    """Return uvloop's loop where there is one: it costs about a third less a message than asyncio's."""
-    try:
-        import uvloop  # noqa: PLC0415  absent on Windows
-    except ImportError:
-        return None
-    return uvloop.Loop  # type: ignore[no-any-return]

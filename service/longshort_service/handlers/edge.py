@@ -53,7 +53,7 @@ class Edge:
     max_steps: int
     max_message_bytes: int
     max_streams: int
-    num_arrivals: int = 0
+    stream_arrived: Callable[[], None]
     num_calls: int = 0  # calls being handled now, streams included
     is_draining: bool = False
     _quiet: asyncio.Event = field(default_factory=asyncio.Event)
@@ -61,7 +61,6 @@ class Edge:
     @contextmanager
     def call(self) -> Iterator[None]:
         """Count a call while it is handled."""
-        self.num_arrivals += 1
         self.num_calls += 1
         self._quiet.clear()
         try:

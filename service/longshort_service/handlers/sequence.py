@@ -51,6 +51,7 @@ class SequenceHandler:
             stream.end(error)
 
     async def _stream(self, _requests: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        self._edge.stream_arrived()
         with self._edge.call():
             try:
                 self._admit()
