@@ -76,6 +76,15 @@ def _await_start(process: subprocess.Popen[bytes], log: Path) -> Server:
 
 
 @pytest.fixture(scope="session")
+def run() -> Iterator[Callable[..., object]]:
+    """Run coroutines on one event loop for the whole session, as a service does: grpc.aio stays with a loop."""
+    import asyncio
+
+    with asyncio.Runner() as runner:
+        yield runner.run
+
+
+@pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with random models: metro (as shipped: 1 feature, 3 outputs), wide (3 features), deep (2 layers)."""
     root = tmp_path_factory.mktemp("models")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -25,6 +26,9 @@ from tables import (
     rows_of,
     signature_of,
 )
+
+if TYPE_CHECKING:
+    from longshort_service.record import SessionRecord
 
 # -- a message -----
 
@@ -359,14 +363,14 @@ def test_sessions_of_a_model_are_counted_by_version():
 
 
 class TableMachine(RuleBasedStateMachine):
-    """Sessions opened, stepped, withdrawn, spilled and restored in any order, beside a dictionary of steps."""
+    """Sessions opened, stepped, withdrawn, spilled, restored in any order, beside a dictionary of steps."""
 
     @initialize(piece_steps=st.integers(1, 3))
     def start(self, piece_steps: int) -> None:
         self.model = TableModel(num_rows=4, piece_steps=piece_steps)
         self.table: SessionTable[TableModel] = SessionTable()
         self.steps: dict[str, int] = {}
-        self.stored: dict[str, object] = {}
+        self.stored: dict[str, SessionRecord] = {}
         self.jobs: dict[str, Job] = {}
         self.owners: dict[str, RecordingOwner] = {}
         self.now_s = 0.0
@@ -382,7 +386,8 @@ class TableMachine(RuleBasedStateMachine):
             return
         try:
             if name in self.stored:
-                self.table.restore(self.stored[name], self.model, epoch=1, now_s=self.now_s)  # type: ignore[arg-type]
+                record = self.stored[name]
+                self.table.restore(record, self.model, epoch=1, now_s=self.now_s)
                 del self.stored[name]
             else:
                 self.table.create(name, self.model, epoch=1, incarnation=1, now_s=self.now_s)
@@ -462,7 +467,7 @@ class TableMachine(RuleBasedStateMachine):
     @invariant()
     def steps_are_those_applied(self) -> None:
         live = {session.id: session.step for session in self.table}
-        stored = {name: record.step for name, record in self.stored.items()}  # type: ignore[attr-defined]
+        stored = {name: record.step for name, record in self.stored.items()}
         assert live | stored == self.steps
 
 

@@ -129,7 +129,7 @@ class Arena:
             np.isfinite(np.moveaxis(state, layout.batch_axis, 0)).reshape(state.shape[layout.batch_axis], -1)
             for layout, state in zip(self._layouts, states, strict=True)
         ]
-        result: NDArray[np.bool_] = np.hstack(masks).all(axis=1)
+        result: NDArray[np.bool_] = np.logical_and.reduce(np.hstack(masks), axis=1)
         return result
 
     def check_integrity(self) -> None:

@@ -1,0 +1,229 @@
+"""What every store promises, against each store that there is."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import pytest
+from longshort_service import errors
+from longshort_service.stores.base import Found, OpenMode, Store, StoreOpening
+from longshort_service.stores.memory import MemoryStore
+from tables import TableModel, move, new_session, rows_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Any
+
+    from longshort_service.record import SessionRecord
+
+    Run = Callable[[Coroutine[Any, Any, Any]], Any]
+
+STORES = {"memory": MemoryStore}
+
+
+@pytest.fixture(params=sorted(STORES))
+def store(request: pytest.FixtureRequest, run: Run):
+    made: Store = STORES[request.param]()
+    yield made
+    run(made.close())
+
+
+def record_of(session_id: str, epoch: int, last_used_s: float = 0.0) -> SessionRecord:
+    table, session = new_session(TableModel(), session_id)
+    move(session, rows_of(1), 0)
+    return dataclasses.replace(table.record(session), epoch=epoch, last_used_s=last_used_s)
+
+
+async def created(store: Store, session_id: str) -> int:
+    opening = await store.open(session_id, OpenMode.CREATE)
+    assert opening.found is Found.CREATED
+    return opening.epoch
+
+
+async def stored(store: Store, session_id: str, last_used_s: float = 0.0) -> SessionRecord:
+    record = record_of(session_id, await created(store, session_id), last_used_s)
+    assert await store.write([record]) == [True]
+    return record
+
+
+# -- opening -----
+
+
+@pytest.mark.parametrize(
+    ("mode", "found"),
+    [
+        (OpenMode.OPEN_OR_CREATE, Found.CREATED),
+        (OpenMode.CREATE, Found.CREATED),
+        (OpenMode.OPEN, Found.ABSENT),
+    ],
+)
+def test_opening_what_is_not_there(store: Store, run: Run, mode: OpenMode, found: Found):
+    opening = run(store.open("s", mode))
+    assert (opening.found, opening.record) == (found, None)
+    assert run(store.list_ids("", "", 9)) == (["s"] if found is Found.CREATED else [])
+
+
+@pytest.mark.parametrize(
+    ("mode", "found"),
+    [
+        (OpenMode.OPEN_OR_CREATE, Found.OPENED),
+        (OpenMode.OPEN, Found.OPENED),
+        (OpenMode.CREATE, Found.EXISTS),
+    ],
+)
+def test_opening_what_is_there(store: Store, run: Run, mode: OpenMode, found: Found):
+    record = run(stored(store, "s"))
+    opening = run(store.open("s", mode))
+    assert opening.found is found
+    if found is Found.OPENED:
+        assert opening.previous_epoch == record.epoch
+        assert opening.epoch > record.epoch
+        assert str(opening.record) == str(record)
+    else:  # nothing has changed
+        assert run(store.write([record])) == [True]
+
+
+@pytest.mark.parametrize(
+    ("mode", "found"),
+    [
+        (OpenMode.OPEN_OR_CREATE, Found.EXPIRED),
+        (OpenMode.OPEN, Found.EXPIRED),
+        (OpenMode.CREATE, Found.CREATED),
+    ],
+)
+def test_opening_what_has_expired(store: Store, run: Run, mode: OpenMode, found: Found):
+    record = run(stored(store, "s"))
+    assert run(store.bury("s", record.epoch, 1.0))
+    opening = run(store.open("s", mode))
+    assert opening == StoreOpening(found, 0, opening.epoch)
+    if found is Found.EXPIRED:
+        with pytest.raises(errors.SessionExpired):
+            run(store.read("s"))
+    else:  # the tombstone is gone with the new session
+        assert run(store.read("s")) is None
+        assert run(store.forget_tombstones(9.0)) == 0
+
+
+def test_opening_what_was_never_written_finds_no_record(store: Store, run: Run):
+    epoch = run(created(store, "s"))
+    opening = run(store.open("s", OpenMode.OPEN))
+    assert (opening.found, opening.previous_epoch, opening.record) == (Found.OPENED, epoch, None)
+
+
+def test_epochs_are_never_used_again_over_delete_and_expiry(store: Store, run: Run):
+    async def epochs() -> list[int]:
+        found = [await created(store, "s"), (await store.open("s", OpenMode.OPEN)).epoch]
+        await store.delete("s")
+        found += [await created(store, "s"), await created(store, "t")]
+        await store.bury("s", found[2], 1.0)
+        return [*found, await created(store, "s")]
+
+    found = run(epochs())
+    assert found == sorted(set(found))
+
+
+# -- writing -----
+
+
+def test_write_is_accepted_only_with_the_entry_s_very_epoch(store: Store, run: Run):
+    async def scenario() -> None:
+        record = await stored(store, "s")
+        newer = await store.open("s", OpenMode.OPEN)
+        stale = dataclasses.replace(record, step=99)
+        future = dataclasses.replace(record, epoch=newer.epoch + 1)
+        nobody = dataclasses.replace(record, session_id="nobody")
+        fitting = dataclasses.replace(record, epoch=newer.epoch, step=5)
+        assert await store.write([stale, future, nobody, fitting]) == [False, False, False, True]
+        found = await store.read("s")
+        assert found is not None
+        assert found.step == 5
+        assert await store.read("nobody") is None
+
+    run(scenario())
+
+
+def test_write_after_delete_is_refused(store: Store, run: Run):
+    record = run(stored(store, "s"))
+    assert run(store.delete("s"))
+    assert run(store.write([record])) == [False]
+    assert run(store.read("s")) is None
+    assert not run(store.delete("s"))
+
+
+def test_reading_raises_no_epoch(store: Store, run: Run):
+    record = run(stored(store, "s"))
+    assert str(run(store.read("s"))) == str(record)
+    assert run(store.write([record])) == [True]
+
+
+# -- the end of sessions -----
+
+
+def test_burying_needs_the_entry_s_epoch(store: Store, run: Run):
+    record = run(stored(store, "s"))
+    assert not run(store.bury("s", record.epoch + 1, 1.0))
+    assert not run(store.bury("nobody", 1, 1.0))
+    assert run(store.bury("s", record.epoch, 1.0))
+    assert store.num_records() == 0
+    assert run(store.list_ids("", "", 9)) == []
+
+
+def test_tombstones_are_forgotten_when_they_are_old_enough(store: Store, run: Run):
+    async def scenario() -> None:
+        for made_s, name in enumerate("abc"):
+            record = await stored(store, name)
+            await store.bury(name, record.epoch, float(made_s))
+        assert await store.forget_tombstones(2.0) == 2
+        assert (await store.open("a", OpenMode.OPEN)).found is Found.ABSENT
+        assert (await store.open("c", OpenMode.OPEN)).found is Found.EXPIRED
+
+    run(scenario())
+
+
+def test_idle_records_are_those_last_used_before_a_time(store: Store, run: Run):
+    async def scenario() -> None:
+        for used_s, name in enumerate("abcd"):
+            await stored(store, name, float(used_s))
+        assert [record.session_id for record in await store.idle_since(2.0, 9)] == ["a", "b"]
+        assert [record.session_id for record in await store.idle_since(9.0, 3)] == ["a", "b", "c"]
+        await created(store, "never-written")
+        assert len(await store.idle_since(9.0, 9)) == 4
+
+    run(scenario())
+
+
+def test_rewritten_record_is_idle_by_its_last_use(store: Store, run: Run):
+    async def scenario() -> None:
+        record = await stored(store, "a", 0.0)
+        await stored(store, "b", 1.0)
+        await store.write([dataclasses.replace(record, last_used_s=5.0)])
+        assert [found.session_id for found in await store.idle_since(3.0, 9)] == ["b"]
+
+    run(scenario())
+
+
+# -- listing and counting -----
+
+
+def test_ids_come_in_order_in_pages_and_by_prefix(store: Store, run: Run):
+    async def scenario() -> None:
+        for name in ("b2", "a1", "b1", "a", "c"):
+            await created(store, name)
+        assert await store.list_ids("", "", 2) == ["a", "a1"]
+        assert await store.list_ids("", "a1", 9) == ["b1", "b2", "c"]
+        assert await store.list_ids("a", "", 9) == ["a", "a1"]
+        assert await store.list_ids("x", "", 9) == []
+
+    run(scenario())
+
+
+def test_records_are_counted(store: Store, run: Run):
+    assert store.num_records() == 0
+    record = run(stored(store, "s"))
+    run(created(store, "t"))
+    assert store.num_records() == 1
+    run(store.write([record]))
+    assert store.num_records() == 1
+    run(store.delete("s"))
+    assert store.num_records() == 0
