@@ -38,8 +38,7 @@ class Settings:
     updates: int = 1600
     batch: int = 32  # windows an update
     window: int = 240  # steps from zero state
-    warmup: int = 4  # first steps of a window left out of the loss: no memory yet to predict from
-    peak_rate: float = 5e-3  # of the one-cycle learning rate
+    peak_rate: float = 1e-2  # of the one-cycle learning rate
     weight_decay: float = 0.01
     clip: float = 1.0  # of the gradient's norm
     averaging: float = 0.98  # of the weights over the updates, exponentially; the average is what is kept
@@ -212,6 +211,4 @@ class _Run:
         starts = rng.integers(0, self.dataset.train_end - self.window, self.settings.batch)
         series = torch.from_numpy(rng.integers(0, len(self.inputs), self.settings.batch))[:, None]
         index = torch.from_numpy(starts)[:, None] + torch.arange(self.window)  # [batch, window]
-        targets = self.targets[series, index + 1].clone()
-        targets[:, : self.settings.warmup] = float("nan")
-        return self.inputs[series, index][..., None], targets
+        return self.inputs[series, index][..., None], self.targets[series, index + 1]
