@@ -23,6 +23,9 @@ RUN python3 -m pip --python /opt/venv/bin/python3 install ./client . \
     && chown -R 10001:10001 /models
 
 FROM build AS train
+ARG PIP_INDEX_URL
+ARG PIP_NO_INDEX
+ARG PIP_FIND_LINKS
 # Another index for torch alone: PyTorch's own CPU builds spare 3 GB of CUDA libraries on x86-64.
 ARG TORCH_INDEX
 RUN python3 -m pip --python /opt/venv/bin/python3 install ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} "torch>=2.6" \

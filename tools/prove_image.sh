@@ -106,10 +106,11 @@ serve() {
 }
 
 stop() {
-    engine stop --time 30 service > /dev/null
+    engine stop --time 30 service > "$work/stop.log" 2>&1 || fail "$(cat "$work/stop.log")"
+    engine logs service 2>&1 | grep -q '"message": "stopped"' || fail "it did not drain to the end"
     code=$(engine inspect --format '{{.State.ExitCode}}' service)
     [ "$code" = 0 ] || fail "SIGTERM: exit code $code"
-    engine rm service > /dev/null
+    engine rm service > /dev/null 2>&1
 }
 
 inside() { engine exec -i service "$@"; }
@@ -130,11 +131,17 @@ printf '1195\n776\n581\n' | inside longshort stream --model metro --session proo
     || fail "longshort stream"
 [ "$(grep -c . "$work/answers.txt")" -ge 3 ] || fail "answers: $(cat "$work/answers.txt")"
 proved "it answers: $(tail -1 "$work/answers.txt")"
-inside python -c 'import urllib.request as u; print(u.urlopen("http://127.0.0.1:9464/metrics").read().decode())' \
-    > "$work/metrics.txt"
+scrape='import urllib.request as u; print(u.urlopen("http://127.0.0.1:9464/metrics").read().decode())'
+inside python -c "$scrape" > "$work/metrics.txt"
 grep -q '^longshort_steps_total{model="metro",version="1"} 3' "$work/metrics.txt" || fail "/metrics lacks the steps"
 proved "/metrics has the three steps"
-engine exec -d service longshort stream --model metro --session open-stream
+engine exec -d service sh -c '(echo 1195; sleep 60) | longshort stream --model metro --session open' > /dev/null
+for _ in $(seq 50); do
+    inside python -c "$scrape" > "$work/metrics.txt"
+    if grep -q '^longshort_streams 1' "$work/metrics.txt"; then break; fi
+    sleep 0.2
+done
+grep -q '^longshort_streams 1' "$work/metrics.txt" || fail "no stream is open"
 stop
 proved "SIGTERM with a stream open: exit 0"
 
