@@ -11,7 +11,11 @@ Each class is one reason. `reason` is what callers match on, `metadata` the vari
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
+
+# Errors quote what a caller sent, and gRPC drops a status whose trailers exceed 8 KiB: the reason with it.
+_MAX_MESSAGE_BYTES: Final = 1000
+_MAX_METADATA_BYTES: Final = 256
 
 
 class ServiceError(Exception):
@@ -20,9 +24,13 @@ class ServiceError(Exception):
     reason: ClassVar[str] = "INTERNAL"
 
     def __init__(self, message: str, **metadata: object) -> None:
-        super().__init__(message)
-        self.message = message
-        self.metadata = {name: str(value) for name, value in metadata.items()}
+        self.message = _cut(message, _MAX_MESSAGE_BYTES)
+        super().__init__(self.message)
+        self.metadata = {name: _cut(str(value), _MAX_METADATA_BYTES) for name, value in metadata.items()}
+
+
+def _cut(text: str, max_bytes: int) -> str:
+    return text if len(text) <= max_bytes // 4 else text.encode()[:max_bytes].decode(errors="ignore")
 
 
 class CallerFault(ServiceError):

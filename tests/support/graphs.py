@@ -13,17 +13,17 @@ from onnx import TensorProto, helper, numpy_helper
 if TYPE_CHECKING:
     from pathlib import Path
 
-# A value for which the adder's graph asks for a table's millionth row: onnxruntime raises in the middle of the run.
+# For this value the adder's graph asks for a table's millionth row: onnxruntime raises in mid-run.
 FATAL = -666.0
 
 
 def write_adder(
     path: Path, *, name: str = "adder", missing: MissingValue = MissingValue.REPEAT_LAST, bias: float = 0.0
 ) -> Signature:
-    """Write a model that answers with the sum of all values so far, and `bias`.
+    """Write a model that answers with the sum of all values so far, and `bias`; exact for small integers.
 
-    Exact for small integers. It takes no `sequence_lens`, keeps its state on axis 0, overflows to infinity beyond
-    3.4e38, and fails the whole run on FATAL.
+    It takes no `sequence_lens`, keeps its state on axis 0, overflows to infinity beyond 3.4e38, and fails the
+    whole run on FATAL.
     """
     floats = TensorProto.FLOAT
     constants = {

@@ -1,9 +1,9 @@
-"""Calling the service as any gRPC client does: the generated stubs on asyncio, and nothing of longshort's client."""
+"""Calling the service as any gRPC client does: the generated stubs on asyncio, without longshort's client."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
@@ -163,7 +163,7 @@ class Caller:
         self.models = model_pb2_grpc.ModelServiceStub(self.channel)
         self.health = health_pb2_grpc.HealthStub(self.channel)
 
-    async def __aenter__(self) -> Caller:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
