@@ -7,6 +7,7 @@ import logging
 import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -20,7 +21,8 @@ from longshort_service.arena import Arena, StateLayout
 from longshort_service.batching import BatchPolicy
 from longshort_service.config import ConfigError, ServeConfig
 from longshort_service.engine import Engine
-from longshort_service.handlers import model as model_handler, sequence, session
+from longshort_service.handlers import model as model_handler
+from longshort_service.handlers import sequence, session
 from longshort_service.handlers.edge import Edge
 from longshort_service.http_endpoint import HttpEndpoint
 from longshort_service.keeper import Keeper, Limits
@@ -86,7 +88,7 @@ class App:
             stream_arrived=self._scheduler.stream_arrived,
         )
         self._streams = sequence.SequenceHandler(self._edge)
-        self._health = health.aio.HealthServicer()
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._is_engine_dead = False
         self._is_ready = False
         self._sweeper: asyncio.Task[None] | None = None
@@ -98,7 +100,9 @@ class App:
         await self._load_repository()
         self._server = self._build_server()
         try:
-            self.grpc_port = self._server.add_insecure_port(f"{_bracketed(self._config.host)}:{self._config.grpc_port}")
+            self.grpc_port = self._server.add_insecure_port(
+                f"{_bracketed(self._config.host)}:{self._config.grpc_port}"
+            )
         except RuntimeError as error:
             raise ConfigError(
                 f"port {self._config.grpc_port} of {self._config.host} is taken or not ours: "
@@ -178,11 +182,8 @@ class App:
             self.metrics.model_loaded(
                 name, model.version, model.signature.fingerprint, model.lane.engine.provider
             )
-            lanes = [other.lane for other in self.repository.models() if other.name == name]
-            self.metrics.watch_queue(name, lambda lanes=lanes: sum(lane.num_queued_steps for lane in lanes))
-            self.metrics.watch_state_bytes(
-                name, lambda lanes=lanes: sum(lane.arena.num_held * lane.arena.row_bytes for lane in lanes)
-            )
+            self.metrics.watch_queue(name, partial(self.repository.num_queued_steps, name))
+            self.metrics.watch_state_bytes(name, partial(self.repository.num_state_bytes, name))
             logger.info("model loaded", extra={"fields": {"model": label}})
         for label in result.unloaded:
             name, _, version = label.rpartition("/")

@@ -160,5 +160,7 @@ class Arena:
             raise DeadSlot(f"row {slot.row} was freed")
 
     @staticmethod
-    def _index(layout: StateLayout, rows: int | NDArray[np.intp]) -> tuple[slice | int | NDArray[np.intp], ...]:
+    def _index(
+        layout: StateLayout, rows: int | NDArray[np.intp]
+    ) -> tuple[slice | int | NDArray[np.intp], ...]:
         return (*(slice(None),) * layout.batch_axis, rows)

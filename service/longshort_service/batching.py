@@ -7,11 +7,11 @@ does not hold up live sessions.
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable
 
     import numpy as np
@@ -24,7 +24,7 @@ class JobOwner(Protocol):
     """Who is told when a job has ended, in the same breath in which its state moved."""
 
     def settled(self, job: Job) -> None:
-        """The job has ended; all of its steps are in the row where `is_applied` says so. Must not raise."""
+        """Note that the job has ended; its steps are in the row where `is_applied` says so. Must not raise."""
 
 
 class Job:

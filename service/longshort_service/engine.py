@@ -47,7 +47,9 @@ class Engine:
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
             raise ModelError(f"{path}: onnxruntime cannot load it: {error}") from error
         if self._session.get_providers()[0] != PROVIDERS[provider]:
-            raise ModelError(f"{path}: {PROVIDERS[provider]} did not start; its CUDA libraries may be missing")
+            raise ModelError(
+                f"{path}: {PROVIDERS[provider]} did not start; its CUDA libraries may be missing"
+            )
         self.provider = PROVIDERS[provider]
         self.signature = self._read_signature(path)
         self._check_graph(path)
@@ -76,7 +78,8 @@ class Engine:
     def initial_states(self, num_rows: int) -> list[NDArray[np.float32]]:
         """Return the states that a session starts with, for `num_rows` of them."""
         return [
-            np.full(_with_batch(state, num_rows), state.initial, np.float32) for state in self.signature.states
+            np.full(_with_batch(state, num_rows), state.initial, np.float32)
+            for state in self.signature.states
         ]
 
     def warm_up(self, max_rows: int, piece_steps: int) -> RunCost:
@@ -114,7 +117,9 @@ class Engine:
     def _read_signature(self, path: Path) -> Signature:
         text = self._session.get_modelmeta().custom_metadata_map.get(signatures.METADATA_KEY)
         if text is None:
-            raise ModelError(f"{path}: the file carries no {signatures.METADATA_KEY}: export it with longshort")
+            raise ModelError(
+                f"{path}: the file carries no {signatures.METADATA_KEY}: export it with longshort"
+            )
         try:
             return signatures.from_json(text)
         except signatures.SignatureError as error:
@@ -141,7 +146,9 @@ class Engine:
         ]
         for node, width in widths:
             if len(node.shape) != 3 or (isinstance(node.shape[2], int) and node.shape[2] != width):
-                raise ModelError(f"{path}: {node.name} is {node.shape}, the signature says [batch, time, {width}]")
+                raise ModelError(
+                    f"{path}: {node.name} is {node.shape}, the signature says [batch, time, {width}]"
+                )
         for state in signature.states:
             declared = inputs[state.input].shape
             fixed = [size if isinstance(size, int) else None for size in declared]
@@ -149,7 +156,9 @@ class Engine:
                 have is None or want in (-1, have) for have, want in zip(fixed, state.shape, strict=True)
             )
             if not fits:
-                raise ModelError(f"{path}: {state.input} is {declared}, the signature says {list(state.shape)}")
+                raise ModelError(
+                    f"{path}: {state.input} is {declared}, the signature says {list(state.shape)}"
+                )
             if fixed[state.batch_axis] is not None:
                 raise ModelError(f"{path}: the batch of {state.input} is fixed at {fixed[state.batch_axis]}")
 

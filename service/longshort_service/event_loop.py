@@ -28,7 +28,9 @@ _DRAIN_BYTES: Final = 4096
 class ServiceLoop(_FastestLoop):
     """A loop that reads all of gRPC's wake-up bytes at once."""
 
-    def add_reader(self, fd: Any, callback: Callable[..., object], *args: Any) -> None:
+    def add_reader(  # type: ignore[override]
+        self, fd: Any, callback: Callable[..., object], *args: Any
+    ) -> None:
         """Watch a file descriptor as every loop does; gRPC's wake-up socket is drained first."""
         bare = callback.func if isinstance(callback, functools.partial) else callback
         owner = getattr(bare, "__self__", None)

@@ -34,13 +34,13 @@ class KeeperObserver(Protocol):
     """Who is told what happened to sessions."""
 
     def move(self) -> None:
-        """A stream lost its session to another opening."""
+        """Note that a stream lost its session to another opening."""
 
     def eviction(self, cause: str) -> None:
-        """A session left memory: "idle", "capacity" or "expired"."""
+        """Note that a session left memory: "idle", "capacity" or "expired"."""
 
     def store_seconds(self, operation: str, seconds: float) -> None:
-        """A call of the store took so long."""
+        """Note that a call of the store took so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,9 @@ class Keeper:
                 if live.owner is not None:
                     live.owner.end(
                         errors.SessionMoved(
-                            f"session {live.id} was opened by another stream", cause="opened", client_id=owner.client_id
+                            f"session {live.id} was opened by another stream",
+                            cause="opened",
+                            client_id=owner.client_id,
                         )
                     )
                     self._observer.move()
@@ -193,8 +195,11 @@ class Keeper:
             model = self.repository.get(request.model, request.version)
             await self._make_room()
             session = self.table.create(
-                request.session_id, model,
-                epoch=opening.epoch, incarnation=self.draw_incarnation(), now_s=self.clock(),
+                request.session_id,
+                model,
+                epoch=opening.epoch,
+                incarnation=self.draw_incarnation(),
+                now_s=self.clock(),
             )
             return session, True
         _check_model(request, record.model, record.version)
@@ -304,7 +309,8 @@ def _refuse_unfound(opening: StoreOpening, session_id: str) -> None:
         raise errors.SessionNotFound(f"there is no session {session_id}", session_id=session_id)
     if opening.found is Found.EXPIRED:
         raise errors.SessionExpired(
-            f"session {session_id} was ended because nobody used it; create it to begin again", session_id=session_id
+            f"session {session_id} was ended because nobody used it; create it to begin again",
+            session_id=session_id,
         )
     if opening.found is Found.EXISTS:
         raise errors.SessionExists(f"there is a session {session_id} already", session_id=session_id)

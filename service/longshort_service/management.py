@@ -10,10 +10,12 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from longshort_service import errors, record as records
+import numpy as np
+
+from longshort_service import errors
+from longshort_service import record as records
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from longshort_service.keeper import Keeper
@@ -55,7 +57,8 @@ class Management:
             view = self._view(stored, None)
         if view.record.step < min_step:
             raise errors.Stale(
-                f"session {session_id} is at step {view.record.step} here, below {min_step}", step=view.record.step
+                f"session {session_id} is at step {view.record.step} here, below {min_step}",
+                step=view.record.step,
             )
         return view
 
@@ -88,7 +91,7 @@ class Management:
                 before,
                 step=0,
                 states=tuple(
-                    state.take(0, axis=spec.batch_axis)
+                    np.squeeze(state, axis=spec.batch_axis)
                     for state, spec in zip(fresh, model.signature.states, strict=True)
                 ),
                 last_message=None, last_answer=None, last_values=None, last_output=None, is_gapless=True,
@@ -125,16 +128,16 @@ class Management:
         live = self._table.get(session_id)
         if live is not None:
             if live.owner is not None:
-                live.owner.end(errors.SessionMoved(f"session {session_id} was {cause}", cause=cause, client_id=""))
+                live.owner.end(
+                    errors.SessionMoved(f"session {session_id} was {cause}", cause=cause, client_id="")
+                )
             await self._keeper.until_settled(live)
             self._table.remove(live)
         await self._store.delete(session_id)
 
     async def _create(self, session_id: str, record: SessionRecord, model: Model) -> SessionView:
         """Make a live session of a record, with an epoch and an incarnation of its own."""
-        session = await self._keeper.create_from(
-            dataclasses.replace(record, session_id=session_id), model
-        )
+        session = await self._keeper.create_from(dataclasses.replace(record, session_id=session_id), model)
         return self._view(self._table.record(session), session)
 
     def _model_of(self, record: SessionRecord) -> Model:
@@ -154,4 +157,3 @@ class Management:
 def memory_of(record: SessionRecord, model: Model) -> dict[str, NDArray[np.float32]]:
     """Return a record's states by the names of the model's state inputs."""
     return {spec.input: state for spec, state in zip(model.signature.states, record.states, strict=True)}
-

@@ -64,7 +64,8 @@ class Model:
         if self._explain is None:
             if not self.can_explain:
                 raise errors.ExplainUnavailable(
-                    f"{self.name}/{self.version} has no {EXPLAIN_FILE}: export it with longshort", model=self.name
+                    f"{self.name}/{self.version} has no {EXPLAIN_FILE}: export it with longshort",
+                    model=self.name,
                 )
             try:
                 self._explain = Engine(self.folder / EXPLAIN_FILE, provider="cpu", intra_op_num_threads=1)
@@ -107,11 +108,24 @@ class Repository:
 
     def models(self) -> list[Model]:
         """Return every loaded version by name and version."""
-        return [self._models[name][version] for name in sorted(self._models) for version in sorted(self._models[name])]
+        return [
+            self._models[name][version]
+            for name in sorted(self._models)
+            for version in sorted(self._models[name])
+        ]
 
     def is_serving(self, model: Model) -> bool:
         """Whether new sessions get this version by default."""
         return model.version == max(self._models[model.name])
+
+    def num_queued_steps(self, name: str) -> int:
+        """Return how many steps wait for any version of a model."""
+        return sum(model.lane.num_queued_steps for model in self._models.get(name, {}).values())
+
+    def num_state_bytes(self, name: str) -> int:
+        """Return how many bytes of state the sessions of a model hold."""
+        arenas = [model.arena for model in self._models.get(name, {}).values()]
+        return sum(arena.num_held * arena.row_bytes for arena in arenas)
 
     async def reload(self, is_in_use: Callable[[Model], bool]) -> ReloadResult:
         """Load versions that are new on disk, unload those that are gone and unused. What fails changes nothing."""

@@ -37,10 +37,10 @@ class LaneObserver(Protocol):
     """Who is told how long things took, all in seconds."""
 
     def batch_formed(self, num_rows: int, waited_s: list[float]) -> None:
-        """A batch of `num_rows` rows starts; `waited_s` is how long each has waited."""
+        """Note that a batch of `num_rows` rows starts; `waited_s` is how long each has waited."""
 
     def batch_done(self, gather_s: float, run_s: float, scatter_s: float) -> None:
-        """A batch has run and its waiters are told."""
+        """Note that a batch has run and its waiters are told."""
 
 
 @dataclass(slots=True, eq=False)
@@ -84,7 +84,9 @@ class Scheduler:
         self._pace = OpeningPace()
         self._waiting_lanes: deque[Lane] = deque()
         self._is_turn_due = False
-        self._timer: asyncio.TimerHandle | None = None  # the next turn, where it waits for streams being opened
+        self._timer: asyncio.TimerHandle | None = (
+            None  # the next turn, where it waits for streams being opened
+        )
         self._engine_thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._runs: set[asyncio.Task[None]] = set()
 
@@ -102,12 +104,13 @@ class Scheduler:
                 num_queued_steps=lane.num_queued_steps,
             )
         loop = asyncio.get_running_loop()
-        job.waiter = loop.create_future()
+        waiter: asyncio.Future[NDArray[np.float32]] = loop.create_future()
+        job.waiter = waiter
         job.enqueued_s = time.perf_counter()
         lane.queue.append(job)
         lane.num_queued_steps += job.num_steps
         self._wake(lane, loop)
-        return job.waiter
+        return waiter
 
     @staticmethod
     def withdraw(job: Job) -> None:
@@ -209,7 +212,8 @@ class Scheduler:
         for position, (job, count) in enumerate(zip(batch.jobs, batch.counts, strict=True)):
             if finite is not None and not finite[position]:
                 job.failure = errors.NonFiniteResult(
-                    "the model's answer to these values is not finite; the session has not moved", model=lane.name
+                    "the model's answer to these values is not finite; the session has not moved",
+                    model=lane.name,
                 )
                 continue
             target = job.target(count)
@@ -305,5 +309,6 @@ def _finite_rows(lane: Lane, result: _Result) -> NDArray[np.bool_] | None:
     with np.errstate(over="ignore", invalid="ignore"):
         if all(np.isfinite(array.sum()) for array in (result.answers, *result.states)):
             return None
-    finite: NDArray[np.bool_] = np.isfinite(result.answers).all(axis=(1, 2))
-    return finite & lane.arena.finite_rows(result.states)
+    rows = np.isfinite(result.answers).reshape(len(result.answers), -1)
+    finite: NDArray[np.bool_] = rows.all(axis=1) & lane.arena.finite_rows(result.states)
+    return finite

@@ -163,7 +163,7 @@ class Session(Generic[ModelT]):
         self.settled(job)
 
     def settled(self, job: Job) -> None:
-        """The scheduler's word that a job has ended: where all of its steps are in the row, the session moves."""
+        """Take the scheduler's word that a job has ended: where it was applied, the session moves."""
         if job.outputs is not None and job.is_applied:
             self.step += job.num_steps
             self.last_message = self._pending_message

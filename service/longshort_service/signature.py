@@ -110,7 +110,9 @@ class Signature:
             if not 0 <= state.batch_axis < len(state.shape) or state.shape[state.batch_axis] != -1:
                 raise SignatureError(f"state {state.input}: shape {state.shape} has no -1 at its batch axis")
             if any(size <= 0 for size in state.row_shape()):
-                raise SignatureError(f"state {state.input}: shape {state.shape} is not fixed beside the batch")
+                raise SignatureError(
+                    f"state {state.input}: shape {state.shape} is not fixed beside the batch"
+                )
         known_outputs = {c.name for c in self.outputs}
         known_features = {c.name for c in self.features}
         for pair in self.forecast:
@@ -144,7 +146,7 @@ def from_json(text: str) -> Signature:
     try:
         raw = json.loads(text)
         if raw["format"] != FORMAT:
-            raise SignatureError(f"signature format {raw['format']!r}: this version reads {FORMAT}")
+            raise SignatureError(f"signature format {raw['format']!r}: this version reads {FORMAT}")  # noqa: TRY301
         return Signature(
             name=str(raw["name"]),
             description=str(raw.get("description", "")),

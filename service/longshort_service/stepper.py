@@ -33,10 +33,10 @@ class StepObserver(Protocol):
     """Who is told what became of messages."""
 
     def steps(self, model: str, version: int, count: int) -> None:
-        """So many steps were applied."""
+        """Note that so many steps were applied."""
 
     def replay(self, model: str) -> None:
-        """A message was answered from the stored answer."""
+        """Note that a message was answered from the stored answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,11 @@ class Stepper:
     """The message path between a session and the scheduler. `until_settled` waits for a message in flight."""
 
     def __init__(
-        self, scheduler: Scheduler, observer: StepObserver, clock: Callable[[], float], explain_thread: Executor
+        self,
+        scheduler: Scheduler,
+        observer: StepObserver,
+        clock: Callable[[], float],
+        explain_thread: Executor,
     ) -> None:
         self._scheduler = scheduler
         self._observer = observer
@@ -102,7 +106,8 @@ class Stepper:
             )
         if not model.signature.can_forecast:
             raise errors.ForecastUnavailable(
-                f"{model.name} has features that no output predicts: it cannot run on its own", model=model.name
+                f"{model.name} has features that no output predicts: it cannot run on its own",
+                model=model.name,
             )
         if session.last_output is None:
             raise errors.SessionEmpty(f"session {session.id} has seen no value yet: step it first")
@@ -157,4 +162,4 @@ def _explain(
     engine = model.explain_engine()
     outputs = engine.run_all(values[None], states)
     axes = {spec.output: spec.batch_axis for spec in model.signature.states}
-    return {name: array.take(0, axis=axes.get(name, 0)) for name, array in outputs.items()}
+    return {name: np.squeeze(array, axis=axes.get(name, 0)) for name, array in outputs.items()}

@@ -31,11 +31,15 @@ def shape_rows(flat: NDArray[np.float32], signature: Signature, max_steps: int) 
     if rest:
         names = ", ".join(channel.name for channel in signature.features)
         raise errors.WrongShape(
-            f"{flat.size} values do not make rows of {width} ({names})", num_values=flat.size, num_features=width
+            f"{flat.size} values do not make rows of {width} ({names})",
+            num_values=flat.size,
+            num_features=width,
         )
     if num_steps > max_steps:
         raise errors.TooManySteps(
-            f"{num_steps} steps in one message: send at most {max_steps}", num_steps=num_steps, max_steps=max_steps
+            f"{num_steps} steps in one message: send at most {max_steps}",
+            num_steps=num_steps,
+            max_steps=max_steps,
         )
     return flat.reshape(num_steps, width)
 

@@ -32,13 +32,13 @@ class EdgeObserver(Protocol):
     """Who is told what callers were told."""
 
     def error(self, reason: str) -> None:
-        """A caller was given an error."""
+        """Note that a caller was given an error."""
 
     def conflict(self, reason: str) -> None:
-        """A message was refused by its step number."""
+        """Note that a message was refused by its step number."""
 
     def step_total(self, model: str, seconds: float) -> None:
-        """A message of values was read, applied and answered in so many seconds."""
+        """Note that a message of values was read, applied and answered in so many seconds."""
 
 
 @dataclass(slots=True)

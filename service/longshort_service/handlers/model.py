@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
-
 from longshort.v1 import model_pb2
+
 from longshort_service.handlers import codec
 
 if TYPE_CHECKING:

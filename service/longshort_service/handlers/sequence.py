@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
-
 from longshort.v1 import sequence_pb2
+
 from longshort_service import errors
 from longshort_service.handlers import codec, status
 from longshort_service.handlers.stream import StreamConversation
@@ -15,6 +15,7 @@ from longshort_service.stores.base import OpenMode
 
 if TYPE_CHECKING:
     from longshort.v1 import types_pb2
+
     from longshort_service.handlers.edge import Edge
     from longshort_service.repository import Model
     from longshort_service.sessions import Session
@@ -74,8 +75,12 @@ class SequenceHandler:
                 max_streams=self._edge.max_streams,
             )
 
-    async def _stream_frames(self, _requests: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
-        error = errors.NotBuilt("StreamFrames is declared and not built yet: use Stream, one session a stream")
+    async def _stream_frames(
+        self, _requests: object, context: grpc.aio.ServicerContext[bytes, bytes]
+    ) -> None:
+        error = errors.NotBuilt(
+            "StreamFrames is declared and not built yet: use Stream, one session a stream"
+        )
         self._edge.count(error)
         await status.abort(context, error)
 
@@ -84,7 +89,10 @@ class SequenceHandler:
         wanted = codec.answers(request.values.answers)
         session, created = await edge.keeper.ensure(
             OpenRequest(
-                codec.session_id(request.session), codec.open_mode(request.mode), request.model, request.version
+                codec.session_id(request.session),
+                codec.open_mode(request.mode),
+                request.model,
+                request.version,
             )
         )
         rows = codec.rows(request.values, session.model.signature, edge.max_steps)

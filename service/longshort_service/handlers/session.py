@@ -7,8 +7,8 @@ import binascii
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
-
 from longshort.v1 import session_pb2
+
 from longshort_service import errors
 from longshort_service.handlers import codec
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
-
 from longshort.v1 import types_pb2
+
 from longshort_service import errors
 
 if TYPE_CHECKING:
@@ -75,9 +75,7 @@ async def abort(context: grpc.aio.ServicerContext[bytes, bytes], error: errors.S
     """End the call with the error as its status. Raises what grpc raises to unwind the handler."""
     code, _ = TABLE[type(error)]
     status = status_pb2.Status(code=code.value[0], message=error.message, details=_details(error))
-    await context.abort(
-        code, error.message, trailing_metadata=((DETAILS_KEY, status.SerializeToString()),)
-    )
+    await context.abort(code, error.message, trailing_metadata=((DETAILS_KEY, status.SerializeToString()),))
 
 
 def _details(error: errors.ServiceError) -> Iterator[any_pb2.Any]:

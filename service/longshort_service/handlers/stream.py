@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import TYPE_CHECKING, Final
 
 import grpc
-
 from longshort.v1 import sequence_pb2, types_pb2
+
 from longshort_service import errors
 from longshort_service.handlers import codec, status
 from longshort_service.keeper import OpenRequest
@@ -61,17 +62,16 @@ class StreamConversation:
             self._end_task = asyncio.get_running_loop().create_task(self._abort_asleep(error))
 
     async def _abort_asleep(self, error: errors.ServiceError) -> None:
-        try:
+        # abort() unwinds whoever calls it by raising; the client may also have left meanwhile.
+        with contextlib.suppress(grpc.aio.AbortError, grpc.aio.UsageError, asyncio.InvalidStateError):
             await self._fail(error)
-        except (grpc.aio.AbortError, grpc.aio.UsageError, asyncio.InvalidStateError):
-            pass  # abort() unwinds whoever calls it by raising; the client may also have left meanwhile
 
     async def _exchange(self) -> bool:
         """Read one message and answer it; return whether the stream goes on."""
         raw = await self._context.read()
         if self._end_error is not None:
             return False
-        if raw is grpc.aio.EOF:
+        if raw is grpc.aio.EOF:  # type: ignore[attr-defined]
             self._protocol.handle(StreamEvent.HALF_CLOSE)
             return False
         begin_s = time.perf_counter()
@@ -155,7 +155,9 @@ class StreamConversation:
         if session.in_flight is not None:  # a unary call is moving the session just now
             await self._edge.keeper.until_settled(session)
             self._settled_session()
-        applied = await self._edge.stepper.step(session, rows, message.step if self._is_numbered else None, wanted)
+        applied = await self._edge.stepper.step(
+            session, rows, message.step if self._is_numbered else None, wanted
+        )
         response = sequence_pb2.StreamResponse()
         answer = response.answer
         codec.fill_answer(answer, applied.outputs, signature, as_tensors=bool(message.tensors))
@@ -180,7 +182,9 @@ class StreamConversation:
         if session is None:
             raise errors.InternalError("the stream is open without a session")
         if session.owner is not self or session.is_ended:
-            raise self._end_error or errors.SessionMoved(f"session {session.id} has ended", cause="ended", client_id="")
+            raise self._end_error or errors.SessionMoved(
+                f"session {session.id} has ended", cause="ended", client_id=""
+            )
         return session
 
     async def _fail(self, error: errors.ServiceError, *, is_counted: bool = False) -> None:
