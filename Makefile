@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 PYTEST_FLAGS ?=
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 PACKAGES := pyproject.toml client/pyproject.toml
 MODELS = $(if $(wildcard models/*/*/model.onnx),models)
 

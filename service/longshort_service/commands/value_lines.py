@@ -14,13 +14,12 @@ import math
 import os
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 MISSING: Final = frozenset({"", "nan", "na", "null"})
 CHUNK_BYTES: Final = 1 << 16  # what a pipe holds on Linux
+GREATEST_FLOAT32: Final = (2 - 2**-23) * 2.0**127
 LONGEST_LINE_BYTES: Final = 1 << 20  # beyond it the input is no text of ours
 
 
@@ -96,7 +95,7 @@ class LineReader:
             return math.nan
         if not _is_number(cell):
             raise self._bad(f"{cell[:40]!r} is no number")
-        if not abs(float(cell)) <= float(np.finfo(np.float32).max):
+        if not abs(float(cell)) <= GREATEST_FLOAT32:
             raise self._bad(f"{cell[:40]!r} is not a finite 32-bit number")
         return float(cell)
 
