@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from longshort_model import graph
+from longshort_model.explain_graph import EXPLAINED
 from longshort_model.graph import build, fingerprint, sign
 from longshort_model.replay import Replay
 from longshort_model.synthetic import lstm_states, random_weights, write_random_model
@@ -85,7 +86,7 @@ def test_the_gates_of_explain_give_the_new_memories_by_the_equations(
     for name in ("y", "hn", "cn"):
         assert np.array_equal(got[name], explained[name])
     for n in range(len(h0)):
-        layer = {what: explained[f"layer{n}.{what}"] for what in graph.EXPLAINED}
+        layer = {what: explained[f"layer{n}.{what}"] for what in EXPLAINED}
         long_term = c0[n]
         for t in range(11):
             long_term = (

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from longshort_model import equations
-from longshort_model.graph import EXPLAINED, Layer, Weights, build, reorder
+from longshort_model.explain_graph import EXPLAINED
+from longshort_model.graph import Layer, Weights, build, reorder
 from longshort_model.synthetic import random_weights
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from longshort_model import equations
-from longshort_model.graph import EXPLAINED, sign
+from longshort_model.explain_graph import EXPLAINED
+from longshort_model.graph import sign
 from longshort_model.replay import Replay
 
 if TYPE_CHECKING:

@@ -9,20 +9,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 from longshort_service.signature import METADATA_KEY, MissingValue
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
+
+from longshort_model import explain_graph
+from longshort_model.onnx_nodes import Nodes
 
 if TYPE_CHECKING:
     from longshort_service.signature import Signature
     from numpy.typing import NDArray
-
-OPSET: Final = 17  # LSTM-14; every onnxruntime since 1.12 reads it
-IR_VERSION: Final = 8  # the one that belongs to opset 17
-EXPLAINED: Final = ("forget_gate", "input_gate", "candidate", "output_gate", "cell_state", "hidden_state")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,7 @@ def build(
     Under MissingValue.PASS a NaN is taken for its feature's mean. Steps of a row beyond its `sequence_lens`
     have outputs without meaning.
     """
-    g = _Graph()
+    g = Nodes()
     features, outputs, hidden = len(weights.mean), len(weights.columns), weights.hidden
     values = "x"
     if missing is MissingValue.PASS:
@@ -87,7 +86,7 @@ def build(
         sequence, *end = _lstm(g, n, layer, [before, short_terms[n], long_terms[n]])
         ends.append((end[0], end[1]))
         if explain:
-            _explain(g, n, [before, sequence, short_terms[n], long_terms[n]])
+            explain_graph.explain(g, n, [before, sequence, short_terms[n], long_terms[n]])
     g.add("Concat", [h for h, _ in ends], outputs=["hn"], axis=0)
     g.add("Concat", [c for _, c in ends], outputs=["cn"], axis=0)
     _head(g, weights, g.add("Transpose", [sequence], perm=[1, 0, 2]), values)
@@ -96,7 +95,7 @@ def build(
     results = {"y": ["batch", "time", outputs], "hn": memory, "cn": memory}
     if explain:
         for n in range(len(weights.layers)):
-            results |= {f"layer{n}.{what}": ["batch", "time", hidden] for what in EXPLAINED}
+            results |= {f"layer{n}.{what}": ["batch", "time", hidden] for what in explain_graph.EXPLAINED}
     return g.model(inputs, results)
 
 
@@ -126,7 +125,7 @@ def _serialize(model: onnx.ModelProto, signature: Signature) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def _lstm(g: _Graph, n: int, layer: Layer, inputs: list[str]) -> tuple[str, str, str]:
+def _lstm(g: Nodes, n: int, layer: Layer, inputs: list[str]) -> tuple[str, str, str]:
     """Add one layer; return its sequence [time, batch, hidden] and its memories [1, batch, hidden]."""
     before, short_term, long_term = inputs
     bias = reorder(layer.bias)
@@ -146,132 +145,22 @@ def _lstm(g: _Graph, n: int, layer: Layer, inputs: list[str]) -> tuple[str, str,
     return sequence, names[1], names[2]
 
 
-def _head(g: _Graph, weights: Weights, hidden_states: str, values: str) -> None:
+def _head(g: Nodes, weights: Weights, hidden_states: str, values: str) -> None:
+    """Add the head. Its scale is multiplied into the weights: a node costs a microsecond at every step."""
     columns = np.array(weights.columns)
-    product = g.add("MatMul", [hidden_states, g.constant("head.W", weights.head_weights.T)])
-    change = g.add("Add", [product, g.constant("head.b", weights.head_bias)])  # [batch, time, outputs]
+    unit = weights.scale[columns]  # [outputs]
+    if weights.band_factors is not None:
+        unit = unit * np.abs(np.array([1, *weights.band_factors], np.float32))
+    product = g.add("MatMul", [hidden_states, g.constant("head.W", weights.head_weights.T * unit)])
+    change = g.add("Add", [product, g.constant("head.b", weights.head_bias * unit)])  # [batch, time, outputs]
     if weights.band_factors is not None:
         median, raw = g.split(change, 2, axis=2, sizes=[1, 2])
-        distance = g.add("Mul", [g.add("Abs", [raw]), g.constant("head.band_factors", weights.band_factors)])
+        signs = g.constant("head.signs", np.sign(weights.band_factors))
+        distance = g.add("Mul", [g.add("Abs", [raw]), signs])
         change = g.add("Concat", [median, g.add("Add", [median, distance])], axis=2)
-    last = g.add("Gather", [values, g.constant("head.columns", columns)], axis=2)
-    raw_change = g.add("Mul", [change, g.constant("head.scale", weights.scale[columns])])
-    g.add("Add", [last, raw_change], outputs=["y"])
-
-
-def _explain(g: _Graph, n: int, tensors: list[str]) -> None:
-    """Recompute a layer's gates at once from the hidden states shifted by one, and its cells by a Scan.
-
-    The LSTM operator returns neither; see docs/design/0002-export.md.
-    """
-    before, sequence, short_term, long_term = tensors
-    first_axis = g.constant("first_axis", np.array([0]))
-    shifted = g.add(
-        "Concat",
-        [
-            short_term,
-            g.add(
-                "Slice",
-                [sequence, g.constant("zero", np.array([0])), g.constant("last", np.array([-1])), first_axis],
-            ),
-        ],
-        axis=0,
+    last = (
+        values
+        if len(weights.mean) == 1
+        else g.add("Gather", [values, g.constant("columns", columns)], axis=2)
     )
-    of_input = g.add("MatMul", [before, g.matrix(f"layer{n}.W")])
-    of_hidden = g.add("MatMul", [shifted, g.matrix(f"layer{n}.R")])
-    bias = g.add("Add", g.split(g.add("Squeeze", [f"layer{n}.B", first_axis]), 2, axis=0))
-    sums = g.add("Add", [g.add("Add", [of_input, of_hidden]), bias])  # [time, batch, 4 * hidden]
-    i, o, f, c = g.split(sums, 4, axis=2)
-    gates = {
-        "input_gate": g.add("Sigmoid", [i]),
-        "output_gate": g.add("Sigmoid", [o]),
-        "forget_gate": g.add("Sigmoid", [f]),
-        "candidate": g.add("Tanh", [c]),
-    }
-    written = g.add("Mul", [gates["input_gate"], gates["candidate"]])
-    cell0 = g.add("Squeeze", [long_term, first_axis])  # [batch, hidden]
-    last_cell, cells = g.fresh(), g.fresh()
-    g.add(
-        "Scan",
-        [cell0, gates["forget_gate"], written],
-        outputs=[last_cell, cells],
-        body=_cell_update(),
-        num_scan_inputs=2,
-    )
-    for what, tensor in {**gates, "cell_state": cells, "hidden_state": sequence}.items():
-        g.add("Transpose", [tensor], outputs=[f"layer{n}.{what}"], perm=[1, 0, 2])
-
-
-def _cell_update() -> onnx.GraphProto:
-    """One step of a Scan: L' = f * L + written."""
-    nodes = [
-        helper.make_node("Mul", ["forget", "cell"], ["kept"]),
-        helper.make_node("Add", ["kept", "written"], ["next_cell"]),
-        helper.make_node("Identity", ["next_cell"], ["cell_state"]),
-    ]
-
-    def value(name: str) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
-
-    return helper.make_graph(
-        nodes,
-        "cell_update",
-        [value("cell"), value("forget"), value("written")],
-        [value("next_cell"), value("cell_state")],
-    )
-
-
-class _Graph:
-    """Collects nodes and constants; a constant of the same name is kept once."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: dict[str, onnx.TensorProto] = {}
-        self.names = 0
-
-    def fresh(self) -> str:
-        self.names += 1
-        return f"t{self.names}"
-
-    def add(self, operator: str, inputs: list[str], *, outputs: list[str] | None = None, **how: Any) -> str:
-        names = outputs or [self.fresh()]
-        self.nodes.append(helper.make_node(operator, inputs, names, **how))
-        return names[0]
-
-    def constant(self, name: str, array: NDArray[Any]) -> str:
-        self.constants.setdefault(name, numpy_helper.from_array(np.ascontiguousarray(array), name))
-        return name
-
-    def matrix(self, name: str) -> str:
-        """Return W [1, rows, columns] as [columns, rows]; onnxruntime folds it at loading."""
-        square = self.add("Squeeze", [name, self.constant("first_axis", np.array([0]))])
-        return self.add("Transpose", [square], perm=[1, 0])
-
-    def split(self, name: str, parts: int, *, axis: int, sizes: list[int] | None = None) -> list[str]:
-        if parts == 1:
-            return [name]
-        names = [self.fresh() for _ in range(parts)]
-        extra = (
-            [] if sizes is None else [self.constant("split." + "_".join(map(str, sizes)), np.array(sizes))]
-        )
-        self.add("Split", [name, *extra], outputs=names, axis=axis)
-        return names
-
-    def model(self, inputs: dict[str, list[Any]], outputs: dict[str, list[Any]]) -> onnx.ModelProto:
-        def declared(shapes: dict[str, list[Any]]) -> list[onnx.ValueInfoProto]:
-            return [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in shapes.items()]
-
-        lengths = helper.make_tensor_value_info("sequence_lens", TensorProto.INT32, ["batch"])
-        graph = helper.make_graph(
-            self.nodes,
-            "longshort",
-            [*declared(inputs), lengths],
-            declared(outputs),
-            list(self.constants.values()),
-        )
-        return helper.make_model(
-            graph,
-            opset_imports=[helper.make_opsetid("", OPSET)],
-            ir_version=IR_VERSION,
-            producer_name="longshort",
-        )
+    g.add("Add", [last, change], outputs=["y"])
