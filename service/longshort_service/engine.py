@@ -40,6 +40,8 @@ class Engine:
         options.intra_op_num_threads = intra_op_num_threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3  # errors; what matters comes back as an exception
+        if provider == "cuda" and hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()  # finds CUDA and cuDNN in PyTorch's or the nvidia packages' folders
         if PROVIDERS[provider] not in ort.get_available_providers():
             raise ModelError(f"onnxruntime has no {PROVIDERS[provider]} here: install longshort-server[gpu]")
         try:
