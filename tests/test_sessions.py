@@ -11,8 +11,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from longshort_service import errors
+from longshort_service.batching import Job
 from longshort_service.protocol import MessageIdentity
-from longshort_service.sessions import Answers, Job, Replay, Session, SessionTable
+from longshort_service.session import Answers, Replay, Session
+from longshort_service.sessions import SessionTable
 from longshort_service.signature import MissingValue
 from tables import (
     HIDDEN,

@@ -26,11 +26,12 @@ from longshort_service.handlers import sequence, session
 from longshort_service.handlers.edge import Edge
 from longshort_service.http_endpoint import HttpEndpoint
 from longshort_service.keeper import Keeper, Limits
+from longshort_service.lane import Lane
 from longshort_service.management import Management
 from longshort_service.metrics import Metrics
 from longshort_service.observers import CallMetrics, LaneMetrics
 from longshort_service.repository import MODEL_FILE, Model, ReloadResult, Repository
-from longshort_service.scheduler import Lane, Scheduler
+from longshort_service.scheduler import Scheduler
 from longshort_service.sessions import SessionTable
 from longshort_service.stepper import Stepper
 from longshort_service.stores.memory import MemoryStore

@@ -10,19 +10,20 @@ import asyncio
 import dataclasses
 import logging
 import time
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from longshort_service import errors
 from longshort_service.stores.base import Found, OpenMode, StoreOpening
+from longshort_service.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
     from longshort_service.record import SessionRecord
     from longshort_service.repository import Model, Repository
-    from longshort_service.sessions import Session, SessionTable, StreamOwner
+    from longshort_service.session import Session, StreamOwner
+    from longshort_service.sessions import SessionTable
     from longshort_service.stores.base import Store
 
 logger = logging.getLogger(__name__)
@@ -63,14 +64,6 @@ class Limits:
     tombstone_ttl_s: float
 
 
-@dataclass(slots=True)
-class _Turn:
-    """Who is at a session: one at a time, the others wait."""
-
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    num_users: int = 0
-
-
 class Keeper:
     """The way of a session between row and store. `clock` returns seconds since 1970."""
 
@@ -92,20 +85,7 @@ class Keeper:
         self.draw_incarnation = draw_incarnation
         self._limits = limits
         self._observer = observer
-        self._turns: dict[str, _Turn] = {}
-
-    @asynccontextmanager
-    async def exclusively(self, session_id: str) -> AsyncIterator[None]:
-        """Keep other openings and management calls off this session meanwhile."""
-        turn = self._turns.setdefault(session_id, _Turn())
-        turn.num_users += 1
-        try:
-            async with turn.lock:
-                yield
-        finally:
-            turn.num_users -= 1
-            if not turn.num_users:
-                del self._turns[session_id]
+        self.turns = Turns()
 
     @staticmethod
     async def until_settled(session: Session[Model]) -> None:
@@ -124,7 +104,7 @@ class Keeper:
         A stream that has it open is ended first. Raises SessionNotFound, SessionExpired, SessionExists, ModelNotFound,
         ModelMismatch, ModelChanged, SessionsExhausted; then no session and no stream has changed.
         """
-        async with self.exclusively(request.session_id):
+        async with self.turns.of(request.session_id):
             live = self.table.get(request.session_id)
             if live is not None and request.mode is not OpenMode.CREATE:
                 _check_model(request, live.model.name, live.model.version)
@@ -154,7 +134,7 @@ class Keeper:
             if not live.is_ended:
                 self.table.touch(live, self.clock())
                 return live, False
-        async with self.exclusively(request.session_id):
+        async with self.turns.of(request.session_id):
             live = self.table.get(request.session_id)
             if live is not None and request.mode is not OpenMode.CREATE:
                 session, created = live, False
@@ -278,7 +258,7 @@ class Keeper:
         await self.store.forget_tombstones(now_s - limits.tombstone_ttl_s)
 
     async def _bury(self, record: SessionRecord, now_s: float) -> bool:
-        async with self.exclusively(record.session_id):
+        async with self.turns.of(record.session_id):
             if self.table.get(record.session_id) is not None:
                 return False
             is_buried = await self.store.bury(record.session_id, record.epoch, now_s)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from longshort_service.keeper import Keeper
     from longshort_service.record import SessionRecord
     from longshort_service.repository import Model
-    from longshort_service.sessions import Session
+    from longshort_service.session import Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Management:
 
     async def reset(self, session_id: str) -> SessionView:
         """Put a session back to step 0 with a new incarnation; its stream is ended."""
-        async with self._keeper.exclusively(session_id):
+        async with self._keeper.turns.of(session_id):
             before = (await self.get(session_id)).record
             await self._end(session_id, "reset")
             model = self._keeper.repository.get(before.model, before.version)
@@ -102,7 +102,7 @@ class Management:
         """Copy a session under another id, as of now. Raises SessionExists where that id is in use."""
         source = (await self.get(session_id, min_step)).record
         copy = dataclasses.replace(source, session_id=fork_id, last_message=None, last_answer=None)
-        async with self._keeper.exclusively(fork_id):
+        async with self._keeper.turns.of(fork_id):
             return await self._create(fork_id, copy, self._model_of(copy))
 
     async def export(self, session_id: str, min_step: int) -> tuple[bytes, int]:
@@ -114,12 +114,12 @@ class Management:
         """Make a session from exported bytes. Raises InvalidRecord, ModelChanged, ModelNotFound, SessionExists."""
         record = records.decode(data)
         session_id = session_id or record.session_id
-        async with self._keeper.exclusively(session_id):
+        async with self._keeper.turns.of(session_id):
             return await self._create(session_id, record, self._model_of(record))
 
     async def delete(self, session_id: str) -> None:
         """End a session; its stream is ended. Raises SessionNotFound or SessionExpired."""
-        async with self._keeper.exclusively(session_id):
+        async with self._keeper.turns.of(session_id):
             await self.get(session_id)
             await self._end(session_id, "deleted")
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from longshort_service.arena import Arena
-    from longshort_service.scheduler import Lane
+    from longshort_service.lane import Lane
     from longshort_service.signature import Signature
 
 logger = logging.getLogger(__name__)

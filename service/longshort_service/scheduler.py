@@ -13,13 +13,14 @@ import logging
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from longshort_service import errors
-from longshort_service.batching import Batch, BatchPolicy, Job, form_batch
+from longshort_service.batching import Batch, Job, form_batch
+from longshort_service.lane import Lane, RunResult, finite_rows, run_batch
 from longshort_service.pacing import WAIT_S, OpeningPace
 
 if TYPE_CHECKING:
@@ -27,45 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from longshort_service.arena import Arena, States
-    from longshort_service.engine import Engine
-
 logger = logging.getLogger(__name__)
-
-
-class LaneObserver(Protocol):
-    """Who is told how long things took, all in seconds."""
-
-    def batch_formed(self, num_rows: int, waited_s: list[float]) -> None:
-        """Note that a batch of `num_rows` rows starts; `waited_s` is how long each has waited."""
-
-    def batch_done(self, gather_s: float, run_s: float, scatter_s: float) -> None:
-        """Note that a batch has run and its waiters are told."""
-
-
-@dataclass(slots=True, eq=False)
-class Lane:
-    """One model version on its way through the scheduler: its engine, its rows, its queue."""
-
-    name: str
-    engine: Engine
-    arena: Arena
-    policy: BatchPolicy
-    observer: LaneObserver
-    queue: deque[Job] = field(default_factory=deque)
-    num_queued_steps: int = 0
-    is_running: bool = False  # a batch of it is in the engine
-    is_waiting: bool = False  # it stands in line for a turn
-    is_dead: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Result:
-    answers: NDArray[np.float32]  # [batch, time, outputs] f32
-    states: States
-    gather_s: float
-    run_s: float
-    ended_s: float  # on the performance counter
 
 
 class Scheduler:
@@ -185,7 +148,7 @@ class Scheduler:
 
     def _run_inline(self, lane: Lane, batch: Batch) -> None:
         try:
-            result = _run(lane, batch)
+            result = run_batch(lane, batch)
             self._scatter(lane, batch, result)
         except Exception as error:  # noqa: BLE001  whatever the engine raises, nobody may be left waiting
             self._die(lane, batch, error)
@@ -194,7 +157,7 @@ class Scheduler:
 
     async def _run_in_thread(self, lane: Lane, batch: Batch, loop: asyncio.AbstractEventLoop) -> None:
         try:
-            result = await loop.run_in_executor(self._engine_thread, _run, lane, batch)
+            result = await loop.run_in_executor(self._engine_thread, run_batch, lane, batch)
             self._scatter(lane, batch, result)
         except Exception as error:  # noqa: BLE001  as above
             self._die(lane, batch, error)
@@ -205,9 +168,9 @@ class Scheduler:
     # -- the ends of a batch -------------------------------------------------------------------------------------
 
     @staticmethod
-    def _scatter(lane: Lane, batch: Batch, result: _Result) -> None:
+    def _scatter(lane: Lane, batch: Batch, result: RunResult) -> None:
         """Put the new states into their rows, all but those of rows that failed or are not needed."""
-        finite = _finite_rows(lane, result)
+        finite = finite_rows(lane, result)
         targets, positions = [], []
         for position, (job, count) in enumerate(zip(batch.jobs, batch.counts, strict=True)):
             if finite is not None and not finite[position]:
@@ -224,7 +187,7 @@ class Scheduler:
             everyone = len(targets) == len(batch.jobs)
             lane.arena.scatter(targets, result.states, None if everyone else positions)
 
-    def _finish(self, lane: Lane, batch: Batch, result: _Result) -> None:
+    def _finish(self, lane: Lane, batch: Batch, result: RunResult) -> None:
         """Tell owners and waiters; what has steps left queues again behind the others."""
         lane.is_running = False
         unfinished: list[Job] = []
@@ -280,35 +243,3 @@ class Scheduler:
             job.failure = errors.EngineDead(f"the engine of {lane.name} has failed", model=lane.name)
             self._end(lane, job)
         self._on_engine_death(lane)
-
-
-def _run(lane: Lane, batch: Batch) -> _Result:
-    """Gather, run. Touches rows only to read them: in the engine thread the rows of a batch are nobody else's."""
-    begin_s = time.perf_counter()
-    jobs = batch.jobs
-    if batch.num_steps == 1:
-        values = np.stack([job.values[job.num_done : job.num_done + 1] for job in jobs])
-        counts = None
-    else:
-        values = np.zeros((len(jobs), batch.num_steps, jobs[0].values.shape[1]), np.float32)
-        for row, (job, count) in enumerate(zip(jobs, batch.counts, strict=True)):
-            values[row, :count] = job.values[job.num_done : job.num_done + count]
-        counts = np.array(batch.counts, np.int32)
-    states = lane.arena.gather([job.source for job in jobs])
-    gathered_s = time.perf_counter()
-    answers, new_states = lane.engine.run(values, counts, states)
-    ended_s = time.perf_counter()
-    return _Result(answers, new_states, gathered_s - begin_s, ended_s - gathered_s, ended_s)
-
-
-def _finite_rows(lane: Lane, result: _Result) -> NDArray[np.bool_] | None:
-    """Return which rows' answers and states are finite; None where all are.
-
-    A sum is finite only where all its terms are, so that one pass without a mask clears a batch that is well.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):
-        if all(np.isfinite(array.sum()) for array in (result.answers, *result.states)):
-            return None
-    rows = np.isfinite(result.answers).reshape(len(result.answers), -1)
-    finite: NDArray[np.bool_] = rows.all(axis=1) & lane.arena.finite_rows(result.states)
-    return finite

@@ -13,7 +13,7 @@ import numpy as np
 
 from longshort_service import errors
 from longshort_service.batching import Job
-from longshort_service.sessions import Answers, Replay, allocate_row, select_answers
+from longshort_service.session import Answers, Replay, allocate_row, select_answers
 from longshort_service.values import check_values
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from longshort_service.repository import Model
     from longshort_service.scheduler import Scheduler
-    from longshort_service.sessions import Session
+    from longshort_service.session import Session
 
 MAX_EXPLAINS_AT_ONCE: Final = 4
 

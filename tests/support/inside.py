@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from longshort_service.engine import Engine
-    from longshort_service.scheduler import Lane
+    from longshort_service.lane import Lane
 
 PATIENCE_S = 20.0
 

@@ -6,19 +6,24 @@ Usage: many_streams.py ADDRESS MODEL NUM_STREAMS NUM_CHANNELS. Ends by itself, a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 import time
 import uuid
+from typing import TYPE_CHECKING
 
 import grpc
 from longshort.v1 import sequence_pb2, types_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 DEADLINE_S = 30.0
 
 
 async def follow(
-    channel: grpc.aio.Channel, model: str, begin_s: float, firsts: list[float], done: asyncio.Event
+    channel: grpc.aio.Channel, model: str, first_answered: Callable[[], None], done: asyncio.Event
 ):
     """Open one session and step it one value at a time until every stream has had its first answer."""
     call = channel.stream_stream("/longshort.v1.SequenceService/Stream")()
@@ -33,7 +38,7 @@ async def follow(
         assert response.WhichOneof("kind") == "answer", response
         num_answers += 1
         if num_answers == 1:
-            firsts.append(time.perf_counter() - begin_s)
+            first_answered()
     call.cancel()
     return num_answers
 
@@ -44,19 +49,25 @@ async def main(address: str, model: str, num_streams: int, num_channels: int) ->
     ]
     await asyncio.gather(*(channel.channel_ready() for channel in channels))
     firsts: list[float] = []
-    done = asyncio.Event()
+    done, everyone = asyncio.Event(), asyncio.Event()
     begin_s = time.perf_counter()
+
+    def first_answered() -> None:
+        firsts.append(time.perf_counter() - begin_s)
+        if len(firsts) == num_streams:
+            everyone.set()
+
     tasks = [
-        asyncio.create_task(follow(channels[k % num_channels], model, begin_s, firsts, done))
+        asyncio.create_task(follow(channels[k % num_channels], model, first_answered, done))
         for k in range(num_streams)
     ]
-    while len(firsts) < num_streams and time.perf_counter() - begin_s < DEADLINE_S:
-        await asyncio.sleep(0.01)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(everyone.wait(), DEADLINE_S)
     elapsed_s = time.perf_counter() - begin_s
     done.set()
     finished, _ = await asyncio.wait(tasks, timeout=10)
     num_answers = sum(task.result() for task in finished)
-    print(
+    sys.stdout.write(
         json.dumps(
             {
                 "served": len(firsts),

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from longshort_service.arena import Arena, Slot, StateLayout
-from longshort_service.sessions import Answers, Replay, Session, SessionTable
+from longshort_service.session import Answers, Replay, Session
+from longshort_service.sessions import SessionTable
 from longshort_service.signature import Channel, MissingValue, Signature, State
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from longshort.v1 import model_pb2, sequence_pb2, session_pb2, types_pb2
 
 from longshort_service import errors
 from longshort_service.record import SESSION_ID
-from longshort_service.sessions import Answers
+from longshort_service.session import Answers
 from longshort_service.signature import MissingValue
 from longshort_service.stores.base import OpenMode
 from longshort_service.values import shape_rows

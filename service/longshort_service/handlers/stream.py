@@ -18,7 +18,7 @@ from longshort_service.protocol import StreamEvent, StreamProtocol, StreamState,
 if TYPE_CHECKING:
     from longshort_service.handlers.edge import Edge
     from longshort_service.repository import Model
-    from longshort_service.sessions import Session
+    from longshort_service.session import Session
 
 _EVENTS: Final = {
     "open": StreamEvent.OPEN,
