@@ -47,14 +47,10 @@ def local_service(
 ) -> Iterator[LocalService]:
     """Start the service and end it with the block, SIGTERM and a closed terminal included. Raises Failure."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "longshort_service",
-        "serve",
-        *([] if repository is None else [str(repository)]),
-    ]
-    command += ["--grpc-port", str(grpc_port), "--metrics-port", str(metrics_port), "--log-format", "json"]
+    models = [] if repository is None else [str(repository)]
+    command = [sys.executable, "-m", "longshort_service", "serve", *models]
+    command += ["--grpc-port", str(grpc_port), "--metrics-port", str(metrics_port)]
+    command += ["--log-format", "json", "--log-level", "info"]  # its first lines are read below
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)  # as Ctrl-C: the block is left
     # A group of its own: a terminal's Ctrl-C comes to us alone, and the service drains when we tell it to.
