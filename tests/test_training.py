@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -200,3 +201,13 @@ def test_a_mistake_of_the_callers_is_one_line_and_exit_code_2(
     assert result.exit_code == 2
     assert expected in result.output.splitlines()[-1]
     assert not (tmp_path / "models").exists()
+
+
+def test_without_pytorch_the_command_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "torch", None)  # makes its import fail
+    result = CliRunner().invoke(command, ["--data", str(write_csv(tmp_path / "tank.csv"))])
+    assert result.exit_code == 2
+    assert "pip install 'longshort-server[train]'" in result.output
