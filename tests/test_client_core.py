@@ -16,7 +16,7 @@ from longshort.actions import RECEIVE, Connect, Done, Failed, Send, Wait
 from longshort.backoff import Backoff
 from longshort.core import SessionCore
 from longshort.errors import Code
-from longshort.opening import Opening
+from longshort.opening import Opening, routing_header
 from longshort.v1 import sequence_pb2, types_pb2
 
 ALL, LAST, NONE = types_pb2.ANSWERS_ALL, types_pb2.ANSWERS_LAST, types_pb2.ANSWERS_NONE
@@ -666,3 +666,153 @@ def test_ended_session_raises_the_same_error_for_ever_in_new_objects():
         raised.append(caught.value)
     assert len({id(error) for error in raised}) == 3
     assert all(error.metadata == {"server_step": "0"} for error in raised)
+
+
+def test_unavailable_in_band_is_answered_elsewhere_or_later():
+    server, core, shell = a_session()
+    core.begin_steps(np.ones((1, 1), np.float32), ALL, None)
+    core.next_action()
+    core.received(
+        sequence_pb2.StreamResponse(error=types_pb2.Error(code=Code.UNAVAILABLE, reason="DRAINING"))
+    )
+    assert shell.run()[:, 0].tolist() == expected([1], 1)
+    assert sum(request.HasField("open") for request in server.requests) == 2
+
+
+def test_refusal_of_the_opening_in_band_is_the_openings_error():
+    core = a_core()
+    core.next_action()
+    core.received(sequence_pb2.StreamResponse(error=types_pb2.Error(code=5, reason="MODEL_NOT_FOUND")))
+    action = core.next_action()
+    assert isinstance(action, Failed)
+    assert isinstance(action.error, errors.ModelNotFound)
+
+
+def test_fault_of_the_server_with_a_reason_is_raised_and_leaves_the_values_in_doubt():
+    _, core, shell = a_session()
+    core.begin_steps(np.ones((1, 1), np.float32), ALL, None)
+    core.next_action()
+    core.disconnected(refused(Code.INTERNAL, "INTERNAL").error)
+    with pytest.raises(errors.ServerFault):
+        shell.run()
+    assert core.in_doubt
+    core.begin_retry()
+    assert shell.run()[:, 0].tolist() == expected([1], 1)
+
+
+def test_stream_that_ends_with_a_refusal_of_the_values_withdraws_them():
+    _, core, shell = a_session()
+    core.begin_steps(np.ones((1, 1), np.float32), ALL, None)
+    core.next_action()
+    core.disconnected(refused(Code.INVALID_ARGUMENT, "INVALID_MESSAGE").error)
+    with pytest.raises(errors.InvalidRequest):
+        shell.run()
+    assert not core.in_doubt
+    assert steps(shell, [2]) == expected([2], 1)
+
+
+def test_unanswered_message_is_sent_again_unchanged_to_a_server_that_takes_shorter_ones():
+    server, core, _ = a_session()
+    core.begin_steps(np.arange(6, dtype=np.float32).reshape(-1, 1), ALL, None)
+    first = core.next_action()
+    server.handle("s", first.request)
+    core.disconnected(cut().error)
+    assert isinstance(core.next_action(), Wait)
+    connect = core.next_action()
+    opened = server.handle("s", connect.request)
+    opened.opened.max_steps = 2
+    core.received(opened)
+    again = core.next_action()
+    assert again.request == first.request
+    core.received(server.handle("s", again.request))
+    assert len(core.next_action().request.values.values) == 2
+
+
+def restarted_with_values_to_send_again():
+    server, core, shell = a_session()
+    for value in (1, 2):
+        steps(shell, [value])
+    server.crash()
+    core.begin_reopening()
+    core.received(server.handle("s", core.next_action().request))
+    assert core.next_action().request.values.step == 0
+    return server, core, shell
+
+
+def test_busy_server_gets_the_kept_values_again_after_the_pause_it_asks_for():
+    server, core, shell = restarted_with_values_to_send_again()
+    error = types_pb2.Error(code=Code.RESOURCE_EXHAUSTED, reason="QUEUE_FULL", retry_delay={"seconds": 1})
+    core.received(sequence_pb2.StreamResponse(error=error))
+    shell.run()
+    assert server.sessions["s"].history == [1, 2]
+    assert shell.waits[-1] >= 1
+
+
+def test_refusal_of_kept_values_is_a_lost_session():
+    _, core, shell = restarted_with_values_to_send_again()
+    error = types_pb2.Error(code=Code.FAILED_PRECONDITION, reason="STEP_CONFLICT")
+    core.received(sequence_pb2.StreamResponse(error=error))
+    with pytest.raises(errors.SessionLost) as caught:
+        shell.run()
+    assert caught.value.reason == "STEP_CONFLICT"
+
+
+def test_wrong_answer_to_kept_values_is_the_servers_fault():
+    _, core, shell = restarted_with_values_to_send_again()
+    core.received(sequence_pb2.StreamResponse(answer=sequence_pb2.Answer(step=7)))
+    with pytest.raises(errors.ServerFault):
+        shell.run()
+
+
+def test_stream_that_ends_after_the_session_changes_nothing():
+    _, core, _ = a_session()
+    core.end(errors.SessionClosed("closed"))
+    core.disconnected(cut().error)
+    assert isinstance(core.next_action(), Failed)
+
+
+def test_session_in_doubt_can_be_brought_up_to_date_for_reading_without_taking_its_values():
+    server, core, shell = a_session()
+    steps(shell, [1])
+    server.crash()
+    with pytest.raises(errors.DeadlineExceeded):
+        steps(shell, [2], gives_up_at=1)
+    core.begin_reopening()
+    assert shell.run() is None
+    assert core.in_doubt
+    assert server.sessions["s"].history == [1]
+    core.begin_retry()
+    assert shell.run()[:, 0].tolist() == expected([1, 2], 1)
+
+
+def test_flush_says_when_all_is_stored():
+    _, core, shell = a_session()
+    steps(shell, [1, 2])
+    assert core.durable_step == 0
+    core.begin_flush()
+    shell.run()
+    assert core.durable_step == 2
+
+
+@pytest.mark.parametrize("options", [{"mode": "append"}, {"durability": "eternal"}])
+def test_unknown_option_is_refused_before_anything_is_sent(options: Any):
+    with pytest.raises(errors.InvalidRequest):
+        a_core(**options)
+
+
+def test_id_that_no_header_can_hold_is_left_to_the_server_to_refuse():
+    assert routing_header("sensor-42") == (("session-id", "sensor-42"),)
+    for session_id in ("", "a space", "zähler-1", "x" * 257):
+        assert routing_header(session_id) == ()
+
+
+def test_refused_forecast_leaves_no_doubt():
+    _, core, shell = a_session()
+    core.begin_forecast(9)
+    core.next_action()
+    error = types_pb2.Error(code=Code.OUT_OF_RANGE, reason="HORIZON_OUT_OF_RANGE")
+    core.received(sequence_pb2.StreamResponse(error=error))
+    with pytest.raises(errors.InvalidRequest):
+        shell.run()
+    assert not core.in_doubt
+    assert steps(shell, [1]) == expected([1], 1)

@@ -17,7 +17,7 @@ from longshort.actions import RECEIVE, Action, Connect, Done, Failed, Send, Wait
 from longshort.arrays import answer_rows
 from longshort.journal import Journal, Message
 from longshort.recovery import Verdict
-from longshort.tasks import FlushTask, ForecastTask, StepsTask
+from longshort.tasks import Expected, FlushTask, ForecastTask, StepsTask, Task
 from longshort.v1 import sequence_pb2, types_pb2
 
 if TYPE_CHECKING:
@@ -40,16 +40,6 @@ class Phase(Enum):
     ENDED = "ended"  # nothing can be done any more
 
 
-class Expected(Enum):
-    """Which answer is awaited on an open stream."""
-
-    NOTHING = "nothing"
-    RESENT = "an answer that was given before"
-    VALUES = "an answer to values"
-    FORECAST = "a forecast"
-    FLUSHED = "flushed"
-
-
 class SessionCore:
     """The conversation of one session. Its methods do no I/O and never block.
 
@@ -66,7 +56,7 @@ class SessionCore:
         self._backoff = backoff
         self._phase = Phase.DISCONNECTED
         self._expected = Expected.NOTHING
-        self._task: StepsTask | ForecastTask | FlushTask | None = None
+        self._task: Task | None = None
         self._journal = Journal(max_kept_steps)
         self._resend: deque[Message] = deque()
         self._last: tuple[Message, sequence_pb2.Answer] | None = None
@@ -131,19 +121,16 @@ class SessionCore:
 
     def _check_can_begin(self, *, in_doubt: bool = False) -> None:
         if self._end is not None:
-            raise type(self._end).like(self._end)
+            raise recovery.again(self._end)
         if self.in_doubt and not in_doubt:
-            raise errors.StepInDoubt(
-                "an earlier call ended after its values were sent; session.retry() returns its answer",
-                reason="STEP_IN_DOUBT",
-            )
+            raise recovery.doubt()
 
     # What the shell does
 
     def next_action(self) -> Action:
         """Return what the shell is to do now."""
         if self._end is not None:
-            return Failed(type(self._end).like(self._end))
+            return Failed(recovery.again(self._end))
         if self._outcome is not None:
             return self._take_outcome(self._outcome)
         if self._wait_s is not None:
@@ -227,12 +214,7 @@ class SessionCore:
         """Take that the caller's time is up, as `abandoned`; return the error to raise."""
         cause = None if self._phase is Phase.OPEN else self._failure
         self.abandoned()
-        doubt = (
-            "; its values may have been taken, session.retry() returns their answer" if self.in_doubt else ""
-        )
-        if cause is not None:
-            return type(cause).like(cause, f"{cause.message} (until the call's timeout){doubt}")
-        return errors.DeadlineExceeded(f"no answer within the call's timeout{doubt}", reason="TIMEOUT")
+        return recovery.time_is_up(cause, in_doubt=self.in_doubt)
 
     # What messages mean
 
@@ -247,20 +229,10 @@ class SessionCore:
             self.position = opened.step
             self._journal.begin(opened.step)
         elif opened.incarnation != before.incarnation:
-            self.end(
-                errors.SessionReplaced(
-                    "the session was reset, imported or created anew meanwhile", reason="SESSION_REPLACED"
-                )
-            )
+            self.end(recovery.replaced())
             return
         elif not self._can_catch_up(opened.step):
-            self.end(
-                errors.SessionLost(
-                    f"the server's session is at step {opened.step}, the answers here end at {self.position}",
-                    reason="STEPS_LOST" if opened.step < self.position else "OTHER_WRITER",
-                    metadata={"server_step": str(opened.step), "client_step": str(self.position)},
-                )
-            )
+            self.end(recovery.does_not_fit(opened.step, self.position))
             return
         self._stored_up_to(opened.durable_step)
 
@@ -298,7 +270,7 @@ class SessionCore:
         self._last = (message, answer)
         self._journal.append(message)
         self.position = answer.step
-        if task.answered(answer, self.opened.num_outputs):
+        if task.answered(message, answer, self.opened.num_outputs):
             self._outcome = Done(task.result())
 
     def _on_flushed(self, durable_step: int) -> None:

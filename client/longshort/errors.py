@@ -3,7 +3,6 @@
 It owns the tree, the tables from reason and code to class, and the reading of google.rpc.Status. It does not
 decide what is tried again: that is `core` for a session's stream and `operations` for unary calls.
 """
-# ruff: noqa: N818 -- named after what happened (SessionLost), as callers write them in `except`
 
 from __future__ import annotations
 

@@ -63,12 +63,10 @@ class Opening:
         self._version = version or 0
         self._mode = MODES[mode]
         self._durability = DURABILITIES[durability]
-        self._num_tries = 0
         self._created_by_lost_try = False
 
     def request(self, opened: sequence_pb2.Opened | None) -> sequence_pb2.StreamRequest:
         """Return the opening for the wire; `opened` is what the session was when it was last open."""
-        self._num_tries += 1
         return sequence_pb2.StreamRequest(
             open=sequence_pb2.Open(
                 session=types_pb2.SessionKey(id=self.session_id),
@@ -90,7 +88,7 @@ class Opening:
         If so the next try opens what that one created.
         """
         ours = self._drew_id or failure.metadata.get("client_id") == self.client_id
-        if not (isinstance(failure, errors.SessionExists) and self._num_tries > 1 and ours):
+        if not (isinstance(failure, errors.SessionExists) and ours):
             return False
         self._mode = types_pb2.OPEN_MODE_OPEN
         self._created_by_lost_try = True

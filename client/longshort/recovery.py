@@ -1,4 +1,7 @@
-"""What the end of a stream means for its session: try again, give the call up, or the session is over."""
+"""What the end of a stream means for its session: try again, give the call up, or the session is over.
+
+Also the errors in which that is told. It keeps no state.
+"""
 
 from __future__ import annotations
 
@@ -76,3 +79,40 @@ def ending(failure: LongshortError) -> LongshortError:
         return errors.SessionLost.like(failure)
     cause = failure.metadata.get("cause", "")
     return _BY_CAUSE[cause].like(failure) if cause in _BY_CAUSE else failure
+
+
+def again(end: LongshortError) -> LongshortError:
+    """Return an error like the one that ended a session: each call raises an object of its own."""
+    return type(end).like(end)
+
+
+def replaced() -> LongshortError:
+    """Return the error of a session of the same name with another incarnation."""
+    return errors.SessionReplaced(
+        "the session was reset, imported or created anew meanwhile", reason="SESSION_REPLACED"
+    )
+
+
+def does_not_fit(server_step: int, client_step: int) -> LongshortError:
+    """Return the error of a server that is not where the answers here, and what is kept, can take it up."""
+    return errors.SessionLost(
+        f"the server's session is at step {server_step}, the answers here end at {client_step}",
+        reason="STEPS_LOST" if server_step < client_step else "OTHER_WRITER",
+        metadata={"server_step": str(server_step), "client_step": str(client_step)},
+    )
+
+
+def doubt() -> LongshortError:
+    """Return the error of a call on a session that is in doubt."""
+    return errors.StepInDoubt(
+        "an earlier call ended after its values were sent; session.retry() returns its answer",
+        reason="STEP_IN_DOUBT",
+    )
+
+
+def time_is_up(cause: LongshortError | None, *, in_doubt: bool) -> LongshortError:
+    """Return the error of a call whose time is up; `cause` is why there was no connection to answer it."""
+    hint = "; its values may have been taken, session.retry() returns their answer" if in_doubt else ""
+    if cause is None:
+        return errors.DeadlineExceeded(f"no answer within the call's timeout{hint}", reason="TIMEOUT")
+    return type(cause).like(cause, f"{cause.message} (until the call's timeout){hint}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,16 @@ from longshort.v1 import sequence_pb2, types_pb2
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+class Expected(Enum):
+    """Which answer is awaited on an open stream."""
+
+    NOTHING = "nothing"
+    RESENT = "an answer that was given before"
+    VALUES = "an answer to values"
+    FORECAST = "a forecast"
+    FLUSHED = "flushed"
 
 
 class StepsTask:
@@ -48,11 +59,10 @@ class StepsTask:
         self.sent = True
         return self._inflight
 
-    def answered(self, answer: sequence_pb2.Answer, num_outputs: int) -> bool:
+    def answered(self, message: Message, answer: sequence_pb2.Answer, num_outputs: int) -> bool:
         """Take the answer to the message in flight; return whether the task is done."""
-        if self._inflight is not None:
-            self._num_answered += len(self._inflight.rows)
-            self._inflight = None
+        self._num_answered += len(message.rows)
+        self._inflight = None
         self._parts.append(answer_rows(answer.values, num_outputs))
         return self._num_answered >= len(self._rows)
 
@@ -85,3 +95,6 @@ class FlushTask:
     def request() -> sequence_pb2.StreamRequest:
         """Return it for the wire."""
         return sequence_pb2.StreamRequest(flush=sequence_pb2.Flush())
+
+
+Task = StepsTask | ForecastTask | FlushTask
