@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from oracle import OracleModel
 from schedules import ACTS, Act, plan, walk
@@ -28,7 +28,12 @@ def oracles(repository: Path) -> dict[str, OracleModel]:
 
 
 @pytest.mark.parametrize("which", ["server", "tight_server"])
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking over sockets would take minutes
+)
 @given(schedule=SCHEDULES, num_connections=st.integers(1, 3))
 def test_any_schedule_of_sessions_is_answered_bit_for_bit(
     request: pytest.FixtureRequest,

@@ -21,7 +21,19 @@ LENGTHS = st.one_of(
     st.integers(1, 3), st.sampled_from([6, 7, 8, 14, 63, 64, 65, 128, 129]), st.integers(1, 200)
 )
 MOVES = ("values", "values", "values", "values", "cut")
-LOOKS = ("replay", "refusal", "forecast", "explain", "memory", "half_close", "cancel", "supersede", "fork")
+LOOKS = (
+    "replay",
+    "refusal",
+    "forecast",
+    "explain",
+    "memory",
+    "half_close",
+    "cancel",
+    "supersede",
+    "fork",
+    "rest",
+    "replay",
+)
 
 _numbers = itertools.count()
 
@@ -238,6 +250,12 @@ class Walk:
         stream = await self._open(entry.step)
         await stream.half_close()
         self._stream = None
+
+    async def _rest(self, entry: Planned) -> None:
+        """Leave the session alone until the tight server has spilled it."""
+        if self._stream is not None:
+            await self._half_close(entry)
+        await asyncio.sleep(0.15)
 
     async def _cancel(self, entry: Planned) -> None:
         stream = await self._open(entry.step)
