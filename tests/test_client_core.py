@@ -816,3 +816,28 @@ def test_refused_forecast_leaves_no_doubt():
         shell.run()
     assert not core.in_doubt
     assert steps(shell, [1]) == expected([1], 1)
+
+
+def test_message_numbered_beyond_the_answers_does_not_explain_a_server_that_is_ahead():
+    server, _, shell = a_session()
+    steps(shell, [1])
+    server.sessions["s"].history += [8, 9]
+    shell.faults = iter(["request lost"])
+    with pytest.raises(errors.SessionLost):
+        steps(shell, [9], at=2)
+
+
+def test_values_to_send_again_are_planned_anew_at_every_reopening():
+    server, core, shell = restarted_with_values_to_send_again()
+    core.disconnected(cut().error)
+    shell.run()
+    assert server.sessions["s"].history == [1, 2]
+    assert [request.values.step for request in server.requests[-2:]] == [0, 1]
+
+
+def test_lost_session_can_still_be_closed():
+    _, core, _ = a_session()
+    core.end(errors.SessionLost("lost"))
+    core.end(errors.SessionClosed("closed"))
+    with pytest.raises(errors.SessionClosed):
+        core.begin_flush()
