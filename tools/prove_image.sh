@@ -4,7 +4,8 @@
 # SIGTERM with 0, fills a new volume with the shipped models.
 #
 #   apt-get install --no-install-recommends debootstrap podman runc     (Debian; root or equal rights)
-#   tools/prove_image.sh [--train]           --train also builds the train image, trains, and serves the result
+#   tools/prove_image.sh [--train]           --train also builds the train image, trains, and serves the result;
+#                                            TORCH="torch==2.13.0" picks a version
 #
 # BASE names a base image to use; without it one is made by debootstrap, or from ROOTFS, a folder that debootstrap made
 # earlier. Packages come from where pip (of PYTHON) and apt are set up to find them, outside of the build, which runs
@@ -146,7 +147,7 @@ stop
 proved "SIGTERM with a stream open: exit 0"
 
 if [ "$with_train" = --train ]; then
-    fetch_wheels torch ".[train]"
+    fetch_wheels "${TORCH:-torch}" ".[train]"
     build train longshort-train
     engine run --rm --network=none --read-only --read-only-tmpfs=false --cap-drop=all \
         --security-opt=no-new-privileges --tmpfs /tmp --volume models:/models longshort-train > "$work/train.log" 2>&1 \
