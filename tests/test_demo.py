@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +20,8 @@ from longshort_service.demo import latency
 
 SHIPPED = Path(__file__).parent.parent / "service" / "longshort_service" / "models"
 DEMO = (sys.executable, "-m", "longshort_service", "demo")
+FREE_PORTS = ("--grpc-port", "0", "--metrics-port", "0")
+NO_MODEL = "the demo needs the model metro or parking"
 FIGURES = {
     "metro": {"mae", "weekly_naive_mae", "coverage"},
     "parking": {"mae", "weekly_naive_mae"},
@@ -77,15 +80,19 @@ def test_demo_scores_what_came_over_the_wire_twice_and_leaves_nothing_behind(sta
     assert counted[math.inf] >= 2 * steps
 
 
+def only(model: str, repository: Path, root: Path) -> str:
+    shutil.copytree(repository / model, root / "models" / model)
+    return str(root / "models")
+
+
 def test_demo_goes_on_serving_models_of_the_users_own_until_control_c(repository, tmp_path):
-    ports = ("--grpc-port", "0", "--metrics-port", "0")
-    command = [*DEMO, str(repository), "--serve", *ports, "--out", str(tmp_path)]
+    command = [*DEMO, only("deep", repository, tmp_path), "--serve", *FREE_PORTS, "--out", str(tmp_path)]
     env = os.environ | {"PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
         address = process.stdout.readline().split()[2].strip(",")
-        assert "no model 'parking' is loaded" in process.stdout.readline()
+        assert process.stdout.readline() == f"no demo: {NO_MODEL}; there are: deep\n"
         assert process.stdout.readline() == f"still serving on {address}; Ctrl-C ends it\n"
-        with longshort.Client(address) as client, client.session("s", "metro") as session:
+        with longshort.Client(address) as client, client.session("s", "deep") as session:
             session.step(1.0)
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
@@ -95,17 +102,7 @@ def test_demo_goes_on_serving_models_of_the_users_own_until_control_c(repository
 
 
 def test_demo_ends_its_service_on_sigterm(repository, tmp_path):
-    command = [
-        *DEMO,
-        str(repository),
-        "--serve",
-        "--grpc-port",
-        "0",
-        "--metrics-port",
-        "0",
-        "--out",
-        str(tmp_path),
-    ]
+    command = [*DEMO, only("deep", repository, tmp_path), "--serve", *FREE_PORTS, "--out", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         process.stdout.readline()
         process.send_signal(signal.SIGTERM)
@@ -114,17 +111,30 @@ def test_demo_ends_its_service_on_sigterm(repository, tmp_path):
 
 
 def test_demo_with_a_taken_port_is_one_line_and_exit_code_two(server, tmp_path):
-    done = demo("--grpc-port", str(server.port), "--metrics-port", "0", "--out", str(tmp_path))
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"Error: port {server.port} of 127.0.0.1 is taken")
-    assert done.stderr.count("\n") == 1
+    for taken, ports in (
+        (server.port, ("--grpc-port", str(server.port), "--metrics-port", "0")),
+        (server.metrics_port, ("--grpc-port", "0", "--metrics-port", str(server.metrics_port))),
+    ):
+        done = demo(*ports, "--out", str(tmp_path))
+        assert done.returncode == 2
+        assert f"port {taken} of 127.0.0.1 is taken" in done.stderr
+        assert done.stderr.startswith("Error: ")
+        assert done.stderr.count("\n") == 1
 
 
-def test_demo_without_the_models_it_streams_is_the_callers_mistake(server, tmp_path):
-    url = f"http://127.0.0.1:{server.metrics_port}/metrics"
-    done = demo("--address", server.address, "--metrics", url, "--out", str(tmp_path))
+def test_demo_without_the_models_it_streams_is_the_callers_mistake(repository, tmp_path):
+    done = demo(only("wide", repository, tmp_path), *FREE_PORTS, "--out", str(tmp_path))
     assert done.returncode == 2
-    assert "no model 'parking' is loaded" in done.stderr.splitlines()[-1]
+    assert done.stderr == f"Error: {NO_MODEL}; there are: wide\n"
+
+
+def test_demo_streams_what_there_is_a_model_for(tmp_path):
+    done = demo(only("parking", SHIPPED, tmp_path), *FREE_PORTS, "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "28 clients at once" in done.stdout
+    figures = json.loads((tmp_path / "demo.json").read_text())
+    assert figures["parking"]["mae"] == pytest.approx(scores_in_the_file("parking")["mae"], rel=1e-5)
+    assert "metro" not in figures
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/nowhere"])

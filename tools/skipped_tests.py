@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-for case in ET.parse(Path(sys.argv[1])).iter("testcase"):  # noqa: S314  our own pytest wrote it
+for case in ET.parse(Path(sys.argv[1])).iter("testcase"):
     skipped = case.find("skipped")
     if skipped is not None and skipped.get("type") == "pytest.skip":
         module, name = case.get("classname") or "", case.get("name") or ""
         # A module that skips as a whole is reported by its own name, without a test.
         path = (module or name).replace(".", "/") + ".py"
-        print(f"{path}::{name}" if module else path)  # noqa: T201  a script's output
+        print(f"{path}::{name}" if module else path)

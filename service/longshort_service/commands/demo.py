@@ -87,6 +87,8 @@ def _show(address: str, metrics_url: str, out: Path) -> None:
 
     try:
         run = asyncio.run(streaming.stream_everything(address, metrics_url))
+    except streaming.NoModelError as error:
+        raise Mistake(str(error)) from None
     except longshort.LongshortError as error:
         raise failure_of(error, address) from None
     except ScrapeError as error:

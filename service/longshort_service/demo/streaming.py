@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 WARM_UP_STEPS: Final = 4096  # a message; as many as a service takes by default
 FIRST_TIMEOUT_S: Final = 5.0
+NUM_OUTPUTS: Final = 3  # median, 10 % and 90 % quantile
+
+
+class NoModelError(Exception):
+    """The service has none of the models that the demo streams through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +53,14 @@ class Run:
 
 
 async def stream_everything(address: str, metrics_url: str) -> Run:
-    """Stream both data sets through the service at once. Deletes its sessions, also where it fails.
+    """Stream the data sets that the service has models for, all at once. Deletes its sessions in any case.
 
-    Raises LongshortError or ScrapeError.
+    Raises NoModelError, LongshortError or ScrapeError.
     """
-    datasets = [metro(), parking()]
-    names = [dataset.name for dataset in datasets]
     prefix = f"demo-{secrets.token_hex(4)}"  # of this run alone: another run's sessions are not met
     async with longshort.aio.Client(address) as client:
-        for name in names:
-            await client.model(name, timeout_s=FIRST_TIMEOUT_S)
+        datasets = await _served(client)
+        names = [dataset.name for dataset in datasets]
         num_steps = sum(dataset.values[:, _first(dataset) :].size for dataset in datasets)
         warmed = sum(dataset.values[:, : _first(dataset)].size for dataset in datasets)
         num_clients = sum(len(dataset.series) for dataset in datasets)
@@ -110,7 +113,7 @@ class _Walker:
         bar: Any,
     ) -> None:
         self.dataset = dataset
-        self.predictions = np.full((*dataset.values.shape, 3), np.nan, np.float32)
+        self.predictions = np.full((*dataset.values.shape, NUM_OUTPUTS), np.nan, np.float32)
         self._client, self._prefix = client, prefix
         self._start, self._bar = start, bar
 
@@ -142,6 +145,22 @@ class _Walker:
         begin = int(np.argmax(~np.isnan(values)))
         values[:begin] = values[begin]
         return values
+
+
+async def _served(client: longshort.aio.Client) -> list[Dataset]:
+    """Return the data sets whose model is there, and gives a median and a band for one value."""
+    loaded = {model.name: model for model in await client.models(timeout_s=FIRST_TIMEOUT_S) if model.serving}
+    datasets = [
+        dataset
+        for dataset in (metro(), parking())
+        if dataset.name in loaded
+        and (len(loaded[dataset.name].features), len(loaded[dataset.name].outputs)) == (1, NUM_OUTPUTS)
+    ]
+    if not datasets:
+        raise NoModelError(
+            f"the demo needs the model metro or parking; there are: {', '.join(sorted(loaded))}"
+        )
+    return datasets
 
 
 def _first(dataset: Dataset) -> int:
