@@ -116,6 +116,24 @@ def tight_server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         yield running
 
 
+@pytest.fixture(scope="session")
+def adders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of models that add up: adder (missing values repeat), strict (are refused), passing (pass)."""
+    from graphs import write_adders
+
+    root = tmp_path_factory.mktemp("adders")
+    write_adders(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def adder_server(adders: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A service of the adders with small limits of messages."""
+    limits = "--max-steps 50 --piece-steps 8 --max-message-bytes 4KiB"
+    with running_server(adders, tmp_path_factory.mktemp("log") / "adders.log", *limits.split()) as running:
+        yield running
+
+
 @pytest.fixture
 def start_server(repository: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Start services of the test's own; they end with the test."""

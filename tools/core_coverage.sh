@@ -4,10 +4,10 @@ set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 set -- -q -p no:cacheprovider --cov-branch --cov-report=term-missing --cov-fail-under=100
-for module in protocol sessions arena batching values record stores; do
+for module in protocol session sessions arena batching pacing values record stores; do
     set -- "$@" "--cov=longshort_service.$module"
 done
-for test in protocol sessions arena batching values record store_contract; do
+for test in protocol session sessions arena batching pacing values record store_contract; do
     set -- "$@" "tests/test_$test.py"
 done
 exec "$python" -m pytest "$@"
