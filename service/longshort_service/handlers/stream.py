@@ -63,7 +63,7 @@ class StreamConversation:
 
     async def _abort_asleep(self, error: errors.ServiceError) -> None:
         # abort() unwinds whoever calls it by raising; the client may also have left meanwhile.
-        with contextlib.suppress(grpc.aio.AbortError, grpc.aio.UsageError, asyncio.InvalidStateError):
+        with contextlib.suppress(grpc.aio.BaseError, asyncio.InvalidStateError):
             await self._fail(error)
 
     async def _exchange(self) -> bool:
