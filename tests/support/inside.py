@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,11 @@ PATIENCE_S = 20.0
 async def service(models: Path, **settings: Any) -> AsyncIterator[tuple[App, Caller]]:
     """Start the service on a free port with a caller; it is drained at the end.
 
-    Runs go to the engine's thread, so that the loop goes on while a gate holds one.
+    Runs go to the engine's thread, so that the loop goes on while a gate holds one. Nothing may be left to the
+    loop's exception handler: an exception that nobody took is a bug.
     """
+    loop, unhandled = asyncio.get_running_loop(), []
+    loop.set_exception_handler(lambda _loop, context: unhandled.append(context))
     settings = {"inline_run_limit_s": 0.0, "drain_timeout_s": 2.0} | settings
     app = App(ServeConfig(repository=models, grpc_port=0, metrics_port=0, **settings))
     await app.start()
@@ -35,6 +39,9 @@ async def service(models: Path, **settings: Any) -> AsyncIterator[tuple[App, Cal
             yield app, caller
     finally:
         await app.stop()
+        gc.collect()
+        loop.set_exception_handler(None)
+    assert unhandled == []
 
 
 class Gate:
