@@ -151,7 +151,11 @@ def test_another_opening_takes_the_session(run: Any):
                     await session.step(2)
                 await taker.step(2)
 
-    run(scenario)
+    async def many(client: longshort.aio.Client) -> None:
+        for _ in range(100):  # gRPC may lose the status of a stream that ends under a write: one time in six
+            await scenario(client)
+
+    run(many)
 
 
 def test_no_server_is_told_within_the_timeout():

@@ -213,6 +213,13 @@ def test_another_opening_takes_the_session_and_the_first_does_not_fight_back(
         assert taker.position == 1
         taker.step(2)
         assert taker.position == 2
+    for _ in range(50):
+        with (
+            client.session(session.id) as first,
+            client.session(session.id),
+            pytest.raises(errors.SessionTaken),
+        ):
+            first.step(3)
 
 
 def test_reset_replaces_the_session_under_its_stream(client: longshort.Client, session: longshort.Session):
