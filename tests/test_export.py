@@ -268,6 +268,23 @@ def test_export_refuses_a_file_that_does_not_reproduce_pytorch(
 
 
 @pytest.mark.torch
+def test_a_network_that_lets_rounding_grow_is_not_refused_for_it(
+    network: Network, signature: Signature, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from longshort_model import export
+
+    with torch.no_grad():
+        for layer in network.lstm.all_weights:
+            layer[1].mul_(8)  # chaotic: after 500 steps two ways of rounding have nothing in common
+    with monkeypatch.context() as strict:
+        strict.setattr(export, "OWN_DRIFTS", 0)
+        with pytest.raises(export.ExportError):
+            export.export(network, signature, tmp_path)
+    assert (export.export(network, signature, tmp_path) / "model.onnx").exists()
+
+
+@pytest.mark.torch
 def test_export_refuses_gates_that_are_not_those_of_the_equations(
     network: Network, signature: Signature, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Memory = tuple[NDArray[np.float32], NDArray[np.float32]]  # (h, c), each [layers, batch, hidden] f32
 
-MOST_RUNS = 1000  # from zero state, for the error by age: enough for a smooth curve, a fraction of a second
+MOST_RUNS = 5000  # from zero state, for the error by age: a smooth curve in less than a second
 
 
 class Replay:
