@@ -23,10 +23,10 @@ help: ## Say what there is to make.
 	do printf '%-14s %s\n' "$$target" "$$words"; done
 
 run: .venv/with-demo ## Start the service, see it work, and go on serving until Ctrl-C.
-	$(BIN)/longshort demo $(MODELS) --serve --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
+	$(BIN)/longshort demo --serve --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) $(MODELS)
 
 demo: .venv/with-demo ## The same, and end; the figures are in build/demo.json.
-	$(BIN)/longshort demo $(MODELS) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
+	$(BIN)/longshort demo --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) $(MODELS)
 
 train: .venv/with-torch ## Train both shipped models anew into models/; the scores are in build/train.json.
 	$(BIN)/longshort train --shipped --out models --report build
