@@ -84,9 +84,9 @@ class Gate:
         self.let_through(1_000_000)
 
 
-async def until(condition: Any) -> None:
-    """Wait until something becomes true."""
+async def until(condition: Any, pause_s: float = 0.005) -> None:
+    """Wait until something becomes true; with a pause of 0 it is asked in every turn of the loop."""
     deadline_s = asyncio.get_running_loop().time() + PATIENCE_S
     while not condition():
         assert asyncio.get_running_loop().time() < deadline_s, "it did not become true"
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(pause_s)

@@ -1,0 +1,229 @@
+"""Imports point one way: each module of the service may know only the rooms that it is given here.
+
+Imports under TYPE_CHECKING count like others between the rooms of the service: whoever names a type of a room
+knows that room. They do not count for third-party packages in the core, of which types alone (numpy's) would do no
+harm, except that the forbidden ones are forbidden there too: a core that names gRPC's types knows gRPC.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SERVICE = ROOT / "service" / "longshort_service"
+MODULES = {
+    ".".join(path.relative_to(SERVICE.parent).with_suffix("").parts): path for path in SERVICE.rglob("*.py")
+}
+
+# The core: plain, typed, deterministic Python.
+CORE = (
+    "protocol",
+    "session",
+    "sessions",
+    "arena",
+    "batching",
+    "pacing",
+    "values",
+    "record",
+    "signature",
+    "errors",
+)
+NOT_IN_THE_CORE = {
+    "grpc",
+    "asyncio",
+    "onnxruntime",
+    "prometheus_client",
+    "click",
+    "torch",
+    "onnx",
+    "longshort",
+}
+
+# What each room may import of the service. A room that is not named here is above all of these, or beside them.
+MAY_KNOW: dict[str, set[str]] = {
+    "errors": set(),
+    "signature": set(),
+    "arena": set(),
+    "batching": {"arena"},
+    "pacing": set(),
+    "protocol": {"errors"},
+    "values": {"errors", "signature"},
+    "record": {"errors", "protocol"},
+    "session": {"errors", "arena", "batching", "protocol", "signature", "values"},
+    "sessions": {"errors", "arena", "record", "session", "signature"},
+    "engine": {"batching", "signature"},
+    "lane": {"arena", "batching", "engine"},
+    "scheduler": {"errors", "batching", "lane", "pacing"},
+    "turns": set(),
+    "stores.base": {"record"},
+    "stores.memory": {"errors", "record", "stores.base"},
+    "repository": {"errors", "arena", "engine", "lane", "signature"},
+    "keeper": {"errors", "record", "repository", "session", "sessions", "stores.base", "turns"},
+    "stepper": {"errors", "batching", "repository", "scheduler", "session", "values"},
+    "management": {"errors", "keeper", "record", "repository", "session"},
+    "instruments": set(),
+    "metrics": {"instruments"},
+    "observers": {"metrics"},
+    "http_endpoint": {"config"},
+    "logs": set(),
+    "option_kinds": set(),
+    "config": {"option_kinds"},
+    "event_loop": set(),
+}
+ONLY_IN = {
+    "onnxruntime": {"engine"},
+    "prometheus_client": {"metrics", "http_endpoint", "demo"},
+    "click": {"cli", "config", "commands"},
+    "torch": set(),
+    "onnx": set(),
+    "longshort_model": {"commands", "demo"},
+    "uvloop": {"event_loop"},
+}
+# The service's side of the wire, and what calls a service as a client does.
+MAY_IMPORT_GRPC = {"handlers", "app", "commands", "demo"}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Return every module that a file imports anywhere, as full dotted names."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            assert node.module is not None
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def rooms_of(path: Path) -> set[str]:
+    """Return the rooms of the service that a file imports, without the package's name."""
+    return {
+        name.removeprefix("longshort_service.")
+        for name in imports_of(path)
+        if name in MODULES and name != "longshort_service"
+    }
+
+
+def packages_of(path: Path) -> set[str]:
+    """Return the top-level names that a file imports."""
+    return {name.partition(".")[0] for name in imports_of(path)}
+
+
+def room_of(module: str) -> str:
+    return module.removeprefix("longshort_service.")
+
+
+@pytest.mark.parametrize("room", MAY_KNOW)
+def test_room_knows_no_other_than_it_may(room: str):
+    assert rooms_of(MODULES[f"longshort_service.{room}"]) <= MAY_KNOW[room]
+
+
+def test_every_room_below_the_handlers_is_on_the_list():
+    above = (
+        "app",
+        "cli",
+        "serving",
+        "handlers",
+        "commands",
+        "demo",
+        "__main__",
+        "__init__",
+        "stores.__init__",
+    )
+    missing = [
+        name
+        for name in map(room_of, MODULES)
+        if name not in MAY_KNOW and not any(name == room or name.startswith(f"{room}.") for room in above)
+    ]
+    assert [name for name in missing if name not in {"longshort_service", "stores"}] == []
+
+
+def test_imports_point_one_way():
+    """The rooms on the list can be put in an order in which each knows only those before it."""
+    placed: set[str] = set()
+    left = dict(MAY_KNOW)
+    while left:
+        ready = [room for room, known in left.items() if known <= placed]
+        assert ready, f"rooms that know each other: {sorted(left)}"
+        placed.update(ready)
+        left = {room: known for room, known in left.items() if room not in placed}
+
+
+@pytest.mark.parametrize("room", CORE)
+def test_core_is_plain_python(room: str):
+    assert packages_of(MODULES[f"longshort_service.{room}"]).isdisjoint(NOT_IN_THE_CORE)
+
+
+@pytest.mark.parametrize("package", ONLY_IN)
+def test_package_is_imported_only_where_it_belongs(package: str):
+    importers = {room_of(name) for name, path in MODULES.items() if package in packages_of(path)}
+    assert {name.partition(".")[0] for name in importers} <= ONLY_IN[package]
+
+
+def test_grpc_is_known_only_at_the_edges():
+    importers = {room_of(name) for name, path in MODULES.items() if "grpc" in packages_of(path)}
+    assert {name.partition(".")[0] for name in importers} <= MAY_IMPORT_GRPC
+
+
+def test_only_the_handlers_and_what_calls_a_service_know_the_contract_s_messages():
+    importers = {room_of(name) for name, path in MODULES.items() if "longshort" in packages_of(path)}
+    assert {name.partition(".")[0] for name in importers} <= MAY_IMPORT_GRPC
+
+
+def test_handlers_know_no_engine_no_arena_and_no_scheduler():
+    for name, path in MODULES.items():
+        if room_of(name).startswith("handlers."):
+            assert rooms_of(path).isdisjoint({"engine", "arena", "scheduler", "batching", "lane", "app"}), (
+                name
+            )
+
+
+def test_client_knows_nothing_of_the_service_or_the_models():
+    for path in (ROOT / "client" / "longshort").rglob("*.py"):
+        foreign = {
+            "longshort_service",
+            "longshort_model",
+            "onnxruntime",
+            "torch",
+            "onnx",
+            "click",
+            "prometheus_client",
+        }
+        assert packages_of(path).isdisjoint(foreign), path
+
+
+def test_model_half_knows_no_more_of_the_service_than_the_signature():
+    known = {"longshort_service.signature", "longshort_service.engine"}
+    for path in (ROOT / "model" / "longshort_model").rglob("*.py"):
+        found = {name for name in imports_of(path) if name in MODULES and name != "longshort_service"}
+        assert found <= known, path
+
+
+LOADED = "import sys, {}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("longshort_service.app", {"torch", "onnx", "matplotlib", "longshort_model", "tqdm"}),
+        ("longshort_service.serving", {"torch", "onnx", "matplotlib", "longshort_model", "tqdm"}),
+        ("longshort_service.cli", {"torch", "onnx", "onnxruntime", "grpc", "matplotlib", "numpy"}),
+        (
+            "longshort",
+            {"onnxruntime", "longshort_service", "longshort_model", "torch", "click", "prometheus_client"},
+        ),
+    ],
+)
+def test_import_loads_nothing_that_it_has_no_use_for(module: str, unwanted: set[str]):
+    command = [sys.executable, "-c", LOADED.format(module)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    loaded = set(done.stdout.split())
+    assert module.partition(".")[0] in loaded
+    assert loaded.isdisjoint(unwanted)
