@@ -549,7 +549,12 @@ def test_call_given_up_after_its_values_were_sent_is_in_doubt_until_it_is_retrie
     with pytest.raises(errors.DeadlineExceeded):
         steps(shell, [2], gives_up_at=1)
     assert core.in_doubt
-    for begin in (lambda: steps(shell, [3]), lambda: core.begin_forecast(1), core.begin_flush):
+    for begin in (
+        lambda: steps(shell, [3]),
+        lambda: core.begin_forecast(1),
+        core.begin_flush,
+        core.begin_reopening,
+    ):
         with pytest.raises(errors.StepInDoubt):
             begin()
     core.begin_retry()
@@ -769,20 +774,6 @@ def test_stream_that_ends_after_the_session_changes_nothing():
     core.end(errors.SessionClosed("closed"))
     core.disconnected(cut().error)
     assert isinstance(core.next_action(), Failed)
-
-
-def test_session_in_doubt_can_be_brought_up_to_date_for_reading_without_taking_its_values():
-    server, core, shell = a_session()
-    steps(shell, [1])
-    server.crash()
-    with pytest.raises(errors.DeadlineExceeded):
-        steps(shell, [2], gives_up_at=1)
-    core.begin_reopening()
-    assert shell.run() is None
-    assert core.in_doubt
-    assert server.sessions["s"].history == [1]
-    core.begin_retry()
-    assert shell.run()[:, 0].tolist() == expected([1, 2], 1)
 
 
 def test_flush_says_when_all_is_stored():

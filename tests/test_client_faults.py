@@ -31,6 +31,7 @@ LOST = [
     grpc.StatusCode.CANCELLED,
     grpc.StatusCode.INTERNAL,
     grpc.StatusCode.UNKNOWN,
+    None,  # the stream ends as if all were said
 ]
 
 
@@ -44,7 +45,7 @@ class Relay(sequence_pb2_grpc.SequenceServiceServicer):
     def __init__(self, channel: grpc.Channel) -> None:
         self.stub = sequence_pb2_grpc.SequenceServiceStub(channel)
         self.address = ""
-        self.loses: dict[int, grpc.StatusCode] = {}
+        self.loses: dict[int, grpc.StatusCode | None] = {}
         self.holds: set[int] = set()
         self.is_holding = threading.Event()
         self.let_go = threading.Event()
@@ -61,7 +62,10 @@ class Relay(sequence_pb2_grpc.SequenceServiceServicer):
             number, self.num_answers = self.num_answers, self.num_answers + 1
             if number in self.loses:
                 upstream.cancel()
-                context.abort(self.loses[number], "lost by the relay")
+                code = self.loses[number]
+                if code is None:
+                    return
+                context.abort(code, "lost by the relay")
             if number in self.holds:
                 self.is_holding.set()
                 self.let_go.wait(20)
@@ -177,7 +181,7 @@ STREAMS = [stream_sync, stream_async]
 @pytest.mark.parametrize("stream", STREAMS)
 @pytest.mark.parametrize("code", LOST)
 def test_answers_lost_behind_any_proxy_are_given_once_each(
-    server: Any, relay: Relay, stream: Any, code: grpc.StatusCode
+    server: Any, relay: Relay, stream: Any, code: grpc.StatusCode | None
 ):
     relay.loses = dict.fromkeys([0, 3, 4, 5, 9], code)  # 0 is the first `opened`, 4 that of a reopening
     np.testing.assert_array_equal(stream(relay.address, VALUES[:6]), alone(server, VALUES[:6]))
@@ -207,8 +211,9 @@ def test_withheld_answer_is_in_doubt_after_the_timeout_and_retried_once(server: 
         assert session.position == 1
         with pytest.raises(errors.StepInDoubt):
             session.step(VALUES[1])
-        with pytest.raises(errors.StepInDoubt):
-            session.forecast(1)
+        for ask in (lambda: session.forecast(1), session.memory, lambda: session.explain([1])):
+            with pytest.raises(errors.StepInDoubt):
+                ask()
         np.testing.assert_array_equal(session.retry(), wanted[1])
         np.testing.assert_array_equal(session.step(VALUES[2]), wanted[2])
 
@@ -357,6 +362,24 @@ def frozen(server: Any) -> Iterator[None]:
         yield
     finally:
         server.process.send_signal(signal.SIGCONT)
+
+
+def test_restarted_server_without_a_store_is_a_lost_session_to_a_reader_too(start_server: Any):
+    first = start_server()
+
+    async def scenario(session: longshort.Session) -> None:
+        async with longshort.aio.Client(first.address) as client, client.session(model="metro") as awaited:
+            await awaited.step(1)
+            assert first.stop() == 0
+            start_server(port=first.port)
+            with pytest.raises(errors.SessionLost):
+                await awaited.memory()
+        with pytest.raises(errors.SessionLost):
+            session.explain([1])
+
+    with longshort.Client(first.address) as client, client.session(model="metro") as session:
+        session.step(1)
+        asyncio.run(scenario(session))
 
 
 def test_frozen_server_costs_the_timeout_and_no_value(start_server: Any):

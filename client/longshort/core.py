@@ -78,7 +78,7 @@ class SessionCore:
 
         The last answered message again is answered from here.
         """
-        self._check_can_begin()
+        self.check_can_begin()
         first_step = self.position if at is None else at
         if at is not None and self._last is not None:
             message, answer = self._last
@@ -89,24 +89,24 @@ class SessionCore:
 
     def begin_forecast(self, horizon: int) -> None:
         """Ask for the model's own continuation; the session does not move."""
-        self._check_can_begin()
+        self.check_can_begin()
         self._task = ForecastTask(horizon)
 
     def begin_flush(self) -> None:
         """Ask for the moment when all that was answered is stored."""
-        self._check_can_begin()
+        self.check_can_begin()
         self._task = FlushTask()
 
     def begin_retry(self) -> None:
         """Take up the task that is in doubt, where it was left."""
         if not self.in_doubt and self._end is None:
             raise errors.FailedPrecondition("no call of this session is in doubt", reason="NOT_IN_DOUBT")
-        self._check_can_begin(in_doubt=True)
+        self.check_can_begin(in_doubt=True)
         self.in_doubt = False
 
     def begin_reopening(self) -> None:
         """Ask for a new stream, and for the server to be brought up to the last answer."""
-        self._check_can_begin(in_doubt=True)
+        self.check_can_begin()
         self._disconnect()
 
     def end(self, error: LongshortError) -> None:
@@ -119,7 +119,8 @@ class SessionCore:
         self._wait_s = None
         self.in_doubt = False
 
-    def _check_can_begin(self, *, in_doubt: bool = False) -> None:
+    def check_can_begin(self, *, in_doubt: bool = False) -> None:
+        """Raise where nothing can be asked; `in_doubt` lets a session in doubt pass."""
         if self._end is not None:
             raise recovery.again(self._end)
         if self.in_doubt and not in_doubt:
@@ -150,7 +151,7 @@ class SessionCore:
         return outcome
 
     def _next_on_open_stream(self) -> Send | Done:
-        task = None if self.in_doubt else self._task
+        task = self._task
         if self._resend:
             return self._send(self._resend[0].request(), Expected.RESENT)
         if isinstance(task, StepsTask) and (task.inflight is not None or not self._journal.is_full):

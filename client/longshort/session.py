@@ -163,8 +163,7 @@ class Session(view.SessionView):
 
     def _read(self, operation: operations.Operation[T], timeout_s: float | None) -> T:
         """Read beside the stream. A server that is behind the answers here is brought up to them first."""
-        if self._is_closed:
-            raise view.closed_error("session")
+        self._core.check_can_begin()  # in doubt, nobody knows which state would be read
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         try:
             return self._client.run(operation, timeout_s)
@@ -182,8 +181,7 @@ class Session(view.SessionView):
             raise view.concurrent_use()
         try:
             begin()
-            if not self._core.in_doubt:  # otherwise it belongs to the call in doubt
-                self._finish = finish
+            self._finish = finish
             deadline_s = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
             self._client.watchdog.arm(self._alarm, deadline_s)
             return finish(self._converse(deadline_s))

@@ -136,8 +136,7 @@ class Session(view.SessionView):
 
     async def _read(self, operation: operations.Operation[T], timeout_s: float | None) -> T:
         """Read beside the stream. A server that is behind the answers here is brought up to them first."""
-        if self._is_closed:
-            raise view.closed_error("session")
+        self._core.check_can_begin()  # in doubt, nobody knows which state would be read
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         try:
             return await self._client.run(operation, timeout_s)
@@ -156,8 +155,7 @@ class Session(view.SessionView):
         self._is_busy = True
         try:
             begin()
-            if not self._core.in_doubt:  # otherwise it belongs to the call in doubt
-                self._finish = finish
+            self._finish = finish
             timeout_s = self._timeout_s if timeout_s is None else timeout_s
             async with asyncio.timeout(timeout_s):
                 return finish(await self._converse(time.monotonic() + timeout_s))
