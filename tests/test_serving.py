@@ -37,7 +37,15 @@ def test_taken_port_is_one_line_and_exit_code_two(start_server, repository):
 
 
 def test_missing_repository_is_one_line_and_exit_code_two(tmp_path):
-    command = [sys.executable, "-m", "longshort_service", "serve", str(tmp_path / "nowhere"), "--grpc-port", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "longshort_service",
+        "serve",
+        str(tmp_path / "nowhere"),
+        "--grpc-port",
+        "0",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == 2
     assert "no such folder of models" in done.stderr.splitlines()[-1]
