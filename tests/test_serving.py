@@ -8,7 +8,6 @@ import time
 
 import grpc
 import pytest
-
 from longshort.v1 import model_pb2, model_pb2_grpc
 
 
