@@ -119,6 +119,7 @@ class Keeper:
                     self._observer.move()
                 await self.until_settled(live)
             session, created = await self._bring(request)
+            await self.until_settled(session)  # a unary call may have begun while the store was asked
             self.table.attach(session, owner, self.clock())
             return session, created
 
@@ -137,6 +138,7 @@ class Keeper:
         async with self.turns.of(request.session_id):
             live = self.table.get(request.session_id)
             if live is not None and request.mode is not OpenMode.CREATE:
+                _check_model(request, live.model.name, live.model.version)
                 session, created = live, False
             else:
                 session, created = await self._bring(request)
@@ -146,10 +148,7 @@ class Keeper:
 
     async def _bring(self, request: OpenRequest) -> tuple[Session[Model], bool]:
         """Raise the epoch and have the session live, from memory, from its record, or new."""
-        may_create = request.mode is not OpenMode.OPEN
-        if may_create and (request.model or not await self._exists(request.session_id)):
-            # Whether the model is there is asked before the store makes an entry that nobody could fill.
-            self.repository.get(request.model, request.version)
+        await self._refuse_unknown_model(request)
         begin_s = time.perf_counter()
         opening = await self.store.open(request.session_id, request.mode)
         self._observer.store_seconds("open", time.perf_counter() - begin_s)
@@ -159,12 +158,24 @@ class Keeper:
             if opening.previous_epoch == live.epoch:
                 live.epoch = opening.epoch
                 return live, False
-            self.table.remove(live)  # another server has moved it since; what is here is old
+            await self.until_settled(live)
+            if not live.is_ended:
+                self.table.remove(live)  # another server has moved it since; what is here is old
         try:
             return await self._admit(request, opening)
         except errors.ServiceError:
             await self._give_back(request.session_id, opening)
             raise
+
+    async def _refuse_unknown_model(self, request: OpenRequest) -> None:
+        """Raise ModelNotFound before the store makes an entry that nobody could fill."""
+        if request.mode is OpenMode.OPEN:
+            return
+        try:
+            self.repository.get(request.model, request.version)
+        except errors.ModelNotFound:
+            if not await self._exists(request):
+                raise
 
     async def _admit(self, request: OpenRequest, opening: StoreOpening) -> tuple[Session[Model], bool]:
         record = opening.record
@@ -213,8 +224,15 @@ class Keeper:
         else:
             await self.store.delete(session_id)
 
-    async def _exists(self, session_id: str) -> bool:
-        return self.table.get(session_id) is not None or await self.store.read(session_id) is not None
+    async def _exists(self, request: OpenRequest) -> bool:
+        if self.table.get(request.session_id) is not None:
+            return True
+        try:
+            return await self.store.read(request.session_id) is not None
+        except errors.SessionExpired:
+            if request.mode is OpenMode.CREATE:
+                return False
+            raise
 
     # -- leaving -------------------------------------------------------------------------------------------------
 
@@ -235,11 +253,13 @@ class Keeper:
         begin_s = time.perf_counter()
         (accepted,) = await self.store.write([record])
         self._observer.store_seconds("write", time.perf_counter() - begin_s)
-        unused = session.owner is None and session.in_flight is None and session.step == record.step
-        if session.is_ended or (accepted and not (unused and session.epoch == record.epoch)):
-            return
-        self.table.remove(session)  # also where the write was refused: another server has it
-        self._observer.eviction(cause)
+        is_used = session.owner is not None or session.in_flight is not None or session.step != record.step
+        if session.is_ended or session.epoch != record.epoch or (accepted and is_used):
+            return  # an opening on this server came first, or a step: what is here is newer than what was written
+        await self.until_settled(session)
+        if not session.is_ended and session.epoch == record.epoch:
+            self.table.remove(session)  # also where the write was refused: another server has it
+            self._observer.eviction(cause)
 
     async def sweep(self) -> None:
         """Spill what was idle too long, end what was unused for its time to live, forget old tombstones."""

@@ -1,0 +1,160 @@
+"""Keeper, table, store and repository with real engines, without gRPC; time stands still unless it is moved."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from longshort_service.arena import Arena, StateLayout
+from longshort_service.batching import BatchPolicy, RunCost
+from longshort_service.engine import Engine
+from longshort_service.errors import ServiceError
+from longshort_service.keeper import Keeper, Limits, OpenRequest
+from longshort_service.lane import Lane
+from longshort_service.management import Management
+from longshort_service.repository import MODEL_FILE, Model, Repository
+from longshort_service.scheduler import Scheduler
+from longshort_service.session import Answers, Session
+from longshort_service.sessions import SessionTable
+from longshort_service.stepper import Stepper
+from longshort_service.stores.memory import MemoryStore
+from tables import RecordingOwner
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from longshort_service.record import SessionRecord
+    from longshort_service.stores.base import OpenMode, StoreOpening
+
+ROWS = 8
+
+
+class SlowStore(MemoryStore):
+    """A store whose calls take a few turns of the loop, as those of a store over a network do."""
+
+    async def _pause(self) -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    async def open(self, session_id: str, mode: OpenMode) -> StoreOpening:
+        await self._pause()
+        opening = await super().open(session_id, mode)
+        await self._pause()
+        return opening
+
+    async def write(self, records: Sequence[SessionRecord]) -> list[bool]:
+        await self._pause()
+        accepted = await super().write(records)
+        await self._pause()
+        return accepted
+
+    async def read(self, session_id: str) -> SessionRecord | None:
+        await self._pause()
+        return await super().read(session_id)
+
+
+@dataclass
+class Notes:
+    """Takes what observers are told, as (name, arguments)."""
+
+    seen: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *told: self.seen.append((name, told))
+
+    def of(self, name: str) -> list[tuple[Any, ...]]:
+        """Return the arguments of every telling of one kind."""
+        return [told for kind, told in self.seen if kind == name]
+
+
+class House:
+    """The core with a repository of adders."""
+
+    def __init__(self, models: Path, store: MemoryStore | None = None, max_sessions: int = ROWS) -> None:
+        self.now_s = 1_000.0
+        self.notes = Notes()
+        self.store = store if store is not None else MemoryStore()
+        self.table: SessionTable[Model] = SessionTable()
+        self.repository = Repository(models, self._load)
+        self.deaths: list[Lane] = []
+        self.scheduler = Scheduler(
+            inline_run_limit_s=-1.0, max_queued_steps=100, on_engine_death=self.deaths.append
+        )
+        self.keeper = Keeper(
+            table=self.table,
+            store=self.store,
+            repository=self.repository,
+            limits=Limits(max_sessions, idle_timeout_s=10, session_ttl_s=100, tombstone_ttl_s=1000),
+            clock=lambda: self.now_s,
+            draw_incarnation=count(1).__next__,
+            observer=self.notes,
+        )
+        self.management = Management(self.keeper)
+        self._explain_thread = ThreadPoolExecutor(1)
+        self.stepper = Stepper(self.scheduler, self.notes, lambda: self.now_s, self._explain_thread)
+
+    async def __aenter__(self) -> House:  # noqa: PYI034  nobody derives from it
+        await self.repository.reload(lambda _model: False)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.scheduler.close()
+        await self.keeper.close()
+        self._explain_thread.shutdown()
+        self.check()
+
+    def _load(self, name: str, version: int, folder: Path) -> Model:
+        path = folder / MODEL_FILE
+        engine = Engine(path, provider="cpu", intra_op_num_threads=1)
+        states = engine.signature.states
+        arena = Arena([StateLayout(s.shape, s.batch_axis, s.initial) for s in states], ROWS)
+        policy = BatchPolicy(4, 4, engine.signature.sequence_lens is not None, RunCost(1e-5, 1e-6, 1e-6))
+        lane = Lane(name, engine, arena, policy, self.notes)
+        return Model(name, version, folder, path.stat().st_mtime_ns, lane)
+
+    def check(self) -> None:
+        """Every row that is held is that of one live session."""
+        for model in self.repository.models():
+            model.arena.check_integrity()
+            assert model.arena.num_held == self.table.num_sessions_of(model)
+        assert len(self.keeper.turns) == 0
+
+    async def open(
+        self, session_id: str, owner: RecordingOwner | None = None, **request: Any
+    ) -> Session[Model]:
+        """Open a session for a stream."""
+        wanted = OpenRequest(session_id, **({"model": "adder"} | request))
+        session, _ = await self.keeper.open(wanted, owner or RecordingOwner())
+        return session
+
+    async def step(self, session: Session[Model], *values: float, step: int | None = None) -> list[float]:
+        """Apply values to a session that is live."""
+        rows = np.array(values, np.float32)[:, None]
+        return [float(y) for y in (await self.stepper.step(session, rows, step, Answers.ALL)).outputs[:, 0]]
+
+    def leave(self, session: Session[Model]) -> None:
+        """End the stream of a session, as a half-close does."""
+        assert session.owner is not None
+        self.table.detach(session, session.owner, self.now_s)
+
+    async def spill(self, session: Session[Model]) -> None:
+        """Have a session spilled for being idle, and nothing else."""
+        if session.owner is not None:
+            self.leave(session)
+        self.now_s += 11
+        await self.keeper.sweep()
+        assert session.is_ended
+
+
+async def reason_of(call: Any) -> type[ServiceError]:
+    """Return the kind of error that a call ends with."""
+    try:
+        await call
+    except ServiceError as error:
+        return type(error)
+    raise AssertionError("the call was answered")

@@ -1,0 +1,145 @@
+"""What a model file promises: kept whole over its JSON form, and refused where it contradicts itself."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from longshort_service.signature import (
+    Channel,
+    Feedback,
+    Memory,
+    MissingValue,
+    Signature,
+    SignatureError,
+    State,
+    from_json,
+)
+
+GOOD: dict[str, Any] = {
+    "name": "metro",
+    "features": (Channel("traffic", "vehicles/h"), Channel("rain", "mm")),
+    "outputs": (Channel("median", "vehicles/h"), Channel("q10", quantile=0.1)),
+    "states": (State("c0", "cn", (1, -1, 4), 1, memory=Memory.LONG_TERM), State("h0", "hn", (-1, 4), 0, 0.5)),
+    "forecast": (Feedback("median", "traffic"),),
+}
+
+
+def signature(**changes: Any) -> Signature:
+    return Signature(**(GOOD | changes))
+
+
+@given(
+    missing=st.sampled_from(MissingValue),
+    step_s=st.none() | st.floats(1e-3, 1e6),
+    scores=st.dictionaries(st.text(max_size=9), st.floats(allow_nan=False, allow_infinity=False), max_size=3),
+    description=st.text(max_size=30),
+    sequence_lens=st.none() | st.just("sequence_lens"),
+)
+def test_json_form_says_the_same(**fields: Any):
+    written = signature(**fields, trained_on="metro_traffic", fingerprint="ab")
+    assert from_json(written.to_json()) == written
+
+
+def test_unknown_keys_are_ignored_so_that_older_services_read_newer_files():
+    raw = json.loads(signature().to_json()) | {"novelty": {"a": 1}}
+    assert from_json(json.dumps(raw)) == signature()
+
+
+def test_what_is_left_out_has_its_default():
+    raw = json.loads(signature().to_json())
+    for name in (
+        "description",
+        "input",
+        "output",
+        "sequence_lens",
+        "missing",
+        "step_s",
+        "scores",
+        "fingerprint",
+    ):
+        del raw[name]
+    assert from_json(json.dumps(raw)) == signature()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": ""},
+        {"features": ()},
+        {"outputs": ()},
+        {"features": (Channel("a"), Channel("a"))},
+        {"outputs": (Channel("a"), Channel("a"))},
+        {"states": (State("h", "hn", (-1, 4), 0), State("h", "cn", (-1, 4), 0))},
+        {"states": (State("h", "hn", (-1, 4), 0), State("c", "hn", (-1, 4), 0))},
+        {"states": (State("h", "hn", (1, 4), 0),)},
+        {"states": (State("h", "hn", (-1, 4), 1),)},
+        {"states": (State("h", "hn", (-1, 4), 2),)},
+        {"states": (State("h", "hn", (4, -1), -1),)},
+        {"states": (State("h", "hn", (-1, -1), 0),)},
+        {"states": (State("h", "hn", (-1, 0), 0),)},
+        {"forecast": (Feedback("median", "snow"),)},
+        {"forecast": (Feedback("mean", "traffic"),)},
+    ],
+    ids=str,
+)
+def test_signature_that_contradicts_itself_is_refused(change: dict[str, Any]):
+    with pytest.raises(SignatureError):
+        signature(**change)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "null",
+        "[]",
+        "{}",
+        '{"format": 1}',
+        '{"format": 2, "name": "x"}',
+        signature().to_json()[:-1],
+        signature().to_json().replace("REJECT", "IGNORE"),
+        signature().to_json().replace("long_term", "mid_term"),
+        signature().to_json().replace('"batch_axis": 1', '"batch_axis": "one"'),
+    ],
+)
+def test_damaged_json_is_refused(text: str):
+    with pytest.raises(SignatureError):
+        from_json(text)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda c: st.lists(c) | st.dictionaries(st.text(), c),
+    )
+)
+def test_any_other_json_is_refused_and_nothing_else_is_raised(raw: object):
+    with pytest.raises(SignatureError):
+        from_json(json.dumps(raw))
+
+
+@given(st.data())
+def test_one_field_of_another_kind_is_refused_or_read(data: st.DataObject):
+    raw = json.loads(signature().to_json())
+    name = data.draw(st.sampled_from(sorted(raw)))
+    raw[name] = data.draw(st.none() | st.integers() | st.text(max_size=3) | st.lists(st.none(), max_size=2))
+    with contextlib.suppress(SignatureError):
+        assert from_json(json.dumps(raw)).name
+
+
+def test_row_of_a_state_is_its_shape_without_the_batch():
+    assert [state.row_shape() for state in signature().states] == [(1, 4), (4,)]
+
+
+def test_model_forecasts_where_every_feature_is_fed():
+    assert not signature().can_forecast
+    fed = signature(forecast=(Feedback("q10", "rain"), Feedback("median", "traffic")))
+    assert fed.can_forecast
+    assert fed.feedback_columns() == [0, 1]
+    crossed = signature(forecast=(Feedback("median", "rain"), Feedback("q10", "traffic")))
+    assert crossed.feedback_columns() == [1, 0]
