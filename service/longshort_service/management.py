@@ -16,8 +16,6 @@ from longshort_service import errors
 from longshort_service import record as records
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from longshort_service.keeper import Keeper
     from longshort_service.record import SessionRecord
     from longshort_service.repository import Model
@@ -45,22 +43,29 @@ class Management:
 
     async def get(self, session_id: str, min_step: int = 0) -> SessionView:
         """Describe a session. Raises SessionNotFound, SessionExpired, or Stale below `min_step`."""
-        live = self._table.get(session_id)
-        if live is not None:
-            await self._keeper.until_settled(live)
-        if live is not None and not live.is_ended:
-            view = self._view(self._table.record(live), live)
-        else:
-            stored = await self._store.read(session_id)
-            if stored is None:
-                raise errors.SessionNotFound(f"there is no session {session_id}", session_id=session_id)
-            view = self._view(stored, None)
+        try:
+            view = await self._look(session_id)
+        except errors.SessionNotFound:
+            async with self._keeper.turns.of(session_id):  # it may just be between table and store
+                view = await self._look(session_id)
         if view.record.step < min_step:
             raise errors.Stale(
                 f"session {session_id} is at step {view.record.step} here, below {min_step}",
                 step=view.record.step,
             )
         return view
+
+    async def _look(self, session_id: str) -> SessionView:
+        """Describe a session that nobody opens or ends meanwhile: the caller has its turn, or asks again."""
+        live = self._table.get(session_id)
+        if live is not None:
+            await self._keeper.until_settled(live)
+            if not live.is_ended:
+                return self._view(self._table.record(live), live)
+        stored = await self._store.read(session_id)
+        if stored is None:
+            raise errors.SessionNotFound(f"there is no session {session_id}", session_id=session_id)
+        return self._view(stored, None)
 
     async def list(self, *, prefix: str, after: str, limit: int, model: str) -> tuple[list[SessionView], str]:
         """Return a page of sessions in the order of their ids, and the id to go on after; "" at the end."""
@@ -83,7 +88,7 @@ class Management:
     async def reset(self, session_id: str) -> SessionView:
         """Put a session back to step 0 with a new incarnation; its stream is ended."""
         async with self._keeper.turns.of(session_id):
-            before = (await self.get(session_id)).record
+            before = (await self._look(session_id)).record
             await self._end(session_id, "reset")
             model = self._keeper.repository.get(before.model, before.version)
             fresh = model.lane.engine.initial_states(1)
@@ -120,7 +125,7 @@ class Management:
     async def delete(self, session_id: str) -> None:
         """End a session; its stream is ended. Raises SessionNotFound or SessionExpired."""
         async with self._keeper.turns.of(session_id):
-            await self.get(session_id)
+            await self._look(session_id)
             await self._end(session_id, "deleted")
 
     async def _end(self, session_id: str, cause: str) -> None:
@@ -152,8 +157,3 @@ class Management:
             is_streaming=is_streaming,
             idle_s=0.0 if is_streaming else max(self._keeper.clock() - record.last_used_s, 0.0),
         )
-
-
-def memory_of(record: SessionRecord, model: Model) -> dict[str, NDArray[np.float32]]:
-    """Return a record's states by the names of the model's state inputs."""
-    return {spec.input: state for spec, state in zip(model.signature.states, record.states, strict=True)}
