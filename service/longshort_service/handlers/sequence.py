@@ -95,9 +95,14 @@ class SequenceHandler:
                 request.version,
             )
         )
-        rows = codec.rows(request.values, session.model.signature, edge.max_steps)
-        step = request.values.step if request.values.HasField("step") else None
-        applied = await edge.stepper.step(session, rows, step, wanted)
+        try:
+            rows = codec.rows(request.values, session.model.signature, edge.max_steps)
+            step = request.values.step if request.values.HasField("step") else None
+            applied = await edge.stepper.step(session, rows, step, wanted)
+        except errors.ServiceError:
+            if created:  # sent again, corrected or later, the call shall find what it found this time
+                await edge.keeper.uncreate(session)
+            raise
         response = sequence_pb2.StepResponse(created=created, incarnation=session.incarnation)
         as_tensors = bool(request.values.tensors)
         codec.fill_answer(response.answer, applied.outputs, session.model.signature, as_tensors=as_tensors)
