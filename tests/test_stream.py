@@ -555,6 +555,16 @@ def test_create_refuses_what_is_there_and_does_not_disturb_it(against: Scenario)
     against(scenario)
 
 
+def test_create_whose_answer_was_lost_learns_that_the_session_is_its_own(against: Scenario):
+    async def scenario(caller: Caller) -> None:
+        stream, opened = await caller.open("", "adder", mode=CREATE, client_id="mine")
+        await stream.half_close()
+        again = await caller.refused_open(opened.session.id, "adder", mode=CREATE, client_id="mine")
+        assert again.metadata == {"session_id": opened.session.id, "client_id": "mine"}
+
+    against(scenario)
+
+
 # -- who has the session -----
 
 

@@ -119,6 +119,8 @@ class Keeper:
                     self._observer.move()
                 await self.until_settled(live)
             session, created = await self._bring(request)
+            if created:
+                session.created_by = owner.client_id
             await self.until_settled(session)  # a unary call may have begun while the store was asked
             self.table.attach(session, owner, self.clock())
             return session, created
@@ -152,8 +154,8 @@ class Keeper:
         begin_s = time.perf_counter()
         opening = await self.store.open(request.session_id, request.mode)
         self._observer.store_seconds("open", time.perf_counter() - begin_s)
-        _refuse_unfound(opening, request.session_id)
         live = self.table.get(request.session_id)
+        _refuse_unfound(opening, request.session_id, live)
         if live is not None:
             if opening.previous_epoch == live.epoch:
                 live.epoch = opening.epoch
@@ -204,7 +206,7 @@ class Keeper:
         Raises SessionExists, SessionsExhausted or ModelChanged, and then there is no such session.
         """
         opening = await self.store.open(record.session_id, OpenMode.CREATE)
-        _refuse_unfound(opening, record.session_id)
+        _refuse_unfound(opening, record.session_id, self.table.get(record.session_id))
         try:
             await self._make_room()
             fresh = dataclasses.replace(record, incarnation=self.draw_incarnation())
@@ -212,6 +214,16 @@ class Keeper:
         except errors.ServiceError:
             await self.store.delete(record.session_id)
             raise
+
+    async def uncreate(self, session: Session[Model]) -> None:
+        """Take back a session that was created for a message that was then refused, unless anyone uses it by now."""
+        epoch = session.epoch
+        async with self.turns.of(session.id):
+            await self.until_settled(session)
+            is_unused = session.owner is None and session.step == 0 and session.epoch == epoch
+            if is_unused and not session.is_ended:
+                self.table.remove(session)
+                await self.store.delete(session.id)
 
     def durable_step(self, step: int) -> int:
         """Return the step that would survive the loss of this server: none in a store that is not durable."""
@@ -304,7 +316,7 @@ def _check_model(request: OpenRequest, model: str, version: int) -> None:
         )
 
 
-def _refuse_unfound(opening: StoreOpening, session_id: str) -> None:
+def _refuse_unfound(opening: StoreOpening, session_id: str, live: Session[Model] | None) -> None:
     if opening.found is Found.ABSENT:
         raise errors.SessionNotFound(f"there is no session {session_id}", session_id=session_id)
     if opening.found is Found.EXPIRED:
@@ -313,4 +325,8 @@ def _refuse_unfound(opening: StoreOpening, session_id: str) -> None:
             session_id=session_id,
         )
     if opening.found is Found.EXISTS:
-        raise errors.SessionExists(f"there is a session {session_id} already", session_id=session_id)
+        # A client whose CREATE succeeded and whose answer was lost knows by this that the session is its own.
+        client_id = "" if live is None else live.created_by
+        raise errors.SessionExists(
+            f"there is a session {session_id} already", session_id=session_id, client_id=client_id
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 MODEL_FILE: Final = "model.onnx"
 EXPLAIN_FILE: Final = "explain.onnx"
+_VERSION: Final = re.compile("[1-9][0-9]{0,17}")  # one folder a version: 1 and 01 would be two
 
 
 @dataclass(slots=True, eq=False)
@@ -163,5 +165,5 @@ class Repository:
         return {
             (path.parent.parent.name, int(path.parent.name)): path.parent
             for path in self.root.glob(f"*/*/{MODEL_FILE}")
-            if path.parent.name.isascii() and path.parent.name.isdigit() and int(path.parent.name) > 0
+            if _VERSION.fullmatch(path.parent.name)
         }

@@ -88,6 +88,7 @@ class Session(Generic[ModelT]):
         "_pending_answers",
         "_pending_message",
         "_when_settled",
+        "created_by",
         "epoch",
         "id",
         "in_flight",
@@ -111,6 +112,7 @@ class Session(Generic[ModelT]):
         self.slot = slot
         self.epoch = epoch
         self.incarnation = incarnation
+        self.created_by = ""  # the client_id of the stream that began it, as long as it stays live
         self.step = 0
         self.is_gapless = True
         self.is_ended = False  # taken off the table: whoever still holds it must not use it
