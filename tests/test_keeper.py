@@ -198,6 +198,29 @@ def test_creating_anew_without_a_model_after_expiry_is_model_not_found(play: Pla
     play(scenario)
 
 
+@pytest.mark.parametrize("meanwhile", ["nothing", "open", "step"])
+def test_creation_is_taken_back_unless_the_session_is_used_by_now(
+    play: Play, store: MemoryStore, meanwhile: str
+):
+    async def scenario(house: House) -> None:
+        session, created = await house.keeper.ensure(OpenRequest("s", CREATE, "adder"))
+        assert created
+        if meanwhile == "open":
+            await house.open("s")
+        if meanwhile == "step":
+            step = asyncio.ensure_future(house.step(session, 5))
+            await asyncio.sleep(0)
+        await house.keeper.uncreate(session)
+        assert session.is_ended is (meanwhile == "nothing")
+        again, created = await house.keeper.ensure(OpenRequest("s", model="adder"))
+        assert created is (meanwhile == "nothing")
+        assert await house.step(again, 1) == [6 if meanwhile == "step" else 1]
+        if meanwhile == "step":
+            await step
+
+    play(scenario, store=store)
+
+
 # -- leaving memory -----
 
 

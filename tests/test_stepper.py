@@ -1,0 +1,279 @@
+"""Moving a session by one message, and looking ahead or inside on a copy of its state."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from graphs import FATAL
+from house import House, reason_of
+from inside import Gate, until
+from longshort_model.synthetic import write_random_model
+from longshort_service import errors
+from longshort_service.session import Answers
+from longshort_service.stepper import MAX_EXPLAINS_AT_ONCE
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    Play = Callable[..., None]
+
+
+@pytest.fixture
+def play(run: Callable[..., Any], adders: Path) -> Play:
+    def play_in(scenario: Callable[[House], Awaitable[None]], models: Path = adders) -> None:
+        async def limited() -> None:
+            async with asyncio.timeout(20), House(models) as built:
+                await scenario(built)
+
+        run(limited())
+
+    return play_in
+
+
+def rows(*values: float) -> Any:
+    return np.array(values, np.float32)[:, None]
+
+
+# -- values -----
+
+
+def test_message_moves_the_session_and_is_counted(play: Play):
+    async def scenario(house: House) -> None:
+        session = await house.open("s")
+        applied = await house.stepper.step(session, rows(1, 2, 3), 0, Answers.LAST)
+        assert (applied.outputs.tolist(), applied.step, applied.is_replayed) == ([[6]], 3, False)
+        again = await house.stepper.step(session, rows(1, 2, 3), 0, Answers.ALL)
+        assert (again.outputs.tolist(), again.step, again.is_replayed) == ([[6]], 3, True)
+        assert house.notes.of("steps") == [("adder", 1, 3)]
+        assert house.notes.of("replay") == [("adder",)]
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("num_values", [1, 12])
+def test_message_refused_by_a_full_queue_leaves_nothing_behind(play: Play, num_values: int):
+    async def scenario(house: House) -> None:
+        busy, session = await house.open("busy"), await house.open("s")
+        gate = Gate.before(house.repository.get("adder").lane)
+        filling = asyncio.ensure_future(house.step(busy, *[1] * 100))
+        await gate.arrival()
+        assert await reason_of(house.step(session, *[1] * num_values)) is errors.QueueFull
+        assert (session.in_flight, session.step) == (None, 0)
+        gate.open()
+        await filling
+        assert (await house.step(session, 1)) == [1]
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("num_values", [1, 12])
+def test_cancelled_caller_withdraws_what_has_not_run(play: Play, num_values: int):
+    async def scenario(house: House) -> None:
+        busy, session = await house.open("busy"), await house.open("s")
+        gate = Gate.before(house.repository.get("adder").lane)
+        filling = asyncio.ensure_future(house.step(busy, 1))
+        await gate.arrival()
+        leaving = asyncio.ensure_future(house.step(session, *[1] * num_values))
+        await until(lambda: session.in_flight is not None)
+        leaving.cancel()
+        gate.open()
+        await filling
+        await house.keeper.until_settled(session)
+        assert leaving.cancelled()
+        assert session.step == 0
+        assert (await house.step(session, 1)) == [1]
+
+    play(scenario)
+
+
+def test_caller_cancelled_during_the_last_run_finds_the_message_applied(play: Play):
+    async def scenario(house: House) -> None:
+        session = await house.open("s")
+        gate = Gate.before(house.repository.get("adder").lane)
+        leaving = asyncio.ensure_future(house.step(session, 5, step=0))
+        await gate.arrival()
+        leaving.cancel()
+        gate.open()
+        await house.keeper.until_settled(session)
+        assert session.step == 1
+        assert await house.step(session, 5, step=0) == [5]
+        assert house.notes.of("replay") == [("adder",)]
+
+    play(scenario)
+
+
+def test_message_that_kills_the_engine_fails_and_moves_nothing(play: Play):
+    async def scenario(house: House) -> None:
+        session = await house.open("s")
+        await house.step(session, 5)
+        assert await reason_of(house.step(session, FATAL)) is errors.EngineDead
+        assert (session.in_flight, session.step) == (None, 1)
+        assert await house.step(session, 5, step=0) == [5]  # the stored answer is still given
+        assert await reason_of(house.step(session, 1)) is errors.EngineDead
+
+    play(scenario)
+
+
+# -- forecasts -----
+
+
+def test_forecast_rolls_predictions_forward_and_moves_nothing(play: Play):
+    async def scenario(house: House) -> None:
+        session = await house.open("s")
+        await house.step(session, 3)
+        outputs, step = await house.stepper.forecast(session, 5, 50)
+        assert (outputs[:, 0].tolist(), step) == ([3, 6, 12, 24, 48], 1)
+        assert (await house.stepper.forecast(session, 1, 50))[0].tolist() == [[3]]
+        assert await house.step(session, 1) == [4]
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("horizon", [0, 51])
+def test_horizon_out_of_range_is_refused(play: Play, horizon: int):
+    async def scenario(house: House) -> None:
+        session = await house.open("s")
+        await house.step(session, 3)
+        with pytest.raises(errors.HorizonOutOfRange) as caught:
+            await house.stepper.forecast(session, horizon, 50)
+        assert caught.value.metadata == {"horizon": str(horizon), "max_steps": "50"}
+
+    play(scenario)
+
+
+def test_forecast_of_a_session_without_a_value_is_refused(play: Play):
+    async def scenario(house: House) -> None:
+        session = await house.open("s")
+        assert await reason_of(house.stepper.forecast(session, 5, 50)) is errors.SessionEmpty
+
+    play(scenario)
+
+
+def test_forecast_that_overflows_is_refused_and_moves_nothing(play: Play):
+    async def scenario(house: House) -> None:
+        session = await house.open("s")
+        await house.step(session, 1e38)
+        assert await reason_of(house.stepper.forecast(session, 5, 50)) is errors.NonFiniteResult
+        assert session.step == 1
+
+    play(scenario)
+
+
+def test_forecast_needs_a_row_to_work_on(play: Play):
+    async def scenario(house: House) -> None:
+        session = await house.open("s")
+        await house.step(session, 3)
+        arena = session.model.arena
+        taken = [arena.allocate() for _ in range(arena.num_rows - 1)]
+        assert await reason_of(house.stepper.forecast(session, 5, 50)) is errors.SessionsExhausted
+        assert await reason_of(house.step(session, *[1] * 9)) is errors.SessionsExhausted
+        for slot in taken:
+            arena.free(slot)
+        assert (await house.stepper.forecast(session, 2, 50))[0][:, 0].tolist() == [3, 6]
+
+    play(scenario)
+
+
+def test_forecast_refused_by_a_full_queue_gives_its_row_back(play: Play):
+    async def scenario(house: House) -> None:
+        busy, session = await house.open("busy"), await house.open("s")
+        await house.step(session, 3)
+        gate = Gate.before(house.repository.get("adder").lane)
+        filling = asyncio.ensure_future(house.step(busy, *[1] * 100))
+        await gate.arrival()
+        assert await reason_of(house.stepper.forecast(session, 5, 50)) is errors.QueueFull
+        gate.open()
+        await filling
+
+    play(scenario)
+
+
+def test_cancelled_forecast_gives_its_row_back(play: Play):
+    async def scenario(house: House) -> None:
+        session = await house.open("s")
+        await house.step(session, 3)
+        gate = Gate.before(house.repository.get("adder").lane)
+        looking = asyncio.ensure_future(house.stepper.forecast(session, 9, 50))
+        await gate.arrival()
+        looking.cancel()
+        gate.open()
+        await until(lambda: session.model.arena.num_held == 1)
+        assert await house.step(session, 1) == [4]
+
+    play(scenario)
+
+
+# -- explanations -----
+
+
+@pytest.fixture
+def explained(tmp_path: Path) -> Path:
+    write_random_model(tmp_path / "metro" / "1" / "model.onnx", name="metro", hidden=4, explain=True)
+    return tmp_path
+
+
+def test_explanation_is_of_a_copy(play: Play, explained: Path):
+    async def scenario(house: House) -> None:
+        session = await house.open("s", model="metro")
+        await house.step(session, 3)
+        before = session.model.arena.read(session.slot)
+        outputs, step = await house.stepper.explain(session, rows(1, 2))
+        assert step == 1
+        assert outputs["y"].shape == (2, 3)
+        assert outputs["cn"].shape == outputs["hn"].shape == (1, 4)
+        after = session.model.arena.read(session.slot)
+        assert all(np.array_equal(x, y) for x, y in zip(before, after, strict=True))
+        assert session.step == 1
+        await house.stepper.step(session, rows(1, 2), 1, Answers.ALL)
+        moved = dict(zip(["c0", "h0"], session.model.arena.read(session.slot), strict=True))
+        np.testing.assert_allclose(outputs["cn"], moved["c0"], rtol=1e-6)
+        np.testing.assert_allclose(outputs["hn"], moved["h0"], rtol=1e-6)
+
+    play(scenario, explained)
+
+
+def test_model_without_an_explain_file_says_so(play: Play):
+    async def scenario(house: House) -> None:
+        session = await house.open("s")
+        assert await reason_of(house.stepper.explain(session, rows(1))) is errors.ExplainUnavailable
+
+    play(scenario)
+
+
+def test_broken_explain_file_is_explain_unavailable(play: Play, explained: Path):
+    (explained / "metro" / "1" / "explain.onnx").write_bytes(b"no model")
+
+    async def scenario(house: House) -> None:
+        session = await house.open("s", model="metro")
+        assert await reason_of(house.stepper.explain(session, rows(1))) is errors.ExplainUnavailable
+
+    play(scenario, explained)
+
+
+def test_explanation_repeats_the_last_value_and_refuses_what_a_step_refuses(play: Play, explained: Path):
+    async def scenario(house: House) -> None:
+        session = await house.open("s", model="metro")
+        assert await reason_of(house.stepper.explain(session, rows(float("nan")))) is errors.ValueMissing
+        assert await reason_of(house.stepper.explain(session, rows(float("inf")))) is errors.ValueNotFinite
+        await house.step(session, 3)
+        filled, _ = await house.stepper.explain(session, rows(float("nan")))
+        given, _ = await house.stepper.explain(session, rows(3))
+        assert np.array_equal(filled["y"], given["y"])
+
+    play(scenario, explained)
+
+
+def test_only_a_few_explanations_run_at_once(play: Play, explained: Path):
+    async def scenario(house: House) -> None:
+        session = await house.open("s", model="metro")
+        await house.step(session, 3)
+        calls = [house.stepper.explain(session, rows(*[1] * 50)) for _ in range(MAX_EXPLAINS_AT_ONCE + 2)]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(result) for result in results].count(errors.QueueFull) == 2
+        await house.stepper.explain(session, rows(1))  # and there is room again
+
+    play(scenario, explained)
