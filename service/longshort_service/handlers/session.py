@@ -76,7 +76,7 @@ class SessionHandler:
         return session_pb2.ExportResponse(record=record, step=step)
 
     async def _import(self, request: session_pb2.ImportRequest) -> session_pb2.ImportResponse:
-        session_id = codec.session_id(request.session) if request.session.id else ""
+        session_id = codec.session_id(request.session) if request.session.ByteSize() else ""
         view = await self._management.import_(session_id, request.record)
         return session_pb2.ImportResponse(session=codec.session_message(view))
 
