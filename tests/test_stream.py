@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import numpy as np
 import pytest
+from inside import Gate, service, until
 from longshort.v1 import sequence_pb2, types_pb2
-from wire import ALL, CREATE, LAST, NONE, OPEN, Caller, Stream, key, refusal_of, values_of
+from wire import ALL, CREATE, LAST, NONE, OPEN, Caller, Stream, in_band, key, refusal_of, refused, values_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -659,5 +660,71 @@ def test_too_many_sessions_are_refused_while_all_are_in_use(
             assert opened.step == 1
             await assert_goes_on(again, 1, 5)
             await assert_goes_on(third, 1, 7)
+
+    run(scenario())
+
+
+def test_full_queue_is_told_in_band_to_numbered_values_and_ends_an_unnumbered_stream(
+    run: Callable[..., Any], adders: Any
+):
+    async def scenario() -> None:
+        limits = {"max_steps": 50, "max_queued_steps": 50}
+        async with asyncio.timeout(20), service(adders, **limits) as (app, caller):
+            gate = Gate.before(app.repository.get("adder").lane)
+            streams = {
+                name: (await caller.open(name, "adder"))[0] for name in ("busy", "numbered", "unnumbered")
+            }
+            await streams["busy"].send(values=values_of([1] * 50, 0))
+            await gate.arrival()
+            refusal = await streams["numbered"].error(values=values_of([1], 0))
+            assert refusal == ("RESOURCE_EXHAUSTED", "QUEUE_FULL")
+            assert refusal.retry_delay_s == 0.1
+            # Values without a number that might follow would close over the gap unseen.
+            end = await streams["unnumbered"].end(values=values_of([1]))
+            assert end == ("RESOURCE_EXHAUSTED", "QUEUE_FULL")
+            assert end.retry_delay_s == 0.1
+            gate.open()
+            assert (await streams["busy"].receive()).answer.step == 50
+            await assert_goes_on(streams["numbered"], 0, 0)
+
+    run(scenario())
+
+
+def test_result_that_overflows_does_not_touch_its_batch_mates(run: Callable[..., Any], adders: Any):
+    async def scenario() -> None:
+        async with asyncio.timeout(20), service(adders) as (app, caller):
+            gate = Gate.before(app.repository.get("adder").lane)
+            names = ("busy", "good", "bad", "other")
+            streams = {name: (await caller.open(name, "adder"))[0] for name in names}
+            await streams["busy"].send(values=values_of([1], 0))
+            await gate.arrival()
+            for name, value in (("good", 1), ("bad", 3e38), ("other", 2)):
+                await streams[name].send(values=values_of([value, value], 0))
+            await until(lambda: app.repository.get("adder").lane.num_queued_steps == 7)
+            gate.open()
+            assert list((await streams["good"].receive()).answer.values) == [1, 2]
+            assert in_band((await streams["bad"].receive()).error) == ("OUT_OF_RANGE", "NON_FINITE_RESULT")
+            assert list((await streams["other"].receive()).answer.values) == [2, 4]
+            assert gate.batches == [1, 3]
+            for name, total in (("good", 2), ("other", 4)):
+                await assert_goes_on(streams[name], 2, total)
+            await assert_goes_on(streams["bad"], 0, 0)
+
+    run(scenario())
+
+
+def test_bug_of_ours_ends_one_stream_with_internal_and_no_other(run: Callable[..., Any], adders: Any):
+    async def scenario() -> None:
+        async with asyncio.timeout(20), service(adders) as (app, caller):
+            broken, _ = await caller.open("broken", "adder")
+            other, _ = await caller.open("other", "adder")
+            session = app._table.get("broken")
+            assert session is not None
+            session.last_values = np.zeros(3, np.float32)  # the model has one feature
+            end = await broken.end(values=values_of([NAN], 0))
+            assert end == ("INTERNAL", "INTERNAL")
+            assert "log" in end.message  # what is inside stays inside
+            assert await refused(caller.step("broken", [NAN], 0, "adder")) == ("INTERNAL", "INTERNAL")
+            await assert_goes_on(other, 0, 0)
 
     run(scenario())
