@@ -7,6 +7,7 @@ reader of our output went away (as a shell says of a program that SIGPIPE ended)
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from typing import TYPE_CHECKING, Any, Final
@@ -23,6 +24,7 @@ SERVICE_FAILED: Final = 1
 CALLER_MISTAKEN: Final = 2
 INTERRUPTED: Final = 128 + 2
 READER_GONE: Final = 128 + 13
+DISK_ERRORS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 PORT_VARIABLE: Final = "LONGSHORT_GRPC_PORT"
 
 
@@ -51,6 +53,10 @@ class OneLineGroup(click.Group):
             # Python flushes stdout once more at its end, and would complain then.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise click.exceptions.Exit(READER_GONE) from None
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            raise Mistake(f"the output cannot be written: {error.strerror}") from None
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run as a program: ends with SystemExit, unless told `standalone_mode=False` as click has it."""
@@ -139,7 +145,8 @@ def failure_of(error: LongshortError, address: str, more: str = "") -> Failure:
 
     message = str(error)
     if isinstance(error, errors.Unavailable) and not error.reason:
-        message = f"no service answers at {address}: {error.message}"
+        # The client's further advice is for programs.
+        message = f"no service answers at {address}: {error.message.partition(' (until ')[0]}"
     services = errors.Unavailable | errors.DeadlineExceeded | errors.ResourceExhausted | errors.ServerFault
     is_services = isinstance(error, services | errors.SessionLost)
     return (Failure if is_services else Mistake)(message + more)

@@ -82,6 +82,8 @@ def stream(
       longshort stream -m metro -s sensor-42 --format json < metro_traffic.csv
       tail -f counts.log | longshort stream -m metro -s sensor-42 | tee predictions.csv
     """  # noqa: D301  click reads the backspace
+    if sys.stdin is None:
+        raise Mistake("standard input is closed")
     with connected(address, timeout_s) as client:
         if model is None:
             if session_id is None:
@@ -169,6 +171,6 @@ class _Pipe:
         """Return what is to be known for going on after an error."""
         session = self._session
         count = session.position - self._first_step
-        doubt = "; the values after them may have been applied too" if session.in_doubt else ""
+        doubt = "; the next lines may have been applied too" if session.in_doubt else ""
         applied = f"{count} value was" if count == 1 else f"{count} values were"
         return f"; {applied} applied before it, session {session.id} is at step {session.position}{doubt}"

@@ -1,0 +1,66 @@
+"""`longshort describe` of the models that ship, of random ones, and of what is none."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from longshort_model.replay import Replay
+from longshort_model.synthetic import write_random_model
+from longshort_service.cli import main
+from program import PROGRAM, SHIPPED, the_line
+
+
+@pytest.mark.parametrize("path", ["metro", "metro/1", "metro/1/model.onnx"])
+def test_describe_tells_a_model_from_its_folder_its_version_and_its_file(path):
+    done = CliRunner().invoke(main, ["describe", str(SHIPPED / path)])
+    assert done.exit_code == 0
+    signature = Replay(SHIPPED / "metro" / "1" / "model.onnx").signature
+    said = done.output
+    assert said.startswith("metro, version 1\n")
+    for word in ("vehicles/h", "10 % quantile", "every 1 h", "median is fed back as vehicles", "512 bytes"):
+        assert word in said
+    assert f"mae {signature.scores['mae']:.4g}" in said
+    assert signature.fingerprint in said
+    assert signature.trained_on in said
+
+
+def test_describe_takes_the_highest_version_and_says_which_others_there_are(tmp_path):
+    for version in (2, 10):
+        write_random_model(tmp_path / f"m/{version}/model.onnx", name="m", hidden=4, features=2, outputs=1)
+    said = CliRunner().invoke(main, ["describe", str(tmp_path / "m")]).output
+    assert said.startswith("m, version 10 (beside it: 2)\n")
+    for word in ("at any time", "forecast     no", "explain      no", "32 bytes"):
+        assert word in said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /dev/full")
+def test_describe_to_a_full_disk_is_one_line():
+    with Path("/dev/full").open("w") as full:
+        command = [*PROGRAM, "describe", str(SHIPPED / "metro")]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert "No space left" in the_line(done)
+
+
+def test_describe_prints_the_signature_as_json():
+    done = CliRunner().invoke(main, ["describe", str(SHIPPED / "parking"), "--json"])
+    assert json.loads(done.output)["name"] == "parking"
+
+
+def test_describe_of_what_is_no_model_is_one_line_and_exit_code_two(tmp_path):
+    (tmp_path / "file.onnx").write_text("no model")
+    for path, said in (
+        (tmp_path / "nowhere", "no such file or folder"),
+        (tmp_path, "no model.onnx in it"),
+        (tmp_path / "file.onnx", "onnxruntime cannot load it"),
+        (SHIPPED, f"name one: {SHIPPED / 'metro'}"),
+    ):
+        done = CliRunner().invoke(main, ["describe", str(path)])
+        assert done.exit_code == 2
+        assert said in done.stderr
+        assert done.stderr.count("\n") == 1

@@ -1,0 +1,189 @@
+"""`longshort stream` in pipes, with signals, against the real service."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from longshort_model.replay import Replay
+from longshort_model.synthetic import write_random_model
+from longshort_service.signature import MissingValue
+from program import NOWHERE, PROGRAM, at_step, longshort, new_id, start, the_line
+
+
+def test_stream_answers_each_value_to_the_bit_as_the_model_file_does(server, repository):
+    values = np.random.default_rng(3).normal(size=700).astype(np.float32)  # more than one message
+    text = "".join(f"{value}\n" for value in values)
+    done = longshort(
+        "stream", "--model", "metro", "--session", new_id(), "--address", server.address, text=text
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    answers = [[np.float32(cell) for cell in line.split(",")] for line in done.stdout.splitlines()]
+    expected = Replay(repository / "metro" / "1" / "model.onnx").run(values.reshape(1, -1, 1))["y"][0]
+    assert np.array_equal(np.array(answers), expected)
+
+
+def test_stream_in_a_pipe_answers_each_value_before_the_next_is_sent(server):
+    process = start("stream", "-m", "metro", "-s", new_id(), "--address", server.address)
+    with process:
+        for value in ("0.5", "nan", "0.25"):
+            process.stdin.write(f"{value}\n")
+            process.stdin.flush()
+            assert process.stdout.readline().count(",") == 2
+        process.stdin.close()
+        assert process.wait(10) == 0
+
+
+def test_stream_goes_on_where_the_session_is_and_says_what_id_a_new_one_got(server):
+    session_id = new_id()
+    flags = ("--format", "json", "--address", server.address)
+    assert longshort("stream", "-m", "metro", "-s", session_id, *flags, text="1\n2\n").returncode == 0
+    more = longshort("stream", "-s", session_id, *flags, text="3\n")  # its model is known by now
+    assert json.loads(more.stdout)["step"] == 2
+    again = longshort("stream", "-m", "metro", "-s", session_id, "--mode", "create", *flags, text="3\n")
+    assert again.returncode == 2
+    assert "SESSION_EXISTS" in the_line(again)
+    anonymous = longshort("stream", "-m", "metro", "--version", "1", *flags, text="1\n")
+    assert at_step(anonymous.stderr.removeprefix("session ").strip(), server) == 1
+
+
+def test_stream_finds_columns_by_the_names_in_a_header_and_writes_one(server):
+    text = "\ufefftime,x2,x0,note,x1\n\n# a comment\n08:00,3,1,a,2\n08:30,,1,b,nan\n"
+    flags = ("--model", "wide", "--address", server.address)
+    done = longshort("stream", "-s", new_id(), *flags, text=text)
+    plain = longshort("stream", "-s", new_id(), *flags, text="1,2,3\n1,NA,null\n")
+    assert (done.returncode, plain.returncode) == (0, 0)
+    assert done.stdout == "y0,y1\n" + plain.stdout
+
+
+def test_stream_writes_json_by_name_with_the_step(server):
+    flags = ("--format", "json", "--address", server.address)
+    done = longshort("stream", "-m", "metro", "-s", new_id(), *flags, text="x0\n1\n2")
+    first, second = (json.loads(line) for line in done.stdout.splitlines())
+    assert list(first) == ["step", "median", "q10", "q90"]
+    assert (first["step"], second["step"]) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "applied"),
+    [
+        ("1\n2\nthree\n4\n", "line 3: 'three' is no number; 2 values were applied", 2),
+        ("1\n2,3\n", "line 2: 2 cells in place of 1 (x0); 1 value was applied", 1),
+        ("# counts\n\ncounts\n1\n", "line 3: no number, and as a header it must name 'x0'", 0),
+        ("1\n1e39\n", "line 2: '1e39' is not a finite 32-bit number", 1),
+        ("1\ninf\n", "line 2: 'inf' is not a finite", 1),
+        ("nan\n1\n", "line 1: VALUE_MISSING", 0),
+        ('1\n"2\n', "line 2: unexpected end of data", 1),
+    ],
+)
+def test_stream_names_the_line_that_will_not_do_and_what_came_before_it(server, text, said, applied):
+    session_id = new_id()
+    done = longshort("stream", "-m", "metro", "-s", session_id, "--address", server.address, text=text)
+    assert done.returncode == 2
+    assert said in the_line(done)
+    assert f"session {session_id} is at step {applied}" in done.stderr
+    assert len(done.stdout.splitlines()) == applied
+    assert at_step(session_id, server) == applied
+
+
+def test_stream_names_the_line_that_the_service_refuses_among_many(start_server, tmp_path):
+    write_random_model(tmp_path / "strict/1/model.onnx", name="strict", hidden=4, missing=MissingValue.REJECT)
+    address = start_server(models=tmp_path).address
+    text = "1\n" * 9 + "nan\n" + "1\n" * 9
+    done = longshort("stream", "-m", "strict", "--session", "s", "--address", address, text=text)
+    assert "line 10: VALUE_MISSING" in the_line(done)
+    assert "9 values were applied before it, session s is at step 9" in done.stderr
+    assert (done.returncode, len(done.stdout.splitlines())) == (2, 9)
+
+
+def test_stream_refuses_what_is_no_text(server):
+    flags = ("-m", "metro", "-s", new_id(), "--address", server.address)
+    done = subprocess.run(
+        [*PROGRAM, "stream", *flags], input=b"\xff\xfe\n", capture_output=True, timeout=30, check=False
+    )
+    assert done.returncode == 2
+    assert b"line 1: not UTF-8" in done.stderr
+    with Path("/dev/zero").open("rb") as endless:
+        done = subprocess.run(
+            [*PROGRAM, "stream", *flags], stdin=endless, capture_output=True, timeout=30, check=False
+        )
+    assert done.returncode == 2
+    assert b"the input is no text" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--model", "nope", "--session", "s"), "MODEL_NOT_FOUND"),
+        (("--model", "metro", "--version", "7"), "MODEL_NOT_FOUND"),
+        (("--session", "cli-nope"), "SESSION_NOT_FOUND"),
+        (("--model", "metro", "--session", "cli-nope", "--mode", "open"), "SESSION_NOT_FOUND"),
+        (("--model", "metro", "--session", "two words"), "INVALID_SESSION_ID"),
+    ],
+)
+def test_stream_of_what_is_not_there_is_the_callers_mistake(server, flags, said):
+    done = longshort("stream", *flags, "--address", server.address, text="1\n")
+    assert done.returncode == 2
+    assert said in the_line(done)
+
+
+def test_stream_without_a_service_fails_soon_with_exit_code_one():
+    begin_s = time.monotonic()
+    done = longshort("stream", "-m", "metro", "--address", NOWHERE, text="1\n")
+    assert done.returncode == 1
+    assert f"no service answers at {NOWHERE}" in the_line(done)
+    assert time.monotonic() - begin_s < 15
+
+
+def test_stream_whose_service_dies_says_what_may_have_been_applied(start_server):
+    server = start_server()
+    flags = ("-m", "metro", "-s", "s", "--address", server.address, "--timeout", "1")
+    with start("stream", *flags) as process:
+        process.stdin.write("1\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        server.process.kill()
+        server.process.wait()
+        process.stdin.write("2\n")
+        process.stdin.flush()
+        assert process.wait(20) == 1
+        line = process.stderr.read()
+        process.stdin.close()
+    assert line.startswith(f"Error: no service answers at {server.address}")
+    assert "; 1 value was applied before it, session s is at step 1" in line
+    assert line.count("\n") == 1
+
+
+def test_stream_without_standard_input_is_the_callers_mistake():
+    command = shlex.join([*PROGRAM, "stream", "--model", "metro", "--address", NOWHERE])
+    done = subprocess.run(["sh", "-c", f"{command} 0<&-"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "standard input is closed" in the_line(done)
+
+
+def test_stream_ends_quietly_when_its_reader_goes_away(server):
+    with start("stream", "-m", "metro", "-s", new_id(), "--address", server.address) as process:
+        process.stdout.close()
+        process.stdin.write("1\n")
+        process.stdin.flush()
+        assert process.wait(10) == 141
+        assert process.stderr.read() == ""
+        process.stdin.close()
+
+
+def test_control_c_ends_a_stream_quietly_and_the_session_lives_on(server):
+    session_id = new_id()
+    with start("stream", "-m", "metro", "-s", session_id, "--address", server.address) as process:
+        process.stdin.write("1\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+        assert process.stderr.read() == ""
+    assert at_step(session_id, server) == 1
