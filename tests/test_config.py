@@ -89,6 +89,7 @@ BAD = {
     "max_steps": ["0", "many"],
     "piece_steps": ["0"],
     "max_sessions": ["0", "1e6"],
+    "max_stored_sessions": ["0", "1e6"],
     "max_streams": ["0"],
     "max_queued_steps": ["0"],
     "max_message_bytes": ["4MB", "1023", "2GiB", "-4MiB", True, "MiB"],

@@ -15,6 +15,7 @@ from longshort_service.signature import METADATA_KEY, Channel, Signature, State
 from oracle import OracleModel, OracleSession
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -157,3 +158,45 @@ def test_file_that_does_not_keep_its_signature_is_a_model_error(
 def test_provider_that_is_not_there_is_a_model_error(adder: Path):
     with pytest.raises(ModelError, match="install longshort-server"):
         Engine(adder, provider="cuda", intra_op_num_threads=1)
+
+
+def changed(path: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
+    """Change a file's graph and leave its signature."""
+    model = onnx.load(path)
+    change(model)
+    onnx.save(model, path)
+    return path
+
+
+def test_answer_of_the_last_step_alone_is_refused_at_warm_up(adder: Path):
+    def keep_last(model: onnx.ModelProto) -> None:
+        last = onnx.helper.make_node("Slice", ["totals", "minus_one", "end", "axes"], ["y"])
+        model.graph.node.remove(model.graph.node[-1])
+        model.graph.node.append(last)
+        for name, value in (("minus_one", -1), ("end", 2**31)):
+            model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([value], np.int64), name))
+
+    with pytest.raises(
+        ModelError, match=r"y is float32 \[2, 1, 1\], the signature promises float32 \[2, 3, 1\]"
+    ):
+        load(changed(adder, keep_last)).warm_up(4, 4)
+
+
+def test_answers_of_double_precision_are_refused_at_warm_up(adder: Path):
+    def widen(model: onnx.ModelProto) -> None:
+        model.graph.node[-1].output[0] = "single"
+        model.graph.node.append(onnx.helper.make_node("Cast", ["single"], ["y"], to=onnx.TensorProto.DOUBLE))
+        model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+
+    with pytest.raises(ModelError, match="y is float64"):
+        load(changed(adder, widen)).warm_up(4, 4)
+
+
+def test_run_that_fails_at_warm_up_is_a_model_error(adder: Path):
+    def break_table(model: onnx.ModelProto) -> None:
+        for tensor in model.graph.initializer:
+            if tensor.name == "fatal":
+                tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(0, np.float32), "fatal"))
+
+    with pytest.raises(ModelError, match="a run of it fails"):
+        load(changed(adder, break_table)).warm_up(4, 4)

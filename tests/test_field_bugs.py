@@ -251,3 +251,27 @@ def test_states_and_answers_are_never_views_of_a_batch(run: Run, tmp_path: Path)
             assert [ref for ref in batches if ref() is not None] == []  # nothing of any batch is alive
 
     run(scenario())
+
+
+def test_forecast_that_waits_while_its_session_is_deleted_ends_moved_and_leaks_no_row(run: Run, adders: Path):
+    async def scenario() -> None:
+        async with asyncio.timeout(20), service(adders) as (app, caller):
+            stream, _ = await caller.open("s", "adder")
+            await stream.step([1], 0)
+            gate = Gate.before(app.repository.get("adder").lane)
+            request = sequence_pb2.StepRequest(session=key("s"), values=values_of([1], 1))
+            step = asyncio.ensure_future(caller.sequence.Step(request))
+            await gate.arrival()
+            deletion = asyncio.ensure_future(
+                caller.sessions.Delete(session_pb2.DeleteRequest(session=key("s")))
+            )
+            await until(lambda: live(app, "s").num_waiting == 1)
+            end = asyncio.ensure_future(stream.end(forecast=sequence_pb2.StreamForecast(horizon=5)))
+            await asyncio.sleep(0.05)
+            gate.open()
+            await step
+            await deletion
+            assert (await end).reason == "SESSION_MOVED"
+            check_rows(app)
+
+    run(scenario())

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from house import House, SlowStore, reason_of
+from inside import Gate
 from longshort_service import errors
-from longshort_service.keeper import OpenRequest
+from longshort_service.keeper import MAX_WAITING, OpenRequest
 from longshort_service.stores.base import OpenMode
 from longshort_service.stores.memory import MemoryStore
 from tables import RecordingOwner
@@ -484,5 +485,64 @@ def test_durable_store_is_given_every_live_session_at_the_end(play: Play):
 def test_nothing_is_durable_in_memory(play: Play):
     async def scenario(house: House) -> None:
         assert house.keeper.durable_step(5) == 0
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("num_turns", range(1, 12))
+def test_opening_cancelled_anywhere_loses_neither_the_session_nor_its_place(play: Play, num_turns: int):
+    """The history: the store has raised the epoch, and the caller leaves before the live session knows."""
+
+    async def scenario(house: House) -> None:
+        session = await house.open("s")
+        await house.step(session, 5)
+        house.leave(session)
+        owner = RecordingOwner()
+        opening = asyncio.ensure_future(house.open("s", owner))
+        for _ in range(num_turns):
+            await asyncio.sleep(0)
+        opening.cancel()
+        await asyncio.wait([opening])
+        async with house.keeper.turns.of("s"):  # what was begun is carried to its end
+            assert session.owner is not owner or not opening.cancelled()
+        again = await house.open("s")
+        assert (again.step, again.is_ended) == (1, False)
+        assert await house.step(again, 1) == [6]
+
+    play(scenario, store=SlowStore())
+
+
+def test_opening_that_races_the_spill_of_its_session_finds_it(play: Play):
+    async def scenario(house: House) -> None:
+        for num_turns in range(14):
+            name = f"s{num_turns}"
+            session = await house.open(name)
+            await house.step(session, 5)
+            house.leave(session)
+            house.now_s += 11
+            sweep = asyncio.ensure_future(house.keeper.sweep())
+            for _ in range(num_turns):
+                await asyncio.sleep(0)
+            again = await house.open(name)
+            await sweep
+            assert again.step == 1
+            assert await house.step(again, 1) == [6]
+            await house.management.delete(name)
+
+    play(scenario, store=SlowStore())
+
+
+def test_calls_beyond_the_limit_that_wait_for_one_session_are_refused(play: Play):
+    async def scenario(house: House) -> None:
+        session = await house.open("s")
+        gate = Gate.before(house.repository.get("adder").lane)
+        first = asyncio.ensure_future(house.step(session, 1))
+        await gate.arrival()
+        waiting = [asyncio.ensure_future(house.keeper.ensure(OpenRequest("s"))) for _ in range(MAX_WAITING)]
+        await asyncio.sleep(0)
+        assert await reason_of(house.keeper.ensure(OpenRequest("s"))) is errors.QueueFull
+        gate.open()
+        await first
+        assert len(await asyncio.gather(*waiting)) == MAX_WAITING
 
     play(scenario)

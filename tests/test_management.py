@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from house import House, SlowStore, reason_of
-from longshort_service import errors
+from longshort_service import errors, management
 from longshort_service import record as records
 from longshort_service.keeper import OpenRequest
 from longshort_service.stores.memory import MemoryStore
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    Play = Callable[[Callable[[House], Awaitable[None]]], None]
+    Play = Callable[..., None]
 
 
 @pytest.fixture(params=[MemoryStore, SlowStore])
 def play(request: pytest.FixtureRequest, run: Callable[..., Any], adders: Path) -> Play:
     """Run a scenario in a house with each kind of store."""
 
-    def play_in(scenario: Callable[[House], Awaitable[None]]) -> None:
+    def play_in(scenario: Callable[[House], Awaitable[None]], **house: Any) -> None:
         async def limited() -> None:
-            async with asyncio.timeout(20), House(adders, request.param()) as built:
+            async with asyncio.timeout(20), House(adders, request.param(), **house) as built:
                 await scenario(built)
 
         run(limited())
@@ -113,11 +113,11 @@ def test_what_is_not_there_and_what_has_expired_are_told_apart(play: Play):
 def test_reset_starts_anew_with_another_incarnation_and_ends_the_stream(play: Play, state: str):
     async def scenario(house: House) -> None:
         session = await make(house, state)
-        owner = session.owner
+        owner, incarnation, epoch = session.owner, session.incarnation, session.epoch
         view = await house.management.reset("s")
         assert (view.record.step, view.record.states[0].tolist()) == (0, [0])
-        assert view.record.incarnation != session.incarnation
-        assert view.record.epoch > session.epoch
+        assert view.record.incarnation != incarnation
+        assert view.record.epoch > epoch
         if state == "streaming":
             assert [type(end) for end in owner.ends] == [errors.SessionMoved]
             assert owner.ends[0].metadata == {"cause": "reset", "client_id": ""}
@@ -303,5 +303,60 @@ def test_session_opened_and_deleted_at_once_is_either_there_or_not(play: Play, n
             assert await house.step(session, 1) == [1]
         else:
             assert (session.is_ended, len(owner.ends)) == (True, 1)
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_reset_that_cannot_be_done_loses_nothing(play: Play, state: str):
+    async def scenario(house: House) -> None:
+        session = await make(house, state)
+        models, house.repository._models = house.repository._models, {}
+        assert await reason_of(house.management.reset("s")) is errors.ModelNotFound
+        house.repository._models = models
+        assert session.owner is None or session.owner.ends == []
+        again = await house.open("s")
+        assert await house.step(again, 1) == [6]
+
+    play(scenario)
+
+
+def test_stored_session_of_another_model_file_can_be_reset(play: Play):
+    async def scenario(house: House) -> None:
+        await make(house, "stored")
+        (stored,) = await house.store.idle_since(float("inf"), 10)
+        await house.store.write([dataclasses.replace(stored, fingerprint="another")])
+        assert await reason_of(house.keeper.open(OpenRequest("s"), RecordingOwner())) is errors.ModelChanged
+        assert (await house.management.reset("s")).record.step == 0
+        again = await house.open("s")
+        assert await house.step(again, 1) == [1]
+
+    play(scenario)
+
+
+def test_stored_session_is_reset_where_memory_is_full(play: Play):
+    async def scenario(house: House) -> None:
+        await make(house, "stored")
+        await house.open("other")  # its stream keeps the only place
+        view = await house.management.reset("s")
+        assert (view.record.step, view.is_live) == (0, False)
+        await house.management.delete("other")
+        again = await house.open("s")
+        assert await house.step(again, 1) == [1]
+
+    play(scenario, max_sessions=1)
+
+
+def test_listing_few_of_many_goes_on_in_short_pages(play: Play, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(management, "LIST_BATCH", 3)
+    monkeypatch.setattr(management, "MAX_LIST_ROUNDS", 2)
+
+    async def scenario(house: House) -> None:
+        for k in range(8):
+            house.leave(await house.open(f"s{k}"))
+        page, after = await house.management.list(prefix="", after="", limit=5, model="nobody")
+        assert (page, after) == ([], "s5")
+        page, after = await house.management.list(prefix="", after=after, limit=5, model="nobody")
+        assert (page, after) == ([], "")
 
     play(scenario)

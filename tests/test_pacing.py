@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from longshort_service.pacing import EXPIRY_S, QUIET_WAITS, ROWS_PER_OPENING, OpeningPace
+from longshort_service.pacing import EXPIRY_S, QUIET_WAITS, ROWS_PER_OPENING, ROWS_PER_WAIT, OpeningPace
 
 
 def test_batches_are_not_limited_while_no_stream_arrives():
@@ -27,7 +27,22 @@ def test_openings_are_over_after_enough_waits_without_an_arrival():
     for _ in range(QUIET_WAITS):
         assert pace.max_rows(0.0) == 0
         pace.waited()
+        pace.batch_formed(ROWS_PER_WAIT)
     assert pace.max_rows(0.0) is None
+
+
+def test_streams_that_keep_arriving_leave_rows_for_each_wait_between_them():
+    pace = OpeningPace()
+    num_rows = 0
+    for arrival in range(100):
+        pace.arrived(arrival * 0.004)
+        for _ in range(4):
+            rows = pace.max_rows(arrival * 0.004)
+            assert rows is not None
+            num_rows += rows
+            pace.batch_formed(rows)
+            pace.waited()
+    assert num_rows >= 100 * 3 * ROWS_PER_WAIT
 
 
 def test_openings_are_over_after_a_while_however_few_turns_there_were():

@@ -187,7 +187,7 @@ def test_error_outside_of_an_answer_ends_the_stream(state: StreamState):
 @pytest.mark.parametrize(
     "error_type",
     [errors.InvalidMessage, errors.MalformedMessage, errors.SessionMoved, errors.Draining, errors.EngineDead,
-     errors.Withdrawn, errors.InternalError, errors.NotOpen],
+     errors.InternalError, errors.NotOpen],
 )  # fmt: skip
 def test_some_errors_end_a_stream_whatever_caused_them(error_type: type[errors.ServiceError]):
     assert ends_stream(error_type("x"), StreamState.ANSWERING, numbered=True)

@@ -25,7 +25,7 @@ RECORDS = st.builds(
     model=st.text(),
     version=st.integers(1, 2**63),
     fingerprint=st.text(max_size=64),
-    step=COUNTS,
+    step=st.integers(0, 2**63 - 1),
     incarnation=COUNTS,
     epoch=COUNTS,
     is_gapless=st.booleans(),
@@ -174,3 +174,9 @@ def test_header_nested_without_end_is_an_invalid_record():
     text = b"[" * 100_000
     with pytest.raises(errors.InvalidRecord):
         decode(seal(text, len(text)))
+
+
+def test_step_that_no_session_can_count_through_is_refused():
+    record = dataclasses.replace(EXAMPLE, step=2**63)
+    with pytest.raises(errors.InvalidRecord, match="beyond any session's life"):
+        decode(encode(record))

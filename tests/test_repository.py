@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import shutil
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -42,7 +44,7 @@ def labels(house: House) -> list[str]:
 
 
 async def reload(house: House) -> Any:
-    return await house.repository.reload(lambda model: house.table.num_sessions_of(model) > 0)
+    return await house.reload()
 
 
 def test_highest_version_serves_by_default(play: Play, models: Path):
@@ -172,5 +174,45 @@ def test_queue_and_state_are_counted_over_all_versions(play: Play, models: Path)
         await step
         assert house.repository.num_queued_steps("adder") == 0
         assert house.repository.num_queued_steps("nobody") == house.repository.num_state_bytes("nobody") == 0
+
+    play(scenario)
+
+
+def test_version_that_only_stored_sessions_use_is_not_unloaded(play: Play, models: Path):
+    async def scenario(house: House) -> None:
+        session = await house.open("s")
+        await house.step(session, 5)
+        await house.spill(session)
+        shutil.rmtree(models / "adder")
+        assert (await reload(house)).unloaded == []
+        again = await house.open("s", model="")
+        assert await house.step(again, 1) == [6]
+        await house.management.delete("s")
+        assert (await reload(house)).unloaded == ["adder/1"]
+
+    play(scenario)
+
+
+def test_unloaded_model_is_released_though_it_had_sessions(play: Play, models: Path):
+    async def scenario(house: House) -> None:
+        await house.open("s")
+        await house.management.delete("s")
+        shutil.rmtree(models / "adder")
+        gone = weakref.ref(house.repository.get("adder").lane.arena)
+        house.notes.seen.clear()
+        await reload(house)
+        house.notes.seen.clear()
+        gc.collect()
+        assert gone() is None
+
+    play(scenario)
+
+
+def test_models_that_come_and_go_are_told_of_at_once(play: Play, models: Path):
+    async def scenario(house: House) -> None:
+        assert [told[0].version for told in house.notes.of("loaded")] == [1]
+        shutil.rmtree(models / "adder")
+        await reload(house)
+        assert [told[0].version for told in house.notes.of("unloaded")] == [1]
 
     play(scenario)

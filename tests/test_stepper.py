@@ -48,7 +48,7 @@ def test_message_moves_the_session_and_is_counted(play: Play):
         assert (applied.outputs.tolist(), applied.step, applied.is_replayed) == ([[6]], 3, False)
         again = await house.stepper.step(session, rows(1, 2, 3), 0, Answers.ALL)
         assert (again.outputs.tolist(), again.step, again.is_replayed) == ([[6]], 3, True)
-        assert house.notes.of("steps") == [("adder", 1, 3)]
+        assert [told[0] for told in house.notes.of("batch_done")] == [3]
         assert house.notes.of("replay") == [("adder",)]
 
     play(scenario)
@@ -125,9 +125,9 @@ def test_forecast_rolls_predictions_forward_and_moves_nothing(play: Play):
     async def scenario(house: House) -> None:
         session = await house.open("s")
         await house.step(session, 3)
-        outputs, step = await house.stepper.forecast(session, 5, 50)
+        outputs, step = await house.forecast(session, 5, 50)
         assert (outputs[:, 0].tolist(), step) == ([3, 6, 12, 24, 48], 1)
-        assert (await house.stepper.forecast(session, 1, 50))[0].tolist() == [[3]]
+        assert (await house.forecast(session, 1, 50))[0].tolist() == [[3]]
         assert await house.step(session, 1) == [4]
 
     play(scenario)
@@ -139,7 +139,7 @@ def test_horizon_out_of_range_is_refused(play: Play, horizon: int):
         session = await house.open("s")
         await house.step(session, 3)
         with pytest.raises(errors.HorizonOutOfRange) as caught:
-            await house.stepper.forecast(session, horizon, 50)
+            await house.forecast(session, horizon, 50)
         assert caught.value.metadata == {"horizon": str(horizon), "max_steps": "50"}
 
     play(scenario)
@@ -148,7 +148,7 @@ def test_horizon_out_of_range_is_refused(play: Play, horizon: int):
 def test_forecast_of_a_session_without_a_value_is_refused(play: Play):
     async def scenario(house: House) -> None:
         session = await house.open("s")
-        assert await reason_of(house.stepper.forecast(session, 5, 50)) is errors.SessionEmpty
+        assert await reason_of(house.forecast(session, 5, 50)) is errors.SessionEmpty
 
     play(scenario)
 
@@ -157,7 +157,7 @@ def test_forecast_that_overflows_is_refused_and_moves_nothing(play: Play):
     async def scenario(house: House) -> None:
         session = await house.open("s")
         await house.step(session, 1e38)
-        assert await reason_of(house.stepper.forecast(session, 5, 50)) is errors.NonFiniteResult
+        assert await reason_of(house.forecast(session, 5, 50)) is errors.NonFiniteResult
         assert session.step == 1
 
     play(scenario)
@@ -169,11 +169,11 @@ def test_forecast_needs_a_row_to_work_on(play: Play):
         await house.step(session, 3)
         arena = session.model.arena
         taken = [arena.allocate() for _ in range(arena.num_rows - 1)]
-        assert await reason_of(house.stepper.forecast(session, 5, 50)) is errors.SessionsExhausted
+        assert await reason_of(house.forecast(session, 5, 50)) is errors.SessionsExhausted
         assert await reason_of(house.step(session, *[1] * 9)) is errors.SessionsExhausted
         for slot in taken:
             arena.free(slot)
-        assert (await house.stepper.forecast(session, 2, 50))[0][:, 0].tolist() == [3, 6]
+        assert (await house.forecast(session, 2, 50))[0][:, 0].tolist() == [3, 6]
 
     play(scenario)
 
@@ -185,7 +185,7 @@ def test_forecast_refused_by_a_full_queue_gives_its_row_back(play: Play):
         gate = Gate.before(house.repository.get("adder").lane)
         filling = asyncio.ensure_future(house.step(busy, *[1] * 100))
         await gate.arrival()
-        assert await reason_of(house.stepper.forecast(session, 5, 50)) is errors.QueueFull
+        assert await reason_of(house.forecast(session, 5, 50)) is errors.QueueFull
         gate.open()
         await filling
 
@@ -197,7 +197,7 @@ def test_cancelled_forecast_gives_its_row_back(play: Play):
         session = await house.open("s")
         await house.step(session, 3)
         gate = Gate.before(house.repository.get("adder").lane)
-        looking = asyncio.ensure_future(house.stepper.forecast(session, 9, 50))
+        looking = asyncio.ensure_future(house.forecast(session, 9, 50))
         await gate.arrival()
         looking.cancel()
         gate.open()
@@ -221,7 +221,7 @@ def test_explanation_is_of_a_copy(play: Play, explained: Path):
         session = await house.open("s", model="metro")
         await house.step(session, 3)
         before = session.model.arena.read(session.slot)
-        outputs, step = await house.stepper.explain(session, rows(1, 2))
+        outputs, step = await house.explain(session, rows(1, 2))
         assert step == 1
         assert outputs["y"].shape == (2, 3)
         assert outputs["cn"].shape == outputs["hn"].shape == (1, 4)
@@ -239,7 +239,7 @@ def test_explanation_is_of_a_copy(play: Play, explained: Path):
 def test_model_without_an_explain_file_says_so(play: Play):
     async def scenario(house: House) -> None:
         session = await house.open("s")
-        assert await reason_of(house.stepper.explain(session, rows(1))) is errors.ExplainUnavailable
+        assert await reason_of(house.explain(session, rows(1))) is errors.ExplainUnavailable
 
     play(scenario)
 
@@ -249,7 +249,7 @@ def test_broken_explain_file_is_explain_unavailable(play: Play, explained: Path)
 
     async def scenario(house: House) -> None:
         session = await house.open("s", model="metro")
-        assert await reason_of(house.stepper.explain(session, rows(1))) is errors.ExplainUnavailable
+        assert await reason_of(house.explain(session, rows(1))) is errors.ExplainUnavailable
 
     play(scenario, explained)
 
@@ -257,11 +257,11 @@ def test_broken_explain_file_is_explain_unavailable(play: Play, explained: Path)
 def test_explanation_repeats_the_last_value_and_refuses_what_a_step_refuses(play: Play, explained: Path):
     async def scenario(house: House) -> None:
         session = await house.open("s", model="metro")
-        assert await reason_of(house.stepper.explain(session, rows(float("nan")))) is errors.ValueMissing
-        assert await reason_of(house.stepper.explain(session, rows(float("inf")))) is errors.ValueNotFinite
+        assert await reason_of(house.explain(session, rows(float("nan")))) is errors.ValueMissing
+        assert await reason_of(house.explain(session, rows(float("inf")))) is errors.ValueNotFinite
         await house.step(session, 3)
-        filled, _ = await house.stepper.explain(session, rows(float("nan")))
-        given, _ = await house.stepper.explain(session, rows(3))
+        filled, _ = await house.explain(session, rows(float("nan")))
+        given, _ = await house.explain(session, rows(3))
         assert np.array_equal(filled["y"], given["y"])
 
     play(scenario, explained)
@@ -271,9 +271,9 @@ def test_only_a_few_explanations_run_at_once(play: Play, explained: Path):
     async def scenario(house: House) -> None:
         session = await house.open("s", model="metro")
         await house.step(session, 3)
-        calls = [house.stepper.explain(session, rows(*[1] * 50)) for _ in range(MAX_EXPLAINS_AT_ONCE + 2)]
+        calls = [house.explain(session, rows(*[1] * 50)) for _ in range(MAX_EXPLAINS_AT_ONCE + 2)]
         results = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(result) for result in results].count(errors.QueueFull) == 2
-        await house.stepper.explain(session, rows(1))  # and there is room again
+        await house.explain(session, rows(1))  # and there is room again
 
     play(scenario, explained)

@@ -7,7 +7,6 @@ import logging
 import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,19 +16,16 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from longshort_service import errors
-from longshort_service.arena import Arena, StateLayout
-from longshort_service.batching import BatchPolicy
 from longshort_service.config import ConfigError, ServeConfig
-from longshort_service.engine import Engine
 from longshort_service.handlers import model as model_handler
 from longshort_service.handlers import sequence, session
 from longshort_service.handlers.edge import Edge
 from longshort_service.http_endpoint import HttpEndpoint
 from longshort_service.keeper import Keeper, Limits
-from longshort_service.lane import Lane
 from longshort_service.management import Management
 from longshort_service.metrics import Metrics
-from longshort_service.observers import CallMetrics, LaneMetrics
+from longshort_service.model_loader import ModelLoader
+from longshort_service.observers import CallMetrics
 from longshort_service.repository import MODEL_FILE, Model, ReloadResult, Repository
 from longshort_service.scheduler import Scheduler
 from longshort_service.sessions import SessionTable
@@ -41,8 +37,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Rows beside those of sessions, for long messages and forecasts under way.
-SCRATCH_ROWS: Final = 1024
 # gRPC itself refuses what is far beyond our own limit, before it is held in memory.
 HARD_LIMIT_FACTOR: Final = 4
 # How long calls of other services (health watches, reflection) may take to end once ours have.
@@ -58,8 +52,9 @@ class App:
         self.metrics = Metrics(error_reasons=all_reasons())
         self._calls = CallMetrics(self.metrics)
         self._table: SessionTable[Model] = SessionTable()
-        self._store = MemoryStore()
-        self.repository = Repository(repository_root(config), self._load_model)
+        self._store = MemoryStore(config.max_stored_sessions)
+        loader = ModelLoader(config, self.metrics)
+        self.repository = Repository(repository_root(config), loader.load, loader)
         self._scheduler = Scheduler(
             inline_run_limit_s=config.inline_run_limit_s,
             max_queued_steps=config.max_queued_steps,
@@ -145,51 +140,19 @@ class App:
     async def _load_repository(self) -> None:
         if not self.repository.root.is_dir():
             raise ConfigError(f"{self.repository.root}: there is no such folder of models")
-        result = await self.repository.reload(lambda _model: False)
-        self._tell_of_models(result)
+        result = await self._reload()
         if not self.repository.models():
             why = "; ".join(result.failed.values()) or f"no <name>/<version>/{MODEL_FILE} in it"
             raise ConfigError(f"{self.repository.root}: no model to serve: {why}")
 
-    def _load_model(self, name: str, version: int, folder: Path) -> Model:
-        """Load one version and warm it up. Blocks; raises ModelError."""
-        config = self._config
-        engine = Engine(
-            folder / MODEL_FILE, provider=config.provider, intra_op_num_threads=config.intra_op_num_threads
-        )
-        cost = engine.warm_up(config.max_batch_rows, config.piece_steps)
-        signature = engine.signature
-        layouts = [StateLayout(state.shape, state.batch_axis, state.initial) for state in signature.states]
-        lane = Lane(
-            name=name,
-            engine=engine,
-            arena=Arena(layouts, config.max_sessions + SCRATCH_ROWS),
-            policy=BatchPolicy(
-                config.max_batch_rows, config.piece_steps, signature.sequence_lens is not None, cost
-            ),
-            observer=LaneMetrics(self.metrics, name),
-        )
-        return Model(name, version, folder, (folder / MODEL_FILE).stat().st_mtime_ns, lane)
-
     async def _reload(self) -> ReloadResult:
-        result = await self.repository.reload(lambda model: self._table.num_sessions_of(model) > 0)
-        self._tell_of_models(result)
-        return result
+        return await self.repository.reload(self._is_in_use)
 
-    def _tell_of_models(self, result: ReloadResult) -> None:
-        for label in result.loaded:
-            name, _, version = label.rpartition("/")
-            model = self.repository.get(name, int(version))
-            self.metrics.model_loaded(
-                name, model.version, model.signature.fingerprint, model.lane.engine.provider
-            )
-            self.metrics.watch_queue(name, partial(self.repository.num_queued_steps, name))
-            self.metrics.watch_state_bytes(name, partial(self.repository.num_state_bytes, name))
-            logger.info("model loaded", extra={"fields": {"model": label}})
-        for label in result.unloaded:
-            name, _, version = label.rpartition("/")
-            self.metrics.model_unloaded(name, int(version))
-            logger.info("model unloaded", extra={"fields": {"model": label}})
+    async def _is_in_use(self, model: Model) -> bool:
+        """Whether a session, live or stored, is on a version."""
+        return self._table.num_sessions_of(model) > 0 or await self._store.has_records_of(
+            model.name, model.version
+        )
 
     def _watch(self) -> None:
         table, store = self._table, self._store
@@ -200,7 +163,7 @@ class App:
         self.metrics.watch_serving(lambda: self._is_ready and not self._is_engine_dead)
 
     def _build_server(self) -> grpc.aio.Server:
-        limit = self._config.max_message_bytes * HARD_LIMIT_FACTOR
+        limit = min(self._config.max_message_bytes * HARD_LIMIT_FACTOR, 2**31 - 1)  # gRPC counts in 32 bits
         server = grpc.aio.server(
             options=[
                 # On by default, it would let a second server take half of the connections of a taken port.

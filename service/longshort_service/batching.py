@@ -39,6 +39,7 @@ class Job:
         "enqueued_s",
         "failure",
         "feedback",
+        "has_ended",
         "num_done",
         "outputs",
         "owner",
@@ -66,6 +67,7 @@ class Job:
         self.outputs: NDArray[np.float32] | None = None  # [time, outputs] f32, filled piece by piece
         self.num_done = 0
         self.withdrawn = False
+        self.has_ended = False
         self.failure: Exception | None = None
         self.enqueued_s = 0.0
         self.waiter: Any = None  # whatever the scheduler wakes

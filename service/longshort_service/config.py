@@ -53,9 +53,14 @@ class ServeConfig:
     max_batch_rows: Annotated[int, kinds.ROWS, "Greatest number of sessions in one engine run."] = 512
     max_steps: Annotated[int, kinds.STEPS, "Greatest number of steps in one message."] = 4096
     piece_steps: Annotated[int, kinds.STEPS, "Longer messages run in pieces of so many steps."] = 64
-    # 100,000 states of a shipped model are 51 MB; with their bookkeeping well below 1 GB.
+    # 100,000 states of a shipped model are 51 MB; with their bookkeeping well below 1 GB, where messages are short:
+    # each session also keeps its last answer, 12 bytes a step with three outputs.
     max_sessions: Annotated[int, kinds.COUNT, "Most sessions in memory; then idle ones go to the store."] = (
         100_000
+    )
+    # What memory:// keeps of an idle session of a shipped model is about 1.5 kB.
+    max_stored_sessions: Annotated[int, kinds.COUNT, "Most sessions kept in all; more are refused."] = (
+        1_000_000
     )
     max_streams: Annotated[int, kinds.COUNT, "Most open streams; more are refused at once."] = 10_000
     # At 0.8 to 1.5 us a step of a small model this is one to two seconds of work.

@@ -85,7 +85,36 @@ class Engine:
         ]
 
     def warm_up(self, max_rows: int, piece_steps: int) -> RunCost:
-        """Run the shapes that serving will use, so that no caller pays for first runs, and measure what they cost."""
+        """Run the shapes that serving will use, so that no caller pays for first runs, and measure what they cost.
+
+        Raises ModelError where a run fails or its results are not of the shapes that the signature promises.
+        """
+        try:
+            self._check_results()
+            return self._measure(max_rows, piece_steps)
+        except ModelError:
+            raise
+        except Exception as error:  # onnxruntime's exceptions share no base but Exception
+            raise ModelError(f"{self.signature.name}: a run of it fails: {error}") from error
+
+    def _check_results(self) -> None:
+        """Hold what a run returns against the signature, at a batch and a time of more than one."""
+        num_rows, num_steps = 2, 3
+        values = np.zeros((num_rows, num_steps, len(self.signature.features)), np.float32)
+        answers, states = self.run(values, None, self.initial_states(num_rows))
+        promised: list[tuple[str, tuple[int, ...], NDArray[np.float32]]] = [
+            (self.signature.output, (num_rows, num_steps, len(self.signature.outputs)), answers)
+        ]
+        for spec, state in zip(self.signature.states, states, strict=True):
+            promised.append((spec.output, _with_batch(spec, num_rows), state))
+        for name, shape, array in promised:
+            if array.shape != shape or array.dtype != np.float32:
+                raise ModelError(
+                    f"{self.signature.name}: for {num_rows} rows of {num_steps} steps {name} is {array.dtype} "
+                    f"{list(array.shape)}, the signature promises float32 {list(shape)}"
+                )
+
+    def _measure(self, max_rows: int, piece_steps: int) -> RunCost:
         rows, steps = min(64, max_rows), min(64, piece_steps)
         single = self._time(1, 1)
         wide = self._time(rows, 1) if rows > 1 else single

@@ -257,9 +257,3 @@ class EngineDead(PeerFault):
     """Raised to all that wait when the engine has failed; the server's health says so too."""
 
     reason = "ENGINE_DEAD"
-
-
-class Withdrawn(PeerFault):
-    """Raised to whoever awaits a message that was withdrawn before it was applied."""
-
-    reason = "WITHDRAWN"

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MAX_WAITING: Final = 64  # unary calls that wait for one session; each costs every other a wake-up
 SWEEP_BATCH: Final = 256  # sessions spilled or buried between two looks at the event loop
 
 
@@ -104,49 +105,68 @@ class Keeper:
         A stream that has it open is ended first. Raises SessionNotFound, SessionExpired, SessionExists, ModelNotFound,
         ModelMismatch, ModelChanged, SessionsExhausted; then no session and no stream has changed.
         """
-        async with self.turns.of(request.session_id):
-            live = self.table.get(request.session_id)
-            if live is not None and request.mode is not OpenMode.CREATE:
-                _check_model(request, live.model.name, live.model.version)
-                if live.owner is not None:
-                    live.owner.end(
-                        errors.SessionMoved(
-                            f"session {live.id} was opened by another stream",
-                            cause="opened",
-                            client_id=owner.client_id,
-                        )
-                    )
-                    self._observer.move()
-                await self.until_settled(live)
-            session, created = await self._bring(request)
-            if created:
-                session.created_by = owner.client_id
-            await self.until_settled(session)  # a unary call may have begun while the store was asked
-            self.table.attach(session, owner, self.clock())
+        has_left = False
+
+        async def take() -> tuple[Session[Model], bool]:
+            session, created = await self._take(request, owner)
+            if not has_left:
+                self.table.attach(session, owner, self.clock())
             return session, created
+
+        try:
+            return await self.turns.through(request.session_id, take)
+        except asyncio.CancelledError:
+            has_left = True
+            live = self.table.get(request.session_id)
+            if live is not None:
+                self.table.detach(live, owner, self.clock())
+            raise
+
+    async def _take(self, request: OpenRequest, owner: StreamOwner) -> tuple[Session[Model], bool]:
+        """End the stream that has the session, and have it live and settled for the next. The caller has its turn."""
+        live = self.table.get(request.session_id)
+        if live is not None and request.mode is not OpenMode.CREATE:
+            _check_model(request, live.model.name, live.model.version)
+            if live.owner is not None:
+                live.owner.end(
+                    errors.SessionMoved(
+                        f"session {live.id} was opened by another stream",
+                        cause="opened",
+                        client_id=owner.client_id,
+                    )
+                )
+                self._observer.move()
+            await self.until_settled(live)
+        session, created = await self._bring(request)
+        if created:
+            session.created_by = owner.client_id
+        await self.until_settled(session)  # a unary call may have begun while the store was asked
+        return session, created
 
     async def ensure(self, request: OpenRequest) -> tuple[Session[Model], bool]:
         """Bring a session to a row without taking it from a stream; return it settled, and whether it is new.
 
-        Raises what `open` raises.
+        Raises what `open` raises, and QueueFull where many wait for the session already.
         """
-        live = self.table.get(request.session_id)
-        if live is not None and request.mode is not OpenMode.CREATE:
-            _check_model(request, live.model.name, live.model.version)
-            await self.until_settled(live)
-            if not live.is_ended:
-                self.table.touch(live, self.clock())
-                return live, False
-        async with self.turns.of(request.session_id):
+        while True:
             live = self.table.get(request.session_id)
             if live is not None and request.mode is not OpenMode.CREATE:
                 _check_model(request, live.model.name, live.model.version)
+                if live.num_waiting >= MAX_WAITING:
+                    raise errors.QueueFull(
+                        f"{live.num_waiting} calls wait for session {live.id} already: one writer a session is enough"
+                    )
                 session, created = live, False
             else:
-                session, created = await self._bring(request)
+                session, created = await self.turns.through(request.session_id, lambda: self._bring(request))
             await self.until_settled(session)
-            self.table.touch(session, self.clock())
-            return session, created
+            if not session.is_ended:
+                self.table.touch(session, self.clock())
+                return session, created
+
+    async def raise_epoch(self, live: Session[Model]) -> None:
+        """Raise a live session's epoch, as an opening does. The caller has its turn."""
+        live.epoch = (await self.store.open(live.id, OpenMode.OPEN)).epoch
 
     async def _bring(self, request: OpenRequest) -> tuple[Session[Model], bool]:
         """Raise the epoch and have the session live, from memory, from its record, or new."""
@@ -186,7 +206,7 @@ class Keeper:
             raise errors.SessionNotFound(f"session {request.session_id} was lost before it was stored")
         if record is None:
             model = self.repository.get(request.model, request.version)
-            await self._make_room()
+            await self.make_room()
             session = self.table.create(
                 request.session_id,
                 model,
@@ -197,7 +217,7 @@ class Keeper:
             return session, True
         _check_model(request, record.model, record.version)
         model = self.repository.get(record.model, record.version)
-        await self._make_room()
+        await self.make_room()
         return self.table.restore(record, model, epoch=opening.epoch, now_s=self.clock()), False
 
     async def create_from(self, record: SessionRecord, model: Model) -> Session[Model]:
@@ -208,7 +228,7 @@ class Keeper:
         opening = await self.store.open(record.session_id, OpenMode.CREATE)
         _refuse_unfound(opening, record.session_id, self.table.get(record.session_id))
         try:
-            await self._make_room()
+            await self.make_room()
             fresh = dataclasses.replace(record, incarnation=self.draw_incarnation())
             return self.table.restore(fresh, model, epoch=opening.epoch, now_s=self.clock())
         except errors.ServiceError:
@@ -248,10 +268,11 @@ class Keeper:
 
     # -- leaving -------------------------------------------------------------------------------------------------
 
-    async def _make_room(self) -> None:
+    async def make_room(self) -> None:
         """Spill the longest idle session where as many are in memory as may be. Raises SessionsExhausted."""
         while len(self.table) >= self._limits.max_sessions:
-            idle = self.table.longest_idle()
+            # Not one that somebody is at: waiting for one's turn at a second session could go round in circles.
+            idle = self.table.longest_idle(self.turns.is_free)
             if idle is None:
                 raise errors.SessionsExhausted(
                     f"all {len(self.table)} sessions that memory may hold are in use: wait, or raise max_sessions",
@@ -260,7 +281,13 @@ class Keeper:
             await self._spill(idle, "capacity")
 
     async def _spill(self, session: Session[Model], cause: str) -> None:
-        """Write a session to the store and free its row, unless it was used meanwhile."""
+        """Write a session to the store and free its row, unless somebody is at it or it was used meanwhile."""
+        if session.is_ended or not self.turns.is_free(session.id):
+            return
+        async with self.turns.of(session.id):
+            await self._spill_in_turn(session, cause)
+
+    async def _spill_in_turn(self, session: Session[Model], cause: str) -> None:
         record = self.table.record(session)
         begin_s = time.perf_counter()
         (accepted,) = await self.store.write([record])
@@ -279,9 +306,12 @@ class Keeper:
         limits = self._limits
         spill_before_s = now_s - min(limits.idle_timeout_s, limits.session_ttl_s)
         while idle := self.table.idle_since(spill_before_s, SWEEP_BATCH):
+            num_live = len(self.table)
             for session in idle:
                 await self._spill(session, "idle")
             await asyncio.sleep(0)
+            if len(self.table) == num_live:
+                break  # somebody is at all of them: the next sweep sees
         is_progress = True
         while is_progress:
             expired = await self.store.idle_since(now_s - limits.session_ttl_s, SWEEP_BATCH)

@@ -23,8 +23,8 @@ class LaneObserver(Protocol):
     def batch_formed(self, num_rows: int, waited_s: list[float]) -> None:
         """Note that a batch of `num_rows` rows starts; `waited_s` is how long each has waited."""
 
-    def batch_done(self, gather_s: float, run_s: float, scatter_s: float) -> None:
-        """Note that a batch has run and its waiters are told."""
+    def batch_done(self, num_applied: int, gather_s: float, run_s: float, scatter_s: float) -> None:
+        """Note that a batch has run and its waiters are told; `num_applied` steps of sessions are complete by it."""
 
 
 @dataclass(slots=True, eq=False)

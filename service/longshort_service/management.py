@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from longshort_service import errors
 from longshort_service import record as records
+from longshort_service.stores.base import OpenMode
 
 if TYPE_CHECKING:
     from longshort_service.keeper import Keeper
     from longshort_service.record import SessionRecord
     from longshort_service.repository import Model
     from longshort_service.session import Session
+
+# Ids read at a time, and how often in one call: a listing must not hold the loop, nor last for minutes.
+LIST_BATCH: Final = 1000
+MAX_LIST_ROUNDS: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +73,13 @@ class Management:
         return self._view(stored, None)
 
     async def list(self, *, prefix: str, after: str, limit: int, model: str) -> tuple[list[SessionView], str]:
-        """Return a page of sessions in the order of their ids, and the id to go on after; "" at the end."""
+        """Return a page of sessions in the order of their ids, and the id to go on after; "" at the end.
+
+        A page may be shorter than `limit`, where few of very many sessions fit.
+        """
         views: list[SessionView] = []
-        while True:
-            ids = await self._store.list_ids(prefix, after, limit)
+        for _ in range(MAX_LIST_ROUNDS):
+            ids = await self._store.list_ids(prefix, after, LIST_BATCH)
             for session_id in ids:
                 after = session_id
                 try:
@@ -82,33 +90,48 @@ class Management:
                     views.append(view)
                 if len(views) == limit:
                     return views, after
-            if len(ids) < limit:
+            if len(ids) < LIST_BATCH:
                 return views, ""
+        return views, after  # few fit what was asked for: the caller goes on from here
 
     async def reset(self, session_id: str) -> SessionView:
-        """Put a session back to step 0 with a new incarnation; its stream is ended."""
-        async with self._keeper.turns.of(session_id):
-            before = (await self._look(session_id)).record
-            await self._end(session_id, "reset")
-            model = self._keeper.repository.get(before.model, before.version)
-            fresh = model.lane.engine.initial_states(1)
-            blank = dataclasses.replace(
-                before,
-                step=0,
-                states=tuple(
-                    np.squeeze(state, axis=spec.batch_axis)
-                    for state, spec in zip(fresh, model.signature.states, strict=True)
-                ),
-                last_message=None, last_answer=None, last_values=None, last_output=None, is_gapless=True,
-            )  # fmt: skip
-            return await self._create(session_id, blank, model)
+        """Put a session back to step 0 with a new incarnation, where it is; its stream is ended.
+
+        Raises SessionNotFound, SessionExpired or ModelNotFound, and then nothing has changed. A stored state of another
+        model file is no obstacle.
+        """
+        return await self._keeper.turns.through(session_id, lambda: self._reset(session_id))
+
+    async def _reset(self, session_id: str) -> SessionView:
+        before = (await self._look(session_id)).record
+        model = self._model_of(before)
+        states = [
+            np.squeeze(state, axis=spec.batch_axis)
+            for state, spec in zip(model.lane.engine.initial_states(1), model.signature.states, strict=True)
+        ]
+        incarnation, now_s = self._keeper.draw_incarnation(), self._keeper.clock()
+        live = self._table.get(session_id)
+        if live is not None:
+            self._end_stream(live, "reset")
+            await self._keeper.raise_epoch(live)
+            await self._keeper.until_settled(live)
+            live.restart(states, incarnation, now_s)
+            return self._view(self._table.record(live), live)
+        opening = await self._store.open(session_id, OpenMode.OPEN)
+        blank = dataclasses.replace(
+            before, fingerprint=model.signature.fingerprint, epoch=opening.epoch, incarnation=incarnation,
+            step=0, states=tuple(states), is_gapless=True, last_used_s=now_s,
+            last_message=None, last_answer=None, last_values=None, last_output=None,
+        )  # fmt: skip
+        await self._store.write([blank])
+        return self._view(blank, None)
 
     async def fork(self, session_id: str, fork_id: str, min_step: int) -> SessionView:
         """Copy a session under another id, as of now. Raises SessionExists where that id is in use."""
         source = (await self.get(session_id, min_step)).record
         copy = dataclasses.replace(source, session_id=fork_id, last_message=None, last_answer=None)
-        async with self._keeper.turns.of(fork_id):
-            return await self._create(fork_id, copy, self._model_of(copy))
+        model = self._model_of(copy)
+        return await self._keeper.turns.through(fork_id, lambda: self._create(fork_id, copy, model))
 
     async def export(self, session_id: str, min_step: int) -> tuple[bytes, int]:
         """Return a session as bytes, and its step."""
@@ -118,27 +141,28 @@ class Management:
     async def import_(self, session_id: str, data: bytes) -> SessionView:
         """Make a session from exported bytes. Raises InvalidRecord, ModelChanged, ModelNotFound, SessionExists."""
         record = records.decode(data)
-        session_id = session_id or record.session_id
-        async with self._keeper.turns.of(session_id):
-            return await self._create(session_id, record, self._model_of(record))
+        model, new_id = self._model_of(record), session_id or record.session_id
+        return await self._keeper.turns.through(new_id, lambda: self._create(new_id, record, model))
 
     async def delete(self, session_id: str) -> None:
         """End a session; its stream is ended. Raises SessionNotFound or SessionExpired."""
-        async with self._keeper.turns.of(session_id):
-            await self._look(session_id)
-            await self._end(session_id, "deleted")
+        await self._keeper.turns.through(session_id, lambda: self._delete(session_id))
 
-    async def _end(self, session_id: str, cause: str) -> None:
-        """Take a session off the table and out of the store. The caller holds its turn."""
+    async def _delete(self, session_id: str) -> None:
+        await self._look(session_id)
         live = self._table.get(session_id)
         if live is not None:
-            if live.owner is not None:
-                live.owner.end(
-                    errors.SessionMoved(f"session {session_id} was {cause}", cause=cause, client_id="")
-                )
+            self._end_stream(live, "deleted")
             await self._keeper.until_settled(live)
             self._table.remove(live)
         await self._store.delete(session_id)
+
+    def _end_stream(self, live: Session[Model], cause: str) -> None:
+        """End the stream that has the session, which is idle from then on."""
+        owner = live.owner
+        if owner is not None:
+            owner.end(errors.SessionMoved(f"session {live.id} was {cause}", cause=cause, client_id=""))
+            self._table.detach(live, owner, self._keeper.clock())
 
     async def _create(self, session_id: str, record: SessionRecord, model: Model) -> SessionView:
         """Make a live session of a record, with an epoch and an incarnation of its own."""

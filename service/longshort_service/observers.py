@@ -16,9 +16,10 @@ _MANY: Final = 10
 class LaneMetrics:
     """The scheduler's observer of one model."""
 
-    def __init__(self, metrics: Metrics, model: str) -> None:
+    def __init__(self, metrics: Metrics, model: str, version: int) -> None:
         self._metrics = metrics
         self._model = model
+        self._version = version
         self._stages = metrics.step_stages(model)
 
     def batch_formed(self, num_rows: int, waited_s: list[float]) -> None:
@@ -30,8 +31,10 @@ class LaneMetrics:
         else:
             self._stages.queue.observe_many(np.array(waited_s))
 
-    def batch_done(self, gather_s: float, run_s: float, scatter_s: float) -> None:
+    def batch_done(self, num_applied: int, gather_s: float, run_s: float, scatter_s: float) -> None:
         """See LaneObserver."""
+        if num_applied:
+            self._metrics.steps(self._model, self._version, num_applied)
         self._stages.gather.observe(gather_s)
         self._stages.run.observe(run_s)
         self._stages.scatter.observe(scatter_s)
@@ -42,7 +45,6 @@ class CallMetrics:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self.steps = metrics.steps
         self.replay = metrics.replay
         self.error = metrics.error
         self.conflict = metrics.conflict

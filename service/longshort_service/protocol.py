@@ -146,7 +146,6 @@ _STREAM_ENDING: Final = (
     errors.SessionMoved,
     errors.Draining,
     errors.EngineDead,
-    errors.Withdrawn,
     errors.OurFault,
 )
 

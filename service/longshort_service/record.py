@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAGIC: Final = b"LSREC\x00\x00\x01"  # the last byte is the version of the encoding
+MAX_STEP: Final = 2**63 - 1  # what is left above it no session can count through
 _PREFIX: Final = struct.Struct("<8sII")
 # Printable ASCII without space: an id travels in headers, and gRPC takes nothing else there.
 SESSION_ID: Final = re.compile(r"[\x21-\x7e]{1,256}")
@@ -122,6 +123,8 @@ def _arrays(shapes: list[list[int] | None], data: bytes, offset: int) -> list[ND
 
 def _record(header: dict[str, Any], arrays: list[NDArray[np.float32] | None]) -> SessionRecord:
     *states, last_answer, last_values, last_output = arrays
+    if int(header["step"]) > MAX_STEP:
+        raise ValueError(f"step {header['step']} is beyond any session's life")
     message = header["last_message"]
     last_used_s = float(header["last_used_s"])
     is_sane = (

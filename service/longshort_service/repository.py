@@ -10,13 +10,13 @@ import asyncio
 import logging
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from longshort_service import errors
 from longshort_service.engine import Engine, ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from longshort_service.arena import Arena
@@ -85,12 +85,25 @@ class ReloadResult:
     failed: dict[str, str] = field(default_factory=dict)
 
 
+class RepositoryObserver(Protocol):
+    """Who is told of models that come and go, at the moment they do."""
+
+    def loaded(self, model: Model, repository: Repository) -> None:
+        """Note that a version serves from now on."""
+
+    def unloaded(self, model: Model) -> None:
+        """Note that a version is gone."""
+
+
 class Repository:
     """The loaded models. `load` makes a Model of a version's folder; it may block and raise ModelError."""
 
-    def __init__(self, root: Path, load: Callable[[str, int, Path], Model]) -> None:
+    def __init__(
+        self, root: Path, load: Callable[[str, int, Path], Model], observer: RepositoryObserver
+    ) -> None:
         self.root = root
         self._load = load
+        self._observer = observer
         self._models: dict[str, dict[int, Model]] = {}
         self._reloading = asyncio.Lock()
 
@@ -121,15 +134,15 @@ class Repository:
         return model.version == max(self._models[model.name])
 
     def num_queued_steps(self, name: str) -> int:
-        """Return how many steps wait for any version of a model."""
-        return sum(model.lane.num_queued_steps for model in self._models.get(name, {}).values())
+        """Return how many steps wait for any version of a model. Scrapes call it from another thread."""
+        return sum(model.lane.num_queued_steps for model in list(self._models.get(name, {}).values()))
 
     def num_state_bytes(self, name: str) -> int:
         """Return how many bytes of state the sessions of a model hold."""
-        arenas = [model.arena for model in self._models.get(name, {}).values()]
+        arenas = [model.arena for model in list(self._models.get(name, {}).values())]
         return sum(arena.num_held * arena.row_bytes for arena in arenas)
 
-    async def reload(self, is_in_use: Callable[[Model], bool]) -> ReloadResult:
+    async def reload(self, is_in_use: Callable[[Model], Awaitable[bool]]) -> ReloadResult:
         """Load versions that are new on disk, unload those that are gone and unused. What fails changes nothing."""
         async with self._reloading:
             result = ReloadResult()
@@ -137,27 +150,29 @@ class Repository:
             for (name, version), folder in sorted(found.items()):
                 await self._refresh(name, version, folder, result)
             for model in self.models():
-                if (model.name, model.version) not in found and not is_in_use(model):
+                if (model.name, model.version) not in found and not await is_in_use(model):
                     del self._models[model.name][model.version]
                     if not self._models[model.name]:
                         del self._models[model.name]
+                    self._observer.unloaded(model)
                     result.unloaded.append(f"{model.name}/{model.version}")
             return result
 
     async def _refresh(self, name: str, version: int, folder: Path, result: ReloadResult) -> None:
         label = f"{name}/{version}"
         have = self._models.get(name, {}).get(version)
-        if have is not None:
-            if (folder / MODEL_FILE).stat().st_mtime_ns != have.file_mtime_ns:
-                result.failed[label] = "the file has changed: a new model needs a new version number"
-            return
         try:
+            if have is not None:
+                if (folder / MODEL_FILE).stat().st_mtime_ns != have.file_mtime_ns:
+                    result.failed[label] = "the file has changed: a new model needs a new version number"
+                return
             model = await asyncio.to_thread(self._load, name, version, folder)
-        except ModelError as error:
+        except (ModelError, OSError) as error:
             result.failed[label] = str(error)
             logger.error("model not loaded", extra={"fields": {"model": label, "cause": str(error)}})  # noqa: TRY400
             return
         self._models.setdefault(name, {})[version] = model
+        self._observer.loaded(model, self)
         result.loaded.append(label)
 
     def _scan(self) -> dict[tuple[str, int], Path]:

@@ -57,7 +57,7 @@ class Scheduler:
         """Queue a job; the future holds its answers `[time, outputs] f32` once its state has moved.
 
         Raises QueueFull or EngineDead at once, and then the caller still owns the job's scratch row; otherwise it is
-        freed here. The future fails with NonFiniteResult (nothing has moved), EngineDead, or Withdrawn.
+        freed here. The future fails with NonFiniteResult (nothing has moved) or EngineDead.
         """
         if lane.is_dead:
             raise errors.EngineDead(f"the engine of {lane.name} has failed", model=lane.name)
@@ -77,12 +77,8 @@ class Scheduler:
 
     @staticmethod
     def withdraw(job: Job) -> None:
-        """Give a job up unless its last run is under way; its future then fails with Withdrawn, nothing moves."""
+        """Give up a job whose caller has left: nothing moves, unless its last run is under way."""
         job.withdrawn = True
-
-    def num_queued_steps(self, lane: Lane) -> int:
-        """Return how many steps wait for a lane or are in its run."""
-        return lane.num_queued_steps
 
     async def close(self) -> None:
         """Wait for runs under way and stop the engine thread."""
@@ -134,8 +130,8 @@ class Scheduler:
         batch = form_batch(lane.queue, policy, lambda job: self._end(lane, job))
         if batch is not None:
             self._pace.batch_formed(len(batch.jobs))
-            lane.observer.batch_formed(len(batch.jobs), [now_s - job.enqueued_s for job in batch.jobs])
             lane.is_running = True
+            lane.observer.batch_formed(len(batch.jobs), [now_s - job.enqueued_s for job in batch.jobs])
             if lane.policy.cost.run(len(batch.jobs), batch.num_steps) <= self._inline_run_limit_s:
                 self._run_inline(lane, batch)
             else:
@@ -148,21 +144,16 @@ class Scheduler:
 
     def _run_inline(self, lane: Lane, batch: Batch) -> None:
         try:
-            result = run_batch(lane, batch)
-            self._scatter(lane, batch, result)
-        except Exception as error:  # noqa: BLE001  whatever the engine raises, nobody may be left waiting
+            self._finish(lane, batch, run_batch(lane, batch))
+        except Exception as error:  # noqa: BLE001  whatever is raised, nobody may be left waiting
             self._die(lane, batch, error)
-        else:
-            self._finish(lane, batch, result)
 
     async def _run_in_thread(self, lane: Lane, batch: Batch, loop: asyncio.AbstractEventLoop) -> None:
         try:
             result = await loop.run_in_executor(self._engine_thread, run_batch, lane, batch)
-            self._scatter(lane, batch, result)
+            self._finish(lane, batch, result)
         except Exception as error:  # noqa: BLE001  as above
             self._die(lane, batch, error)
-        else:
-            self._finish(lane, batch, result)
         self._wake(lane, loop)
 
     # -- the ends of a batch -------------------------------------------------------------------------------------
@@ -188,18 +179,24 @@ class Scheduler:
             lane.arena.scatter(targets, result.states, None if everyone else positions)
 
     def _finish(self, lane: Lane, batch: Batch, result: RunResult) -> None:
-        """Tell owners and waiters; what has steps left queues again behind the others."""
-        lane.is_running = False
+        """Scatter, tell owners and waiters; what has steps left queues again behind the others."""
+        self._scatter(lane, batch, result)
         unfinished: list[Job] = []
+        num_applied = 0
         for position, (job, count) in enumerate(zip(batch.jobs, batch.counts, strict=True)):
             if job.failure is None:
                 self._collect(job, result.answers[position, :count], count)
             if job.failure is not None or job.withdrawn or job.is_applied:
                 self._end(lane, job)
+                num_applied += job.num_steps if job.is_applied and job.owner is not None else 0
             else:
                 unfinished.append(job)
+        now_s = time.perf_counter()
+        for job in unfinished:
+            job.enqueued_s = now_s
         lane.queue.extend(unfinished)
-        lane.observer.batch_done(result.gather_s, result.run_s, time.perf_counter() - result.ended_s)
+        lane.is_running = False
+        lane.observer.batch_done(num_applied, result.gather_s, result.run_s, now_s - result.ended_s)
 
     @staticmethod
     def _collect(job: Job, answers: NDArray[np.float32], count: int) -> None:
@@ -216,7 +213,10 @@ class Scheduler:
 
     @staticmethod
     def _end(lane: Lane, job: Job) -> None:
-        """Take a job out: give back its scratch row, tell its owner, wake its waiter."""
+        """Take a job out, once: give back its scratch row, tell its owner, wake its waiter."""
+        if job.has_ended:
+            return
+        job.has_ended = True
         lane.num_queued_steps -= job.num_steps
         if job.scratch is not None:
             lane.arena.free(job.scratch)
@@ -227,10 +227,10 @@ class Scheduler:
             return  # whoever waited has left
         if job.failure is not None:
             job.waiter.set_exception(job.failure)
-        elif not job.is_applied:
-            job.waiter.set_exception(errors.Withdrawn("the message was withdrawn before it was applied"))
-        else:
+        elif job.is_applied:
             job.waiter.set_result(job.outputs)
+        else:
+            job.waiter.cancel()  # withdrawn
 
     def _die(self, lane: Lane, batch: Batch, error: Exception) -> None:
         """Fail everything that waits for a lane whose engine raised; nothing of the batch has moved."""
@@ -240,6 +240,8 @@ class Scheduler:
         waiting = [*batch.jobs, *lane.queue]
         lane.queue.clear()
         for job in waiting:
+            if job.has_ended:
+                continue
             job.failure = errors.EngineDead(f"the engine of {lane.name} has failed", model=lane.name)
             self._end(lane, job)
         self._on_engine_death(lane)

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from longshort_service.arena import Arena, Slot
+    from longshort_service.arena import Arena, Slot, States
+    from longshort_service.record import SessionRecord
     from longshort_service.signature import Signature
 
 
@@ -135,6 +136,8 @@ class Session(Generic[ModelT]):
         The caller has waited until nothing is in flight. Raises a StepRefused, ValueMissing, ValueNotFinite or
         SessionsExhausted (no row to work on), and then nothing has changed.
         """
+        if self.is_ended:
+            raise errors.SessionMoved(f"session {self.id} has ended", cause="ended", client_id="")
         if self.in_flight is not None:
             raise errors.InternalError(f"session {self.id} has a message in flight already")
         message = MessageIdentity(self.step if step is None else step, len(rows), checksum(rows))
@@ -177,6 +180,20 @@ class Session(Generic[ModelT]):
         for callback in callbacks:
             callback()
 
+    @property
+    def num_waiting(self) -> int:
+        """The number of calls that wait for what is in flight."""
+        return len(self._when_settled)
+
+    def restart(self, states: States, incarnation: int, now_s: float) -> None:
+        """Begin anew at step 0 from `states`. The caller has waited until nothing is in flight."""
+        self.model.arena.write(self.slot, states)
+        self.incarnation = incarnation
+        self.step = 0
+        self.is_gapless = True
+        self.last_used_s = now_s
+        self.last_message = self.last_answer = self.last_values = self.last_output = None
+
     def when_settled(self, callback: Callable[[], None]) -> None:
         """Have `callback` called once when what is in flight has ended."""
         self._when_settled.append(callback)
@@ -187,6 +204,37 @@ def select_answers(outputs: NDArray[np.float32], answers: Answers) -> NDArray[np
     if answers is Answers.ALL:
         return outputs
     return outputs[-1:].copy() if answers is Answers.LAST else outputs[:0].copy()
+
+
+def check_fit(record: SessionRecord, model: ServedModel) -> None:
+    """Raise ModelChanged where a record cannot be continued by a model: another file, or arrays that do not fit."""
+    signature = model.signature
+    label = f"{model.name}/{model.version}"
+    if record.fingerprint != signature.fingerprint:
+        raise errors.ModelChanged(
+            f"session {record.session_id} was stored with another file of {label}: reset it",
+            session_id=record.session_id,
+        )
+    num_outputs = len(signature.outputs)
+    row, output = (None, None) if record.step == 0 else ((len(signature.features),), (num_outputs,))
+    answer = record.last_answer
+    fits = (
+        tuple(state.shape for state in record.states)
+        == tuple(state.row_shape() for state in signature.states)
+        and _shape(record.last_values) == row
+        and _shape(record.last_output) == output
+        and (record.last_message is None) == (answer is None)
+        and (answer is None or (answer.ndim == 2 and answer.shape[1] == num_outputs))
+    )
+    if not fits:
+        raise errors.ModelChanged(
+            f"the stored state of session {record.session_id} does not fit {label}: reset it",
+            session_id=record.session_id,
+        )
+
+
+def _shape(array: NDArray[np.float32] | None) -> tuple[int, ...] | None:
+    return None if array is None else array.shape
 
 
 def allocate_row(model: ServedModel) -> Slot:

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Generic
 
 from longshort_service import errors
 from longshort_service.record import SessionRecord
-from longshort_service.session import ModelT, Session, StreamOwner, allocate_row
+from longshort_service.session import ModelT, Session, StreamOwner, allocate_row, check_fit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from longshort_service.signature import Signature
+    from collections.abc import Callable, Iterator
 
 
 class SessionTable(Generic[ModelT]):
@@ -49,21 +47,9 @@ class SessionTable(Generic[ModelT]):
 
     def restore(self, record: SessionRecord, model: ModelT, *, epoch: int, now_s: float) -> Session[ModelT]:
         """Add a session as it was recorded. Raises SessionsExhausted, or ModelChanged where the state is another's."""
-        if record.fingerprint != model.signature.fingerprint:
-            raise errors.ModelChanged(
-                f"session {record.session_id} was stored with another file of {model.name}/{model.version}: reset it",
-                session_id=record.session_id,
-            )
+        check_fit(record, model)
         slot = allocate_row(model)
-        try:
-            _check_fit(record, model.signature)
-            model.arena.write(slot, list(record.states))
-        except ValueError as error:
-            model.arena.free(slot)
-            raise errors.ModelChanged(
-                f"the stored state of session {record.session_id} does not fit {model.name}/{model.version}: {error}",
-                session_id=record.session_id,
-            ) from error
+        model.arena.write(slot, list(record.states))
         session = Session(record.session_id, model, slot, epoch, record.incarnation)
         session.step = record.step
         session.is_gapless = record.is_gapless
@@ -125,10 +111,16 @@ class SessionTable(Generic[ModelT]):
         del self._sessions[session.id]
         session.model.arena.free(session.slot)
 
-    def longest_idle(self) -> Session[ModelT] | None:
-        """Return the session that was unused longest and that may be spilled; None where there is none."""
+    def longest_idle(self, is_free: Callable[[str], bool] = lambda _id: True) -> Session[ModelT] | None:
+        """Return the session that was unused longest and that may be spilled; None where there is none.
+
+        `is_free` says of an id whether nobody is at that session.
+        """
         heads = (
-            next((session for session in idle.values() if session.in_flight is None), None)
+            next(
+                (session for session in idle.values() if session.in_flight is None and is_free(session.id)),
+                None,
+            )
             for idle in self._idle.values()
         )
         found = [session for session in heads if session is not None]
@@ -159,19 +151,8 @@ class SessionTable(Generic[ModelT]):
         self.num_idle += 1
 
     def _leave_idle(self, session: Session[ModelT]) -> None:
-        del self._idle[session.model][session.id]
+        of_model = self._idle[session.model]
+        del of_model[session.id]
+        if not of_model:
+            del self._idle[session.model]  # so that an unloaded model is not held
         self.num_idle -= 1
-
-
-def _check_fit(record: SessionRecord, signature: Signature) -> None:
-    """Raise ValueError where a record's rows beside its states do not have the model's widths."""
-    widths = (len(signature.features), len(signature.outputs))
-    wanted = (None, None) if record.step == 0 else ((widths[0],), (widths[1],))
-    found = tuple(None if row is None else row.shape for row in (record.last_values, record.last_output))
-    if found != wanted:
-        raise ValueError(f"its last row and answer are {found} instead of {wanted}")
-    answer = record.last_answer
-    if (record.last_message is None) != (answer is None):
-        raise ValueError("it has a last message without its answer, or an answer without its message")
-    if answer is not None and (answer.ndim != 2 or answer.shape[1] != widths[1]):
-        raise ValueError(f"its stored answer is {answer.shape}")

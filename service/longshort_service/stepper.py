@@ -13,7 +13,7 @@ import numpy as np
 
 from longshort_service import errors
 from longshort_service.batching import Job
-from longshort_service.session import Answers, Replay, allocate_row, select_answers
+from longshort_service.session import Answers, Replay, allocate_row, check_fit, select_answers
 from longshort_service.values import check_values
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from longshort_service.record import SessionRecord
     from longshort_service.repository import Model
     from longshort_service.scheduler import Scheduler
     from longshort_service.session import Session
@@ -31,9 +32,6 @@ MAX_EXPLAINS_AT_ONCE: Final = 4
 
 class StepObserver(Protocol):
     """Who is told what became of messages."""
-
-    def steps(self, model: str, version: int, count: int) -> None:
-        """Note that so many steps were applied."""
 
     def replay(self, model: str) -> None:
         """Note that a message was answered from the stored answer."""
@@ -87,19 +85,17 @@ class Stepper:
         except asyncio.CancelledError:
             self._scheduler.withdraw(work)
             raise
-        self._observer.steps(session.model.name, session.model.version, work.num_steps)
         return Applied(select_answers(outputs, answers), reached, is_replayed=False)
 
     async def forecast(
-        self, session: Session[Model], horizon: int, max_steps: int
-    ) -> tuple[NDArray[np.float32], int]:
-        """Return predictions `[horizon, outputs]` and the step they start from. The session does not move.
+        self, record: SessionRecord, model: Model, horizon: int, max_steps: int
+    ) -> NDArray[np.float32]:
+        """Return predictions `[horizon, outputs]` from a session's record; wherever it lives, it does not move.
 
-        The caller has waited until nothing is in flight. The first row is the session's last prediction; each later
-        one is the model's answer to the one before, fed back as its signature says. Raises HorizonOutOfRange,
-        ForecastUnavailable, SessionEmpty, and what Scheduler.submit raises.
+        The first row is the session's last prediction; each later one is the model's answer to the one before,
+        fed back as its signature says. Raises HorizonOutOfRange, ForecastUnavailable, SessionEmpty, ModelChanged
+        where the record is of another file, SessionsExhausted, and what Scheduler.submit raises.
         """
-        model = session.model
         if not 1 <= horizon <= max_steps:
             raise errors.HorizonOutOfRange(
                 f"the horizon must be 1 to {max_steps}, not {horizon}", horizon=horizon, max_steps=max_steps
@@ -109,16 +105,17 @@ class Stepper:
                 f"{model.name} has features that no output predicts: it cannot run on its own",
                 model=model.name,
             )
-        if session.last_output is None:
-            raise errors.SessionEmpty(f"session {session.id} has seen no value yet: step it first")
-        first, step = session.last_output, session.step
+        check_fit(record, model)
+        first = record.last_output
+        if first is None:
+            raise errors.SessionEmpty(f"session {record.session_id} has seen no value yet: step it first")
         if horizon == 1:
-            return first[None, :], step
+            return first[None, :]
         columns = model.signature.feedback_columns()
         values = np.empty((horizon - 1, len(columns)), np.float32)
         values[0] = first[columns]
         scratch = allocate_row(model)
-        model.arena.write(scratch, model.arena.read(session.slot))
+        model.arena.write(scratch, list(record.states))
         job = Job(values, scratch, scratch=scratch, feedback=columns)
         try:
             waiter = self._scheduler.submit(model.lane, job)
@@ -130,20 +127,22 @@ class Stepper:
         except asyncio.CancelledError:
             self._scheduler.withdraw(job)
             raise
-        return np.vstack([first, rolled]), step
+        return np.vstack([first, rolled])
 
     async def explain(
-        self, session: Session[Model], rows: NDArray[np.float32]
-    ) -> tuple[dict[str, NDArray[np.float32]], int]:
-        """Return every output of explain.onnx for values `[time, features]`, without the batch axis, and the step.
+        self, record: SessionRecord, model: Model, rows: NDArray[np.float32]
+    ) -> dict[str, NDArray[np.float32]]:
+        """Return every output of explain.onnx for values `[time, features]`, without the batch axis.
 
-        The caller has waited until nothing is in flight. The session does not move. Runs in a thread of its own, a few
-        at a time: QueueFull beyond that. Raises ExplainUnavailable, ValueMissing, ValueNotFinite.
+        Starts from a session's record; wherever it lives, it does not move. Runs in a thread of its own, a few at
+        a time: QueueFull beyond that. Raises ExplainUnavailable, ValueMissing, ValueNotFinite, ModelChanged.
         """
-        model = session.model
-        values = check_values(rows, model.signature, session.last_values)
-        step = session.step
-        states = model.arena.gather([session.slot])
+        check_fit(record, model)
+        values = check_values(rows, model.signature, record.last_values)
+        states = [
+            np.expand_dims(state, spec.batch_axis)
+            for state, spec in zip(record.states, model.signature.states, strict=True)
+        ]
         if self._num_explains >= MAX_EXPLAINS_AT_ONCE:
             raise errors.QueueFull(f"{self._num_explains} explanations are under way: wait and ask again")
         self._num_explains += 1
@@ -153,7 +152,7 @@ class Stepper:
             )
         finally:
             self._num_explains -= 1
-        return outputs, step
+        return outputs
 
 
 def _explain(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -22,6 +24,31 @@ class Turns:
 
     def __init__(self) -> None:
         self._turns: dict[str, _Turn] = {}
+        self._under_way: set[asyncio.Task[Any]] = set()
+
+    def is_free(self, session_id: str) -> bool:
+        """Whether nobody is at a session: a turn taken without an await after this is had at once."""
+        return session_id not in self._turns
+
+    async def through(self, session_id: str, work: Callable[[], Awaitable[T]]) -> T:
+        """Take one's turn at a session and do `work` in it to its end, also where the caller is cancelled meanwhile.
+
+        What changes both store and table must not stop half-way: a raised epoch that nobody noted would make the
+        session that is live here look superseded.
+        """
+        task = asyncio.get_running_loop().create_task(self._in_turn(session_id, work))
+        self._under_way.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    async def _in_turn(self, session_id: str, work: Callable[[], Awaitable[T]]) -> T:
+        async with self.of(session_id):
+            return await work()
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waited for it may have left; then nobody else looks at it
 
     @asynccontextmanager
     async def of(self, session_id: str) -> AsyncIterator[None]:

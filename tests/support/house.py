@@ -16,7 +16,7 @@ from longshort_service.errors import ServiceError
 from longshort_service.keeper import Keeper, Limits, OpenRequest
 from longshort_service.lane import Lane
 from longshort_service.management import Management
-from longshort_service.repository import MODEL_FILE, Model, Repository
+from longshort_service.repository import MODEL_FILE, Model, ReloadResult, Repository
 from longshort_service.scheduler import Scheduler
 from longshort_service.session import Answers, Session
 from longshort_service.sessions import SessionTable
@@ -80,7 +80,7 @@ class House:
         self.notes = Notes()
         self.store = store if store is not None else MemoryStore()
         self.table: SessionTable[Model] = SessionTable()
-        self.repository = Repository(models, self._load)
+        self.repository = Repository(models, self._load, self.notes)
         self.deaths: list[Lane] = []
         self.scheduler = Scheduler(
             inline_run_limit_s=-1.0, max_queued_steps=100, on_engine_death=self.deaths.append
@@ -99,7 +99,7 @@ class House:
         self.stepper = Stepper(self.scheduler, self.notes, lambda: self.now_s, self._explain_thread)
 
     async def __aenter__(self) -> House:  # noqa: PYI034  nobody derives from it
-        await self.repository.reload(lambda _model: False)
+        await self.reload()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -107,6 +107,15 @@ class House:
         await self.keeper.close()
         self._explain_thread.shutdown()
         self.check()
+
+    async def reload(self) -> ReloadResult:
+        """Look at the repository again, as the service does."""
+        return await self.repository.reload(self._is_in_use)
+
+    async def _is_in_use(self, model: Model) -> bool:
+        if self.table.num_sessions_of(model) > 0:
+            return True
+        return await self.store.has_records_of(model.name, model.version)
 
     def _load(self, name: str, version: int, folder: Path) -> Model:
         path = folder / MODEL_FILE
@@ -136,6 +145,16 @@ class House:
         """Apply values to a session that is live."""
         rows = np.array(values, np.float32)[:, None]
         return [float(y) for y in (await self.stepper.step(session, rows, step, Answers.ALL)).outputs[:, 0]]
+
+    async def forecast(self, session: Session[Model], horizon: int, max_steps: int) -> tuple[Any, int]:
+        """Look ahead from a session that is live and settled; return the predictions and the step."""
+        record = self.table.record(session)
+        return await self.stepper.forecast(record, session.model, horizon, max_steps), record.step
+
+    async def explain(self, session: Session[Model], rows: Any) -> tuple[Any, int]:
+        """Look inside a session that is live and settled; return the outputs and the step."""
+        record = self.table.record(session)
+        return await self.stepper.explain(record, session.model, rows), record.step
 
     def leave(self, session: Session[Model]) -> None:
         """End the stream of a session, as a half-close does."""

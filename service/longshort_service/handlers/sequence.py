@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
@@ -11,14 +12,13 @@ from longshort_service import errors
 from longshort_service.handlers import codec, status
 from longshort_service.handlers.stream import StreamConversation
 from longshort_service.keeper import OpenRequest
-from longshort_service.stores.base import OpenMode
 
 if TYPE_CHECKING:
     from longshort.v1 import types_pb2
 
     from longshort_service.handlers.edge import Edge
+    from longshort_service.record import SessionRecord
     from longshort_service.repository import Model
-    from longshort_service.session import Session
 
 SERVICE_NAME: Final = "longshort.v1.SequenceService"
 
@@ -52,13 +52,13 @@ class SequenceHandler:
             stream.end(error)
 
     async def _stream(self, _requests: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
-        self._edge.stream_arrived()
         with self._edge.call():
             try:
                 self._admit()
             except errors.ServiceError as error:
                 self._edge.count(error)
                 await status.abort(context, error)
+            self._edge.stream_arrived()
             stream = StreamConversation(self._edge, context)
             self._streams.add(stream)
             try:
@@ -85,7 +85,7 @@ class SequenceHandler:
         await status.abort(context, error)
 
     async def _step(self, request: sequence_pb2.StepRequest) -> sequence_pb2.StepResponse:
-        edge = self._edge
+        edge, begin_s = self._edge, time.perf_counter()
         wanted = codec.answers(request.values.answers)
         session, created = await edge.keeper.ensure(
             OpenRequest(
@@ -109,26 +109,26 @@ class SequenceHandler:
         response.answer.step = applied.step
         response.answer.durable_step = edge.keeper.durable_step(applied.step)
         response.answer.replayed = applied.is_replayed
+        edge.observer.step_total(session.model.name, time.perf_counter() - begin_s)
         return response
 
     async def _forecast(self, request: sequence_pb2.ForecastRequest) -> sequence_pb2.ForecastResponse:
-        session = await self._existing(request.session, request.min_step)
-        outputs, step = await self._edge.stepper.forecast(session, request.horizon, self._edge.max_steps)
-        return sequence_pb2.ForecastResponse(values=outputs.ravel().tolist(), step=step)
+        record, model = await self._look(request.session, request.min_step)
+        outputs = await self._edge.stepper.forecast(record, model, request.horizon, self._edge.max_steps)
+        return sequence_pb2.ForecastResponse(values=outputs.ravel().tolist(), step=record.step)
 
     async def _explain(self, request: sequence_pb2.ExplainRequest) -> sequence_pb2.ExplainResponse:
-        session = await self._existing(request.session, request.min_step)
+        record, model = await self._look(request.session, request.min_step)
         message = sequence_pb2.Values(values=request.values)
-        rows = codec.rows(message, session.model.signature, self._edge.max_steps)
-        outputs, step = await self._edge.stepper.explain(session, rows)
+        rows = codec.rows(message, model.signature, self._edge.max_steps)
+        outputs = await self._edge.stepper.explain(record, model, rows)
         tensors = [codec.tensor(name, array) for name, array in outputs.items()]
-        return sequence_pb2.ExplainResponse(tensors=tensors, step=step)
+        return sequence_pb2.ExplainResponse(tensors=tensors, step=record.step)
 
-    async def _existing(self, key: types_pb2.SessionKey, min_step: int) -> Session[Model]:
-        """Return a session, settled, at `min_step` or later. Raises SessionNotFound, SessionExpired or Stale."""
-        session, _ = await self._edge.keeper.ensure(OpenRequest(codec.session_id(key), OpenMode.OPEN))
-        if session.step < min_step:
-            raise errors.Stale(
-                f"session {session.id} is at step {session.step} here, below {min_step}", step=session.step
-            )
-        return session
+    async def _look(self, key: types_pb2.SessionKey, min_step: int) -> tuple[SessionRecord, Model]:
+        """Return a session as it is between two messages, wherever it is; it is not touched.
+
+        Raises SessionNotFound, SessionExpired, Stale, or ModelNotFound where its version is not loaded here.
+        """
+        record = (await self._edge.management.get(codec.session_id(key), min_step)).record
+        return record, self._edge.repository.get(record.model, record.version)

@@ -56,7 +56,6 @@ TABLE: Final[dict[type[errors.ServiceError], tuple[grpc.StatusCode, float | None
     errors.QueueFull: (_Code.RESOURCE_EXHAUSTED, 0.1),
     errors.Draining: (_Code.UNAVAILABLE, 0.2),
     errors.EngineDead: (_Code.UNAVAILABLE, 1.0),
-    errors.Withdrawn: (_Code.CANCELLED, None),
 }
 
 

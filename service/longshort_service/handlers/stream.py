@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from longshort_service.repository import Model
     from longshort_service.session import Session
 
+# A stream that says nothing holds a place that another could use.
+OPEN_TIMEOUT_S: Final = 30.0
+
 _EVENTS: Final = {
     "open": StreamEvent.OPEN,
     "values": StreamEvent.VALUES,
@@ -43,10 +46,14 @@ class StreamConversation:
 
     async def run(self) -> None:
         """Converse until the client half-closes, leaves, or an error ends the stream."""
+        loop = asyncio.get_running_loop()
+        overdue = errors.NotOpen(f"the stream was not opened within {OPEN_TIMEOUT_S:.0f} s")
+        self._open_timer = loop.call_later(OPEN_TIMEOUT_S, self.end, overdue)
         try:
             while await self._exchange():
                 pass
         finally:
+            self._open_timer.cancel()
             if self._session is not None:
                 self._edge.keeper.table.detach(self._session, self, self._edge.keeper.clock())
             if self._end_task is not None:
@@ -87,7 +94,7 @@ class StreamConversation:
             await self._fail(self._edge.wrap(error), is_counted=True)
         await self._context.write(response.SerializeToString())
         self._protocol.handle(StreamEvent.ANSWERED)
-        if self._session is not None and response.HasField("answer"):
+        if self._session is not None and response.HasField("answer") and not response.answer.forecast:
             self._edge.observer.step_total(self._session.model.name, time.perf_counter() - begin_s)
         if self._end_error is not None:
             await self._fail(self._end_error)
@@ -126,6 +133,7 @@ class StreamConversation:
             ),
             self,
         )
+        self._open_timer.cancel()
         self._session = session
         model = session.model
         return sequence_pb2.StreamResponse(
@@ -168,11 +176,12 @@ class StreamConversation:
 
     async def _forecast(self, session: Session[Model], horizon: int) -> sequence_pb2.StreamResponse:
         await self._edge.keeper.until_settled(session)
-        outputs, step = await self._edge.stepper.forecast(session, horizon, self._edge.max_steps)
+        record = self._edge.keeper.table.record(self._settled_session())
+        outputs = await self._edge.stepper.forecast(record, session.model, horizon, self._edge.max_steps)
         response = sequence_pb2.StreamResponse()
         codec.fill_answer(response.answer, outputs, session.model.signature, as_tensors=False)
-        response.answer.step = step
-        response.answer.durable_step = self._edge.keeper.durable_step(step)
+        response.answer.step = record.step
+        response.answer.durable_step = self._edge.keeper.durable_step(record.step)
         response.answer.forecast = True
         return response
 

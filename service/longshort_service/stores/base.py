@@ -73,6 +73,9 @@ class Store(Protocol):
     async def forget_tombstones(self, before_s: float) -> int:
         """Drop the tombstones made before `before_s`; return how many."""
 
+    async def has_records_of(self, model: str, version: int) -> bool:
+        """Whether a record of this model version is stored."""
+
     def num_records(self) -> int:
         """Return how many records are stored, as far as is known without waiting."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,11 +25,16 @@ class _Entry:
 
 
 class MemoryStore:
-    """Keeps entries in a dictionary, in the order of their last write: the longest idle come first."""
+    """Keeps entries in a dictionary, in the order of their last write: the longest idle come first.
+
+    At most `max_entries` sessions, in rows or here, and as many tombstones, the oldest of which make room.
+    """
 
     is_durable = False
 
-    def __init__(self) -> None:
+    def __init__(self, max_entries: int = 1_000_000) -> None:
+        self._max_entries = max_entries
+        self._num_records_of: Counter[tuple[str, int]] = Counter()
         self._entries: dict[str, _Entry] = {}
         self._written: dict[str, None] = {}  # ids that have a record, the oldest write first
         self._tombstones: dict[str, float] = {}  # when each was made, the oldest first
@@ -41,13 +47,18 @@ class MemoryStore:
             if mode is OpenMode.CREATE:
                 return StoreOpening(Found.EXISTS)
             previous_epoch, entry.epoch = entry.epoch, next(self._epochs)
-            record, entry.record = entry.record, None
-            self._written.pop(session_id, None)
+            record = self._take_record(session_id, entry)
             return StoreOpening(Found.OPENED, previous_epoch, entry.epoch, record)
         if session_id in self._tombstones and mode is not OpenMode.CREATE:
             return StoreOpening(Found.EXPIRED)
         if mode is OpenMode.OPEN:
             return StoreOpening(Found.ABSENT)
+        if len(self._entries) >= self._max_entries:
+            raise errors.SessionsExhausted(
+                f"{len(self._entries)} sessions are kept, the most that this server keeps: "
+                "delete some, or raise max_stored_sessions",
+                max_stored_sessions=self._max_entries,
+            )
         self._tombstones.pop(session_id, None)
         entry = self._entries[session_id] = _Entry(next(self._epochs))
         return StoreOpening(Found.CREATED, 0, entry.epoch)
@@ -60,10 +71,18 @@ class MemoryStore:
         entry = self._entries.get(record.session_id)
         if entry is None or entry.epoch != record.epoch:
             return False
+        self._take_record(record.session_id, entry)
         entry.record = record
-        self._written.pop(record.session_id, None)
+        self._num_records_of[record.model, record.version] += 1
         self._written[record.session_id] = None
         return True
+
+    def _take_record(self, session_id: str, entry: _Entry) -> SessionRecord | None:
+        record, entry.record = entry.record, None
+        if record is not None:
+            del self._written[session_id]
+            self._num_records_of[record.model, record.version] -= 1
+        return record
 
     async def read(self, session_id: str) -> SessionRecord | None:
         """See Store.read."""
@@ -74,8 +93,11 @@ class MemoryStore:
 
     async def delete(self, session_id: str) -> bool:
         """See Store.delete."""
-        self._written.pop(session_id, None)
-        return self._entries.pop(session_id, None) is not None
+        entry = self._entries.pop(session_id, None)
+        if entry is None:
+            return False
+        self._take_record(session_id, entry)
+        return True
 
     async def bury(self, session_id: str, epoch: int, now_s: float) -> bool:
         """See Store.bury."""
@@ -84,6 +106,8 @@ class MemoryStore:
             return False
         await self.delete(session_id)
         self._tombstones[session_id] = now_s
+        if len(self._tombstones) > self._max_entries:
+            del self._tombstones[next(iter(self._tombstones))]
         return True
 
     async def list_ids(self, prefix: str, after: str, limit: int) -> list[str]:
@@ -108,6 +132,10 @@ class MemoryStore:
         for session_id in old:
             del self._tombstones[session_id]
         return len(old)
+
+    async def has_records_of(self, model: str, version: int) -> bool:
+        """See Store.has_records_of."""
+        return self._num_records_of[model, version] > 0
 
     def num_records(self) -> int:
         """See Store.num_records."""
