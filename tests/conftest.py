@@ -39,6 +39,13 @@ class Server:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=5) as response:
             return str(response.read().decode())
 
+    def errors(self) -> list[str]:
+        """Return what the log holds of errors and worse; a good service logs none, whatever its callers do."""
+        import json
+
+        lines = [line for line in self.log.read_text().splitlines() if line.startswith("{")]
+        return [line for line in lines if json.loads(line)["level"] in ("error", "critical")]
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
         return self.process.wait(timeout=30)
@@ -104,6 +111,7 @@ def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """One service for all tests that leave it as they found it but for sessions of their own."""
     with running_server(repository, tmp_path_factory.mktemp("log") / "server.log") as running:
         yield running
+        assert running.errors() == []
 
 
 @pytest.fixture(scope="session")
@@ -113,6 +121,7 @@ def tight_server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     log = tmp_path_factory.mktemp("log") / "tight.log"
     with running_server(repository, log, *limits.split()) as running:
         yield running
+        assert running.errors() == []
 
 
 @pytest.fixture(scope="session")
@@ -131,6 +140,7 @@ def adder_server(adders: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     limits = "--max-steps 50 --piece-steps 8 --max-message-bytes 4KiB"
     with running_server(adders, tmp_path_factory.mktemp("log") / "adders.log", *limits.split()) as running:
         yield running
+        assert running.errors() == []
 
 
 @pytest.fixture

@@ -97,7 +97,7 @@ def test_slot_freed_while_its_batch_runs_is_not_reused_before_the_batch_ends(run
 
 def test_dead_engine_leaves_nobody_waiting_and_health_says_not_serving(run: Run, adders: Path):
     async def scenario() -> None:
-        async with asyncio.timeout(20), service(adders) as (app, caller):
+        async with asyncio.timeout(20), service(adders, may_log_errors=True) as (app, caller):
             gate = Gate.before(app.repository.get("adder").lane)
             watch = caller.health.Watch(health_pb2.HealthCheckRequest())
             assert (await watch.read()).status == SERVING

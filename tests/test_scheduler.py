@@ -324,15 +324,16 @@ def test_job_withdrawn_in_its_last_run_is_applied(run: Run, adders: Path):
 
     async def scenario() -> None:
         gate = Gate.before(bench.lane)
-        job = bench.job(7)
-        waiter = bench.scheduler.submit(bench.lane, job)
+        job, mate = bench.job(7), bench.job(8)
+        waiter, mates_waiter = (bench.scheduler.submit(bench.lane, each) for each in (job, mate))
         await gate.arrival()
         bench.scheduler.withdraw(job)
         waiter.cancel()  # as the caller's task does when it is cancelled
         gate.open()
-        await until(lambda: bench.settled)
+        assert (await mates_waiter)[0, 0] == 8
         assert job.is_applied
         assert bench.total(job) == 7
+        assert gate.batches == [2]
 
     play(run, bench, scenario)
 

@@ -102,6 +102,19 @@ def test_record_that_does_not_fit_the_model_is_not_loaded(change: dict[str, obje
     assert (len(table), model.arena.num_held) == (0, 0)
 
 
+def test_record_that_may_have_a_gap_behind_it_takes_no_unnumbered_values():
+    model = TableModel()
+    table, session = new_session(model)
+    move(session, rows_of(1), 0)
+    record = dataclasses.replace(table.record(session), is_gapless=False)
+    table.remove(session)
+    restored = table.restore(record, model, epoch=2, now_s=NOW_S)
+    with pytest.raises(errors.StepRequired):
+        move(restored, rows_of(1))
+    move(restored, rows_of(1), 1)
+    move(restored, rows_of(1))
+
+
 def test_fork_without_a_stored_answer_can_be_loaded():
     model = TableModel()
     table, session = new_session(model)

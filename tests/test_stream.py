@@ -715,7 +715,7 @@ def test_result_that_overflows_does_not_touch_its_batch_mates(run: Callable[...,
 
 def test_bug_of_ours_ends_one_stream_with_internal_and_no_other(run: Callable[..., Any], adders: Any):
     async def scenario() -> None:
-        async with asyncio.timeout(20), service(adders) as (app, caller):
+        async with asyncio.timeout(20), service(adders, may_log_errors=True) as (app, caller):
             broken, _ = await caller.open("broken", "adder")
             other, _ = await caller.open("other", "adder")
             session = app._table.get("broken")
@@ -726,5 +726,22 @@ def test_bug_of_ours_ends_one_stream_with_internal_and_no_other(run: Callable[..
             assert "log" in end.message  # what is inside stays inside
             assert await refused(caller.step("broken", [NAN], 0, "adder")) == ("INTERNAL", "INTERNAL")
             await assert_goes_on(other, 0, 0)
+
+    run(scenario())
+
+
+def test_stream_that_is_not_opened_in_time_gives_its_place_back(
+    run: Callable[..., Any], adders: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("longshort_service.handlers.stream.OPEN_TIMEOUT_S", 0.2)
+
+    async def scenario() -> None:
+        async with asyncio.timeout(20), service(adders) as (app, caller):
+            opened, _ = await caller.open("s", "adder")
+            silent = caller.stream()
+            await silent.call.wait_for_connection()
+            assert await silent.end() == ("FAILED_PRECONDITION", "NOT_OPEN")
+            await until(lambda: app._streams.num_streams() == 1)
+            await assert_goes_on(opened, 0, 0)
 
     run(scenario())

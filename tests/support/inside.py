@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import threading
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -23,12 +24,16 @@ PATIENCE_S = 20.0
 
 
 @asynccontextmanager
-async def service(models: Path, **settings: Any) -> AsyncIterator[tuple[App, Caller]]:
+async def service(
+    models: Path, *, may_log_errors: bool = False, **settings: Any
+) -> AsyncIterator[tuple[App, Caller]]:
     """Start the service on a free port with a caller; it is drained at the end.
 
     Runs go to the engine's thread, so that the loop goes on while a gate holds one. Nothing may be left to the
-    loop's exception handler: an exception that nobody took is a bug.
+    loop's exception handler, and no error may be logged: an exception that nobody took is a bug.
     """
+    errors = ErrorLog()
+    logging.getLogger().addHandler(errors)
     loop, unhandled = asyncio.get_running_loop(), []
     loop.set_exception_handler(lambda _loop, context: unhandled.append(context))
     settings = {"inline_run_limit_s": 0.0, "drain_timeout_s": 2.0} | settings
@@ -41,7 +46,21 @@ async def service(models: Path, **settings: Any) -> AsyncIterator[tuple[App, Cal
         await app.stop()
         gc.collect()
         loop.set_exception_handler(None)
+        logging.getLogger().removeHandler(errors)
     assert unhandled == []
+    assert may_log_errors or errors.messages == []
+
+
+class ErrorLog(logging.Handler):
+    """Keeps what is logged as an error or worse, gRPC's words included."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a record's words."""
+        self.messages.append(f"{record.getMessage()} {record.exc_info}")
 
 
 class Gate:
