@@ -145,6 +145,8 @@ def test_record_of_another_encoding_says_which_versions():
         {"step": float("inf")},
         {"step": 2**64},
         {"epoch": -1},
+        {"epoch": 1.5},
+        {"epoch": "many"},
         {"incarnation": 2**64},
         {"version": 0},
         {"last_used_s": float("nan")},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from longshort_service import errors
 from longshort_service.batching import Job
@@ -9,8 +10,11 @@ from longshort_service.protocol import MessageIdentity
 from longshort_service.session import Answers, Replay
 from longshort_service.signature import MissingValue
 from tables import (
+    HIDDEN,
     NOW_S,
+    RecordingOwner,
     TableModel,
+    fill_row,
     finish,
     move,
     new_session,
@@ -127,6 +131,32 @@ def test_session_restored_with_a_gap_takes_no_unnumbered_values_until_a_numbered
     assert session.step == 2
 
 
+def test_session_that_has_ended_takes_no_message():
+    table, session = new_session(TableModel())
+    table.remove(session)
+    with pytest.raises(errors.SessionMoved):
+        session.begin(rows_of(1), 0, Answers.ALL, NOW_S)
+
+
+def test_restarted_session_has_forgotten_everything_but_its_name_and_stream():
+    model = TableModel()
+    table, session = new_session(model)
+    owner = RecordingOwner()
+    table.attach(session, owner, NOW_S)
+    move(session, rows_of(1), 0)
+    fill_row(model, session.slot, 3)
+    session.is_gapless = False
+    session.restart([np.zeros((1, HIDDEN), np.float32)], 8, NOW_S + 5)
+    assert (session.step, session.incarnation, session.last_used_s) == (0, 8, NOW_S + 5)
+    assert session.owner is owner
+    assert model.arena.read(session.slot)[0].tolist() == [[0] * HIDDEN]
+    assert session.last_values is None
+    assert session.last_output is None
+    move(session, rows_of(1), 0)  # applied: nothing is left to be replayed
+    move(session, rows_of(1))  # and nothing is missing
+    assert session.step == 2
+
+
 def test_second_message_while_one_is_in_flight_is_our_own_bug():
     _, session = new_session(TableModel())
     session.begin(rows_of(1), 0, Answers.ALL, NOW_S)
@@ -172,7 +202,9 @@ def test_whoever_waits_is_told_once_when_the_message_has_settled():
     assert isinstance(job, Job)
     told: list[int] = []
     session.when_settled(lambda: told.append(session.step))
+    assert session.num_waiting == 1
     finish(job)
+    assert session.num_waiting == 0
     move(session, rows_of(1), 1)
     assert told == [1]
 

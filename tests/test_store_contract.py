@@ -203,6 +203,37 @@ def test_rewritten_record_is_idle_by_its_last_use(store: Store, run: Run):
     run(scenario())
 
 
+# -- limits -----
+
+
+def test_memory_takes_no_more_sessions_than_its_limit(run: Run):
+    async def scenario() -> None:
+        store = MemoryStore(max_entries=2)
+        record = await stored(store, "a")
+        await created(store, "b")
+        with pytest.raises(errors.SessionsExhausted) as caught:
+            await store.open("c", OpenMode.OPEN_OR_CREATE)
+        assert caught.value.metadata == {"max_stored_sessions": "2"}
+        assert (await store.open("c", OpenMode.OPEN)).found is Found.ABSENT
+        assert (await store.open("b", OpenMode.OPEN)).found is Found.OPENED  # what is there is served
+        assert await store.write([record]) == [True]
+        await store.delete("a")
+        assert (await store.open("c", OpenMode.OPEN_OR_CREATE)).found is Found.CREATED
+
+    run(scenario())
+
+
+def test_memory_forgets_the_oldest_tombstone_beyond_its_limit(run: Run):
+    async def scenario() -> None:
+        store = MemoryStore(max_entries=2)
+        for made_s, name in enumerate("abc"):
+            await store.bury(name, await created(store, name), float(made_s))
+        found = [(await store.open(name, OpenMode.OPEN)).found for name in "abc"]
+        assert found == [Found.ABSENT, Found.EXPIRED, Found.EXPIRED]
+
+    run(scenario())
+
+
 # -- listing and counting -----
 
 
@@ -227,3 +258,17 @@ def test_records_are_counted(store: Store, run: Run):
     assert store.num_records() == 1
     run(store.delete("s"))
     assert store.num_records() == 0
+
+
+def test_stored_records_are_known_by_model_and_version(store: Store, run: Run):
+    async def scenario() -> None:
+        assert not await store.has_records_of("toy", 1)
+        record = await stored(store, "s")
+        await store.write([record])  # again: it is one record
+        assert await store.has_records_of("toy", 1)
+        assert not await store.has_records_of("toy", 2)
+        assert not await store.has_records_of("other", 1)
+        await store.delete("s")
+        assert not await store.has_records_of("toy", 1)
+
+    run(scenario())
