@@ -10,14 +10,16 @@ import time
 import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from longshort_model.synthetic import write_random_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
+
+    from wire import Caller
 
 START_TIMEOUT_S = 20.0
 
@@ -141,6 +143,25 @@ def adder_server(adders: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     with running_server(adders, tmp_path_factory.mktemp("log") / "adders.log", *limits.split()) as running:
         yield running
         assert running.errors() == []
+
+
+@pytest.fixture
+def against(
+    run: Callable[..., Any], adder_server: Server
+) -> Callable[[Callable[[Caller], Awaitable[None]]], None]:
+    """Run a scenario with a connection to the service of adders."""
+    import asyncio
+
+    from wire import Caller
+
+    def play(scenario: Callable[[Caller], Awaitable[None]]) -> None:
+        async def connected() -> None:
+            async with asyncio.timeout(20), Caller(adder_server.address) as caller:
+                await scenario(caller)
+
+        run(connected())
+
+    return play
 
 
 @pytest.fixture

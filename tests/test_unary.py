@@ -21,20 +21,6 @@ NAN, INF = float("nan"), float("inf")
 
 
 @pytest.fixture
-def against(run: Callable[..., Any], adder_server: Any) -> Scenario:
-    """Run a scenario with a connection to the service of adders."""
-
-    def play(scenario: Callable[[Caller], Awaitable[None]]) -> None:
-        async def connected() -> None:
-            async with asyncio.timeout(20), Caller(adder_server.address) as caller:
-                await scenario(caller)
-
-        run(connected())
-
-    return play
-
-
-@pytest.fixture
 def name() -> str:
     return str(uuid.uuid4())
 

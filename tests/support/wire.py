@@ -200,3 +200,9 @@ class Caller:
         response = await self.sequence.Step(request)
         assert isinstance(response, sequence_pb2.StepResponse)
         return response
+
+
+async def assert_goes_on(stream: Stream, step: int, total: float) -> None:
+    """Step an adder that stands at `step` with `total`: it has not moved, and the next good message works."""
+    answer = await stream.step([1], step)
+    assert (answer.step, list(answer.values), answer.replayed) == (step + 1, [total + 1], False)
