@@ -27,7 +27,7 @@ def test_openings_are_over_after_enough_waits_without_an_arrival():
     for _ in range(QUIET_WAITS):
         assert pace.max_rows(0.0) == 0
         pace.waited()
-        pace.batch_formed(ROWS_PER_WAIT)
+        pace.batch_formed(QUIET_WAITS * ROWS_PER_WAIT)
     assert pace.max_rows(0.0) is None
 
 
@@ -42,7 +42,7 @@ def test_streams_that_keep_arriving_leave_rows_for_each_wait_between_them():
             num_rows += rows
             pace.batch_formed(rows)
             pace.waited()
-    assert num_rows >= 100 * 3 * ROWS_PER_WAIT
+    assert num_rows == 100 * (ROWS_PER_OPENING + (1 + 2 + 3) * ROWS_PER_WAIT)
 
 
 def test_openings_are_over_after_a_while_however_few_turns_there_were():

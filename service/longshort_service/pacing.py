@@ -13,10 +13,10 @@ from typing import Final
 
 # A few rows an opening. With 2, 1,024 streams opened at once under full load were served sooner than with 4.
 ROWS_PER_OPENING: Final = 2
-# A wait, when no row is granted. It ends in a turn of the loop, so that waits also count turns. It grants rows too:
-# streams that arrive one by one for ever must not hold the live sessions to their few.
+# A wait, when no row is granted. It ends in a turn of the loop, so that waits also count turns. It grants rows too, the
+# k-th after an arrival k times so many: streams that arrive one by one for ever must not hold live sessions to a few.
 WAIT_S: Final = 0.001
-ROWS_PER_WAIT: Final = 8
+ROWS_PER_WAIT: Final = 6
 # So many waits without an arrival and the openings are over: one more than taking a call needs turns.
 QUIET_WAITS: Final = 6
 # Openings so long ago are over, however few turns there were.
@@ -48,7 +48,7 @@ class OpeningPace:
     def waited(self) -> None:
         """Note that a wait is over."""
         self._quiet_waits += 1
-        self._granted_rows += ROWS_PER_WAIT
+        self._granted_rows += ROWS_PER_WAIT * self._quiet_waits
 
     def batch_formed(self, num_rows: int) -> None:
         """Note that a batch has used up grants."""
