@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -206,6 +207,21 @@ def test_cancelled_forecast_gives_its_row_back(play: Play):
         assert await house.step(session, 1) == [4]
 
     play(scenario)
+
+
+@pytest.mark.parametrize("change", [{"fingerprint": "another"}, {"states": ()}], ids=str)
+def test_record_of_another_file_is_neither_forecast_nor_explained(
+    play: Play, explained: Path, change: dict[str, Any]
+):
+    async def scenario(house: House) -> None:
+        session = await house.open("s", model="metro")
+        await house.step(session, 3)
+        foreign = dataclasses.replace(house.table.record(session), **change)
+        stepper, model = house.stepper, session.model
+        assert await reason_of(stepper.forecast(foreign, model, 5, 50)) is errors.ModelChanged
+        assert await reason_of(stepper.explain(foreign, model, rows(1))) is errors.ModelChanged
+
+    play(scenario, explained)
 
 
 # -- explanations -----
