@@ -119,7 +119,7 @@ def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture(scope="session")
 def tight_server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A service at its limits: short pieces, small batches, all runs in the thread, spilling at every occasion."""
-    limits = "--piece-steps 7 --max-batch-rows 5 --inline-run-limit 0 --max-sessions 12 --idle-timeout 50ms"
+    limits = "--piece-steps 7 --max-batch-rows 5 --inline-run-limit 0 --max-sessions 20 --idle-timeout 50ms"
     log = tmp_path_factory.mktemp("log") / "tight.log"
     with running_server(repository, log, *limits.split()) as running:
         yield running

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import threading
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from longshort_service.lane import Lane
 
 PATIENCE_S = 20.0
+LULL_S = 0.002
 
 
 @asynccontextmanager
@@ -101,6 +103,32 @@ class Gate:
     def open(self) -> None:
         """Let everything through from now on."""
         self.let_through(1_000_000)
+
+
+class Lull:
+    """Stands before an engine: each run waits a little, so that batches gather as they do under load."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.num_shared = 0  # runs of more than one row
+        self.num_padded = 0  # of these, runs of rows of unequal length
+
+    @classmethod
+    def before(cls, lane: Lane) -> Lull:
+        """Put a lull before a lane's engine."""
+        lull = cls(lane.engine)
+        lane.engine = lull  # type: ignore[assignment]
+        return lull
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def run(self, values: Any, counts: Any, states: Any) -> Any:
+        """Run as the engine does, a little later."""
+        self.num_shared += len(values) > 1
+        self.num_padded += counts is not None and len(set(counts.tolist())) > 1
+        time.sleep(LULL_S)
+        return self._engine.run(values, counts, states)
 
 
 async def until(condition: Any, pause_s: float = 0.005) -> None:
