@@ -77,7 +77,7 @@ def test_opening_in_every_mode_of_what_is_there_is_not_or_has_expired(
             await house.spill(session)
         if before == "expired":
             house.now_s += 101
-            await house.keeper.sweep()
+            await house.evictor.sweep()
         request = OpenRequest("s", mode, "adder")
         call = house.keeper.open(request, RecordingOwner()) if how == "open" else house.keeper.ensure(request)
         if isinstance(expected, str):
@@ -192,7 +192,7 @@ def test_creating_anew_without_a_model_after_expiry_is_model_not_found(play: Pla
     async def scenario(house: House) -> None:
         house.leave(await house.open("s"))
         house.now_s += 101
-        await house.keeper.sweep()
+        await house.evictor.sweep()
         assert await reason_of(house.open("s", model="", mode=CREATE)) is errors.ModelNotFound
         assert await reason_of(house.open("s", model="")) is errors.SessionExpired
 
@@ -248,7 +248,7 @@ def test_session_in_use_is_not_spilled(play: Play, store: MemoryStore):
         house.now_s += 11
         step = asyncio.ensure_future(house.step(idle, *[1] * 12))
         await asyncio.sleep(0)
-        await house.keeper.sweep()
+        await house.evictor.sweep()
         assert not streaming.is_ended
         assert not idle.is_ended
         await step
@@ -286,13 +286,13 @@ def test_session_expires_then_is_forgotten(play: Play, store: MemoryStore):
     async def scenario(house: House) -> None:
         house.leave(await house.open("s"))
         house.now_s += 99
-        await house.keeper.sweep()
+        await house.evictor.sweep()
         assert await house.store.read("s") is not None
         house.now_s += 2
-        await house.keeper.sweep()
+        await house.evictor.sweep()
         assert await reason_of(house.open("s")) is errors.SessionExpired
         house.now_s += 1001
-        await house.keeper.sweep()
+        await house.evictor.sweep()
         assert await reason_of(house.open("s", mode=OPEN)) is errors.SessionNotFound
         assert house.notes.of("eviction") == [("idle",), ("expired",)]
 
@@ -303,23 +303,23 @@ def test_open_stream_is_use_and_keeps_a_session_from_expiring(play: Play, store:
     async def scenario(house: House) -> None:
         session = await house.open("s")
         house.now_s += 1000
-        await house.keeper.sweep()
+        await house.evictor.sweep()
         assert house.table.get("s") is session
 
     play(scenario, store=store)
 
 
 def test_sweep_goes_through_more_sessions_than_it_takes_at_once(play: Play, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("longshort_service.keeper.SWEEP_BATCH", 2)
+    monkeypatch.setattr("longshort_service.eviction.SWEEP_BATCH", 2)
 
     async def scenario(house: House) -> None:
         for k in range(7):
             house.leave(await house.open(f"s{k}"))
         house.now_s += 11
-        await house.keeper.sweep()
+        await house.evictor.sweep()
         assert (len(house.table), house.store.num_records()) == (0, 7)
         house.now_s += 101
-        await house.keeper.sweep()
+        await house.evictor.sweep()
         assert house.store.num_records() == 0
         assert await reason_of(house.open("s6")) is errors.SessionExpired
 
@@ -336,7 +336,7 @@ def test_session_opened_while_it_is_spilled_is_not_taken_from_its_stream(play: P
         await house.step(session, 5)
         house.leave(session)
         house.now_s += 11
-        sweep = asyncio.ensure_future(house.keeper.sweep())
+        sweep = asyncio.ensure_future(house.evictor.sweep())
         for _ in range(num_turns):
             await asyncio.sleep(0)
         owner = RecordingOwner()
@@ -359,7 +359,7 @@ def test_session_stepped_while_it_is_spilled_does_not_lose_the_step(play: Play, 
         await house.step(session, 5)
         house.leave(session)
         house.now_s += 11
-        sweep = asyncio.ensure_future(house.keeper.sweep())
+        sweep = asyncio.ensure_future(house.evictor.sweep())
         for _ in range(num_turns):
             await asyncio.sleep(0)
         ensured, created = await house.keeper.ensure(OpenRequest("s"))
@@ -520,7 +520,7 @@ def test_opening_that_races_the_spill_of_its_session_finds_it(play: Play):
             await house.step(session, 5)
             house.leave(session)
             house.now_s += 11
-            sweep = asyncio.ensure_future(house.keeper.sweep())
+            sweep = asyncio.ensure_future(house.evictor.sweep())
             for _ in range(num_turns):
                 await asyncio.sleep(0)
             again = await house.open(name)

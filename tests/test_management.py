@@ -94,7 +94,7 @@ def test_what_is_not_there_and_what_has_expired_are_told_apart(play: Play):
     async def scenario(house: House) -> None:
         await make(house, "stored")
         house.now_s += 101
-        await house.keeper.sweep()
+        await house.evictor.sweep()
         management = house.management
         for name, expected in (("s", errors.SessionExpired), ("nobody", errors.SessionNotFound)):
             for call in (

@@ -17,11 +17,12 @@ from grpc_reflection.v1alpha import reflection
 
 from longshort_service import errors
 from longshort_service.config import ConfigError, ServeConfig
+from longshort_service.eviction import Evictor, Limits
 from longshort_service.handlers import model as model_handler
 from longshort_service.handlers import sequence, session
 from longshort_service.handlers.edge import Edge
 from longshort_service.http_endpoint import HttpEndpoint
-from longshort_service.keeper import Keeper, Limits
+from longshort_service.keeper import Keeper
 from longshort_service.management import Management
 from longshort_service.metrics import Metrics
 from longshort_service.model_loader import ModelLoader
@@ -31,6 +32,7 @@ from longshort_service.scheduler import Scheduler
 from longshort_service.sessions import SessionTable
 from longshort_service.stepper import Stepper
 from longshort_service.stores.memory import MemoryStore
+from longshort_service.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,13 +62,23 @@ class App:
             max_queued_steps=config.max_queued_steps,
             on_engine_death=lambda _lane: self._engine_died(),
         )
+        turns = Turns()
+        self._evictor = Evictor(
+            table=self._table,
+            store=self._store,
+            turns=turns,
+            limits=Limits(
+                config.max_sessions, config.idle_timeout_s, config.session_ttl_s, config.tombstone_ttl_s
+            ),
+            clock=time.time,
+            observer=self._calls,
+        )
         self._keeper = Keeper(
             table=self._table,
             store=self._store,
             repository=self.repository,
-            limits=Limits(
-                config.max_sessions, config.idle_timeout_s, config.session_ttl_s, config.tombstone_ttl_s
-            ),
+            turns=turns,
+            evictor=self._evictor,
             clock=time.time,
             draw_incarnation=lambda: secrets.randbits(64),
             observer=self._calls,
@@ -196,7 +208,7 @@ class App:
         while True:
             await asyncio.sleep(pause_s)
             try:
-                await self._keeper.sweep()
+                await self._evictor.sweep()
             except Exception:
                 logger.exception("the sweep of idle sessions failed")
 

@@ -1,4 +1,4 @@
-"""Bringing sessions to a row and back to the store: opening, spilling, expiring. Off the path of a value.
+"""Bringing sessions to a row: opening them, from memory, from the store, or new. Off the path of a value.
 
 Owns the store and the order in which table and store change. Openings of one session happen one after the other.
 Does not know gRPC.
@@ -8,28 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import logging
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from longshort_service import errors
 from longshort_service.stores.base import Found, OpenMode, StoreOpening
-from longshort_service.turns import Turns
+from longshort_service.turns import until_settled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from longshort_service.eviction import Evictor
     from longshort_service.record import SessionRecord
     from longshort_service.repository import Model, Repository
     from longshort_service.session import Session, StreamOwner
     from longshort_service.sessions import SessionTable
     from longshort_service.stores.base import Store
-
-logger = logging.getLogger(__name__)
+    from longshort_service.turns import Turns
 
 MAX_WAITING: Final = 64  # unary calls that wait for one session; each costs every other a wake-up
-SWEEP_BATCH: Final = 256  # sessions spilled or buried between two looks at the event loop
 
 
 class KeeperObserver(Protocol):
@@ -37,9 +35,6 @@ class KeeperObserver(Protocol):
 
     def move(self) -> None:
         """Note that a stream lost its session to another opening."""
-
-    def eviction(self, cause: str) -> None:
-        """Note that a session left memory: "idle", "capacity" or "expired"."""
 
     def store_seconds(self, operation: str, seconds: float) -> None:
         """Note that a call of the store took so long."""
@@ -55,18 +50,8 @@ class OpenRequest:
     version: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How many sessions are kept in memory, and how long things are kept, in seconds."""
-
-    max_sessions: int
-    idle_timeout_s: float
-    session_ttl_s: float
-    tombstone_ttl_s: float
-
-
 class Keeper:
-    """The way of a session between row and store. `clock` returns seconds since 1970."""
+    """The way of a session to its row. `clock` returns seconds since 1970."""
 
     def __init__(
         self,
@@ -74,7 +59,8 @@ class Keeper:
         table: SessionTable[Model],
         store: Store,
         repository: Repository,
-        limits: Limits,
+        turns: Turns,
+        evictor: Evictor,
         clock: Callable[[], float],
         draw_incarnation: Callable[[], int],
         observer: KeeperObserver,
@@ -84,20 +70,11 @@ class Keeper:
         self.repository = repository
         self.clock = clock
         self.draw_incarnation = draw_incarnation
-        self._limits = limits
+        self.turns = turns
+        self._evictor = evictor
         self._observer = observer
-        self.turns = Turns()
 
-    @staticmethod
-    async def until_settled(session: Session[Model]) -> None:
-        """Wait until no message of the session is in flight. What follows without an await sees it so."""
-        loop = asyncio.get_running_loop()
-        while session.in_flight is not None:
-            settled = loop.create_future()
-            session.when_settled(lambda settled=settled: settled.done() or settled.set_result(None))  # type: ignore[misc]
-            await settled
-
-    # -- opening -------------------------------------------------------------------------------------------------
+    until_settled = staticmethod(until_settled)
 
     async def open(self, request: OpenRequest, owner: StreamOwner) -> tuple[Session[Model], bool]:
         """Open a session for a stream; return it and whether it is new.
@@ -206,7 +183,7 @@ class Keeper:
             raise errors.SessionNotFound(f"session {request.session_id} was lost before it was stored")
         if record is None:
             model = self.repository.get(request.model, request.version)
-            await self.make_room()
+            await self._evictor.make_room()
             session = self.table.create(
                 request.session_id,
                 model,
@@ -217,7 +194,7 @@ class Keeper:
             return session, True
         _check_model(request, record.model, record.version)
         model = self.repository.get(record.model, record.version)
-        await self.make_room()
+        await self._evictor.make_room()
         return self.table.restore(record, model, epoch=opening.epoch, now_s=self.clock()), False
 
     async def create_from(self, record: SessionRecord, model: Model) -> Session[Model]:
@@ -228,7 +205,7 @@ class Keeper:
         opening = await self.store.open(record.session_id, OpenMode.CREATE)
         _refuse_unfound(opening, record.session_id, self.table.get(record.session_id))
         try:
-            await self.make_room()
+            await self._evictor.make_room()
             fresh = dataclasses.replace(record, incarnation=self.draw_incarnation())
             return self.table.restore(fresh, model, epoch=opening.epoch, now_s=self.clock())
         except errors.ServiceError:
@@ -265,68 +242,6 @@ class Keeper:
             if request.mode is OpenMode.CREATE:
                 return False
             raise
-
-    # -- leaving -------------------------------------------------------------------------------------------------
-
-    async def make_room(self) -> None:
-        """Spill the longest idle session where as many are in memory as may be. Raises SessionsExhausted."""
-        while len(self.table) >= self._limits.max_sessions:
-            # Not one that somebody is at: waiting for one's turn at a second session could go round in circles.
-            idle = self.table.longest_idle(self.turns.is_free)
-            if idle is None:
-                raise errors.SessionsExhausted(
-                    f"all {len(self.table)} sessions that memory may hold are in use: wait, or raise max_sessions",
-                    max_sessions=self._limits.max_sessions,
-                )
-            await self._spill(idle, "capacity")
-
-    async def _spill(self, session: Session[Model], cause: str) -> None:
-        """Write a session to the store and free its row, unless somebody is at it or it was used meanwhile."""
-        if session.is_ended or not self.turns.is_free(session.id):
-            return
-        async with self.turns.of(session.id):
-            await self._spill_in_turn(session, cause)
-
-    async def _spill_in_turn(self, session: Session[Model], cause: str) -> None:
-        record = self.table.record(session)
-        begin_s = time.perf_counter()
-        (accepted,) = await self.store.write([record])
-        self._observer.store_seconds("write", time.perf_counter() - begin_s)
-        is_used = session.owner is not None or session.in_flight is not None or session.step != record.step
-        if session.is_ended or session.epoch != record.epoch or (accepted and is_used):
-            return  # an opening on this server came first, or a step: what is here is newer than what was written
-        await self.until_settled(session)
-        if not session.is_ended and session.epoch == record.epoch:
-            self.table.remove(session)  # also where the write was refused: another server has it
-            self._observer.eviction(cause)
-
-    async def sweep(self) -> None:
-        """Spill what was idle too long, end what was unused for its time to live, forget old tombstones."""
-        now_s = self.clock()
-        limits = self._limits
-        spill_before_s = now_s - min(limits.idle_timeout_s, limits.session_ttl_s)
-        while idle := self.table.idle_since(spill_before_s, SWEEP_BATCH):
-            num_live = len(self.table)
-            for session in idle:
-                await self._spill(session, "idle")
-            await asyncio.sleep(0)
-            if len(self.table) == num_live:
-                break  # somebody is at all of them: the next sweep sees
-        is_progress = True
-        while is_progress:
-            expired = await self.store.idle_since(now_s - limits.session_ttl_s, SWEEP_BATCH)
-            is_progress = any([await self._bury(record, now_s) for record in expired])
-            await asyncio.sleep(0)
-        await self.store.forget_tombstones(now_s - limits.tombstone_ttl_s)
-
-    async def _bury(self, record: SessionRecord, now_s: float) -> bool:
-        async with self.turns.of(record.session_id):
-            if self.table.get(record.session_id) is not None:
-                return False
-            is_buried = await self.store.bury(record.session_id, record.epoch, now_s)
-        if is_buried:
-            self._observer.eviction("expired")
-        return is_buried
 
     async def close(self) -> None:
         """Write every live session that a durable store can keep, and close the store."""

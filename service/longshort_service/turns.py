@@ -1,4 +1,4 @@
-"""Turns at a session: openings and management calls of one session happen one after the other."""
+"""Turns at a session: openings and management calls of one session, and its messages, one after the other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from longshort_service.repository import Model
+    from longshort_service.session import Session
+
 T = TypeVar("T")
+
+
+async def until_settled(session: Session[Model]) -> None:
+    """Wait until no message of the session is in flight. What follows without an await sees it so."""
+    loop = asyncio.get_running_loop()
+    while session.in_flight is not None:
+        settled = loop.create_future()
+        session.when_settled(lambda settled=settled: settled.done() or settled.set_result(None))  # type: ignore[misc]
+        await settled
 
 
 @dataclass(slots=True)

@@ -13,7 +13,8 @@ from longshort_service.arena import Arena, StateLayout
 from longshort_service.batching import BatchPolicy, RunCost
 from longshort_service.engine import Engine
 from longshort_service.errors import ServiceError
-from longshort_service.keeper import Keeper, Limits, OpenRequest
+from longshort_service.eviction import Evictor, Limits
+from longshort_service.keeper import Keeper, OpenRequest
 from longshort_service.lane import Lane
 from longshort_service.management import Management
 from longshort_service.repository import MODEL_FILE, Model, ReloadResult, Repository
@@ -22,6 +23,7 @@ from longshort_service.session import Answers, Session
 from longshort_service.sessions import SessionTable
 from longshort_service.stepper import Stepper
 from longshort_service.stores.memory import MemoryStore
+from longshort_service.turns import Turns
 from tables import RecordingOwner
 
 if TYPE_CHECKING:
@@ -85,11 +87,21 @@ class House:
         self.scheduler = Scheduler(
             inline_run_limit_s=-1.0, max_queued_steps=100, on_engine_death=self.deaths.append
         )
+        turns = Turns()
+        self.evictor = Evictor(
+            table=self.table,
+            store=self.store,
+            turns=turns,
+            limits=Limits(max_sessions, idle_timeout_s=10, session_ttl_s=100, tombstone_ttl_s=1000),
+            clock=lambda: self.now_s,
+            observer=self.notes,
+        )
         self.keeper = Keeper(
             table=self.table,
             store=self.store,
             repository=self.repository,
-            limits=Limits(max_sessions, idle_timeout_s=10, session_ttl_s=100, tombstone_ttl_s=1000),
+            turns=turns,
+            evictor=self.evictor,
             clock=lambda: self.now_s,
             draw_incarnation=count(1).__next__,
             observer=self.notes,
@@ -166,7 +178,7 @@ class House:
         if session.owner is not None:
             self.leave(session)
         self.now_s += 11
-        await self.keeper.sweep()
+        await self.evictor.sweep()
         assert session.is_ended
 
 
