@@ -39,6 +39,7 @@ check: .venv/with-dev ## Format, lint, types, proto lint, generated code without
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/buf lint
+	rm -rf build/stubs
 	PYTHON=$(BIN)/python tools/generate_stubs.sh build/stubs
 	diff --recursive --exclude=__init__.py --exclude=__pycache__ build/stubs/longshort/v1 client/longshort/v1
 

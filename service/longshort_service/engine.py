@@ -43,7 +43,9 @@ class Engine:
         if provider == "cuda" and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # finds CUDA and cuDNN in PyTorch's or the nvidia packages' folders
         if PROVIDERS[provider] not in ort.get_available_providers():
-            raise ModelError(f"onnxruntime has no {PROVIDERS[provider]} here: install longshort-server[gpu]")
+            raise ModelError(
+                f"onnxruntime has no {PROVIDERS[provider]} here: docs/configuration.md says how to install it"
+            )
         try:
             self._session = ort.InferenceSession(str(path), options, providers=[PROVIDERS[provider]])
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
