@@ -11,7 +11,8 @@ PYTEST_FLAGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 PACKAGES := pyproject.toml client/pyproject.toml
-MODELS = $(if $(wildcard models/*/*/model.onnx),models)
+# The folder of one's own models, where the demo finds one of its two in it; the shipped ones otherwise.
+MODELS = $(if $(wildcard models/metro/*/model.onnx models/parking/*/model.onnx),models)
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo train test check stubs clean

@@ -172,9 +172,16 @@ class Keeper:
             return
         try:
             self.repository.get(request.model, request.version)
-        except errors.ModelNotFound:
-            if not await self._exists(request):
+        except errors.ModelNotFound as error:
+            if await self._exists(request):
+                return
+            if request.model:
                 raise
+            known = ", ".join(sorted({model.name for model in self.repository.models()}))
+            raise errors.ModelNotFound(
+                f"there is no session {request.session_id}: name a model to create it with ({known})",
+                model="",
+            ) from error
 
     async def _admit(self, request: OpenRequest, opening: StoreOpening) -> tuple[Session[Model], bool]:
         record = opening.record
@@ -273,5 +280,7 @@ def _refuse_unfound(opening: StoreOpening, session_id: str, live: Session[Model]
         # A client whose CREATE succeeded and whose answer was lost knows by this that the session is its own.
         client_id = "" if live is None else live.created_by
         raise errors.SessionExists(
-            f"there is a session {session_id} already", session_id=session_id, client_id=client_id
+            f"there is a session {session_id} already: open it, delete it first, or take another id",
+            session_id=session_id,
+            client_id=client_id,
         )
