@@ -57,6 +57,15 @@ def test_alarm_set_after_an_idle_time_rings(watchdog: Watchdog):
         assert rung.wait(5)
 
 
+def test_deadline_beyond_what_a_lock_can_wait_for_leaves_the_watchdog_awake(watchdog: Watchdog):
+    endless, soon, rung = watchdog.new_alarm(), watchdog.new_alarm(), threading.Event()
+    watchdog.arm(endless, time.monotonic() + 2 * threading.TIMEOUT_MAX)
+    time.sleep(0.02)
+    soon.ring = rung.set
+    watchdog.arm(soon, time.monotonic() + 0.02)
+    assert rung.wait(5)
+
+
 def test_watchdog_keeps_no_alarm_alive_and_its_thread_ends():
     watchdog = Watchdog()
     alarm = weakref.ref(watchdog.new_alarm())

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 class Alarm:
-    """One session's deadline; `ring` is called by the watchdog's thread once it has passed."""
+    """One session's deadline; `ring` is called by the watchdog's thread once it has passed.
+
+    It rings once and is disarmed then: who changes `ring` under an armed alarm looks at the clock afterwards.
+    """
 
     __slots__ = ("__weakref__", "deadline_s", "ring")
 
@@ -74,5 +77,5 @@ class Watchdog:
                         alarm.disarm()
                         alarm.ring()
                 self._wakes_at_s = min((alarm.deadline_s for alarm in self._alarms), default=math.inf)
-                is_idle = self._wakes_at_s == math.inf
-                self._changed.wait(None if is_idle else max(self._wakes_at_s - now_s, 0))
+                sleep_s = max(self._wakes_at_s - now_s, 0)
+                self._changed.wait(min(sleep_s, threading.TIMEOUT_MAX))  # no lock can wait longer

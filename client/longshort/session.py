@@ -214,7 +214,7 @@ class Session(view.SessionView):
                     raise self._time_is_up()
                 time.sleep(action.delay_s)
             elif isinstance(action, actions.Connect):
-                self._connect(action.request)
+                self._connect(action.request, deadline_s)
 
     def _receive(self, deadline_s: float) -> None:
         try:
@@ -228,7 +228,7 @@ class Session(view.SessionView):
         else:
             self._core.received(response)
 
-    def _connect(self, request: sequence_pb2.StreamRequest) -> None:
+    def _connect(self, request: sequence_pb2.StreamRequest, deadline_s: float) -> None:
         self._drop_stream()
         try:
             self._stream = self._client.new_stream(self.id)
@@ -236,6 +236,8 @@ class Session(view.SessionView):
             self._core.end(error)
         else:
             self._alarm.ring = self._stream.call.cancel
+            if time.monotonic() >= deadline_s:  # it may have rung already, and cut the former stream
+                raise self._time_is_up()
             self._stream.send(request)
 
     def _time_is_up(self) -> errors.LongshortError:
