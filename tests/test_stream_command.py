@@ -54,7 +54,7 @@ def test_stream_goes_on_where_the_session_is_and_says_what_id_a_new_one_got(serv
 
 
 def test_stream_finds_columns_by_the_names_in_a_header_and_writes_one(server):
-    text = "\ufefftime,x2,x0,note,x1\n\n# a comment\n08:00,3,1,a,2\n08:30,,1,b,nan\n"
+    text = '\ufefftime,x2,x0,note,x1\n\n#,"a comment\n08:00,3,1,a,2\n08:30,,1,b,nan\n'
     flags = ("--model", "wide", "--address", server.address)
     done = longshort("stream", "-s", new_id(), *flags, text=text)
     plain = longshort("stream", "-s", new_id(), *flags, text="1,2,3\n1,NA,null\n")
@@ -75,6 +75,8 @@ def test_stream_writes_json_by_name_with_the_step(server):
     [
         ("1\n2\nthree\n4\n", "line 3: 'three' is no number; 2 values were applied", 2),
         ("1\n2,3\n", "line 2: 2 cells in place of 1 (x0); 1 value was applied", 1),
+        ("1\n2_0\n", "line 2: '2_0' is no number; 1 value was", 1),
+        ("1_000\n", "line 1: no number, and", 0),
         ("# counts\n\ncounts\n1\n", "line 3: no number, and as a header it must name 'x0'", 0),
         ("1\n1e39\n", "line 2: '1e39' is not a finite 32-bit number", 1),
         ("1\ninf\n", "line 2: 'inf' is not a finite", 1),
@@ -100,6 +102,19 @@ def test_stream_names_the_line_that_the_service_refuses_among_many(start_server,
     assert "line 10: VALUE_MISSING" in the_line(done)
     assert "9 values were applied before it, session s is at step 9" in done.stderr
     assert (done.returncode, len(done.stdout.splitlines())) == (2, 9)
+
+
+def test_stream_takes_no_value_twice_where_the_service_takes_few_steps_a_message(start_server, tmp_path):
+    write_random_model(tmp_path / "strict/1/model.onnx", name="strict", hidden=4, missing=MissingValue.REJECT)
+    server = start_server("--max-steps", "2", models=tmp_path)
+    text = "1\n2\n3\nnan\n5\n"
+    done = longshort("stream", "-m", "strict", "-s", "s", "--address", server.address, text=text)
+    assert "line 4: VALUE_MISSING" in the_line(done)
+    assert "3 values were applied before it, session s is at step 3" in done.stderr
+    answers = [[np.float32(cell) for cell in line.split(",")] for line in done.stdout.splitlines()]
+    values = np.array([1, 2, 3], np.float32).reshape(1, -1, 1)
+    assert np.array_equal(np.array(answers), Replay(tmp_path / "strict/1/model.onnx").run(values)["y"][0])
+    assert at_step("s", server) == 3
 
 
 def test_stream_refuses_what_is_no_text(server):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # Lines that are there together go as one message, and its answers come together: short enough to be prompt.
+# Never as several: what is refused has then been refused whole, and none of it is sent a second time.
 MOST_ROWS: Final = 256
 # Whether anything listens at the address is known sooner than a restart of the service may take later.
 FIRST_TIMEOUT_S: Final = 5.0
@@ -114,8 +115,9 @@ class _Pipe:
         """Go on until the input ends. Raises Mistake with the number of the line that would not do."""
         try:
             for lines in available_lines(descriptor):
-                for start in range(0, len(lines), MOST_ROWS):
-                    self._pass_on(lines[start : start + MOST_ROWS])
+                count = min(MOST_ROWS, self._session.max_steps)
+                for start in range(0, len(lines), count):
+                    self._pass_on(lines[start : start + count])
         except BadLineError as error:
             raise Mistake(f"{error}{self._state()}") from None
 
@@ -145,12 +147,14 @@ class _Pipe:
         try:
             answers = self._session.steps([row for _, row in rows])
         except errors.InvalidRequest as error:
-            if len(rows) > 1:  # refused whole: find the line that is to blame, applying those before it
+            if (
+                len(rows) > 1 and self._session.position == before
+            ):  # refused whole: find the line that is to blame, applying those before it
                 for numbered in rows:
                     self._answer([numbered])
                 return
-            where = f"line {rows[0][0]}: "
-            raise Mistake(f"{where}{error}{self._state()}") from None
+            line = rows[self._session.position - before][0]
+            raise Mistake(f"line {line}: {error}{self._state()}") from None
         except errors.LongshortError as error:
             raise failure_of(error, self._address, self._state()) from None
         self._write(before, answers)

@@ -62,13 +62,13 @@ class LineReader:
         self.num_lines += 1
         try:
             text = line.decode("utf-8-sig" if self.num_lines == 1 else "utf-8").strip()
-            cells = [cell.strip() for cell in next(csv.reader([text], strict=True), [])]
+            if not text or text.startswith("#"):
+                return None
+            cells = [cell.strip() for cell in next(csv.reader([text], strict=True))]
         except UnicodeDecodeError:
             raise self._bad("not UTF-8") from None
         except csv.Error as error:
             raise self._bad(str(error)) from None
-        if not text or text.startswith("#"):
-            return None
         if self._is_first:
             self._is_first = False
             if not any(_is_number(cell) or cell.lower() in MISSING for cell in cells):
@@ -104,6 +104,8 @@ class LineReader:
 
 
 def _is_number(cell: str) -> bool:
+    if "_" in cell:  # Python takes 1_000 for a number, no other reader of the file would
+        return False
     try:
         float(cell)
     except ValueError:
