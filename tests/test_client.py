@@ -137,6 +137,13 @@ def test_forecast_and_explain_do_not_move_the_session(session: longshort.Session
         (lambda session: session.step(None), errors.InvalidRequest, "WRONG_TYPE"),
         (lambda session: session.steps([1], answers="some"), errors.InvalidRequest, "INVALID_OPTION"),
         (lambda session: session.forecast(0), errors.InvalidRequest, "HORIZON_OUT_OF_RANGE"),
+        (lambda session: session.forecast(-1), errors.InvalidRequest, "INVALID_OPTION"),
+        (lambda session: session.forecast(2**32), errors.InvalidRequest, "INVALID_OPTION"),
+        (lambda session: session.forecast(2.0), errors.InvalidRequest, "INVALID_OPTION"),
+        (lambda session: session.step(1, at=-1), errors.InvalidRequest, "INVALID_OPTION"),
+        (lambda session: session.step(1, at=2**63), errors.InvalidRequest, "INVALID_OPTION"),
+        (lambda session: session.step(1, at=0.0), errors.InvalidRequest, "INVALID_OPTION"),
+        (lambda session: session.steps([1, 2], at="2"), errors.InvalidRequest, "INVALID_OPTION"),
         (lambda session: session.step(1, at=9), errors.StepGap, "STEP_GAP"),
         (lambda session: session.step(1, at=0), errors.StepConflict, "STEP_CONFLICT"),
         (lambda session: session.step(9, at=1), errors.ValuesDiffer, "VALUES_DIFFER"),
@@ -148,11 +155,13 @@ def test_what_is_refused_leaves_the_session_usable_and_where_it_was(
 ):
     session.steps([5])
     session.step(6)
+    stream = session._stream
     with pytest.raises(error) as caught:
         ask(session)
     assert caught.value.reason == reason
     assert session.position == 2
     assert not session.in_doubt
+    assert session._stream is stream  # nothing had to be opened anew
     assert session.step(7).shape == (3,)
 
 
@@ -166,6 +175,12 @@ def test_the_callers_own_numbers_make_its_retry_safe(client: longshort.Client):
     with client.session(session_id) as session:  # the caller's process was restarted
         np.testing.assert_array_equal(session.step(2, at=1), given)
         assert session.position == 2
+
+
+def test_number_of_the_caller_may_be_one_of_numpy(session: longshort.Session):
+    session.step(1, at=np.int64(0))
+    assert session.forecast(np.int32(2)).shape == (2, 3)
+    assert session.position == 1
 
 
 def test_step_that_was_taken_without_an_answer_has_none_to_give(session: longshort.Session):
@@ -183,6 +198,8 @@ def test_step_that_was_taken_without_an_answer_has_none_to_give(session: longsho
         ({"session_id": "nobody", "mode": "open"}, errors.SessionNotFound, "SESSION_NOT_FOUND"),
         ({"session_id": "a space", "model": "metro"}, errors.InvalidRequest, "INVALID_SESSION_ID"),
         ({"session_id": "zähler-1", "model": "metro"}, errors.InvalidRequest, "INVALID_SESSION_ID"),
+        ({"model": "metro", "version": -1}, errors.InvalidRequest, "INVALID_OPTION"),
+        ({"model": "metro", "version": 1.5}, errors.InvalidRequest, "INVALID_OPTION"),
         ({"model": "metro", "mode": "append"}, errors.InvalidRequest, "INVALID_OPTION"),
         ({"model": "metro", "durability": "eternal"}, errors.InvalidRequest, "INVALID_OPTION"),
     ],
@@ -368,6 +385,35 @@ def test_forgotten_session_and_client_warn(server: Any):
     del client
     with pytest.warns(ResourceWarning, match=server.address):
         forgotten.pop()
+
+
+def test_failed_openings_leave_no_threads(client: longshort.Client, session: longshort.Session):
+    session.step(1)  # by now gRPC and the watchdog have their threads
+    before = threading.active_count()
+    for _ in range(20):
+        with pytest.raises(errors.ModelNotFound):
+            client.session(model="nothing")
+    await_threads(before)
+
+
+def test_call_that_fails_with_its_stream_leaves_no_thread(
+    client: longshort.Client, session: longshort.Session
+):
+    before = threading.active_count()
+    with client.session(model="metro") as other:
+        other.step(1)
+        client.delete(other.id)
+        with pytest.raises(errors.SessionLost):
+            other.step(2)
+        await_threads(before)
+    session.step(1)
+
+
+def await_threads(count: int):
+    deadline_s = time.monotonic() + 5
+    while threading.active_count() > count and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    assert threading.active_count() <= count
 
 
 def test_failed_opening_leaves_nothing_to_warn_of(client: longshort.Client):

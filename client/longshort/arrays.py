@@ -1,8 +1,9 @@
-"""Arrays in and out of messages: what callers hand over, what answers hold."""
+"""Numbers in and out of messages: what callers hand over, what answers hold."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import operator
+from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 
@@ -39,6 +40,19 @@ def many_rows(values: ArrayLike, num_features: int) -> NDArray[np.float32]:
     if array.ndim != 2:
         raise _wrong_shape(f"expected [time, {num_features}], got an array of {array.ndim} axes")
     return _with_width(array, num_features)
+
+
+def whole_number(value: SupportsIndex, name: str, bound: int) -> int:
+    """Return an argument as an int of [0, bound), or raise InvalidRequest: protobuf would raise its own."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = -1
+    if not 0 <= number < bound:
+        raise InvalidRequest(
+            f"{name} is a whole number from 0 to {bound - 1}, not {value!r}", reason="INVALID_OPTION"
+        )
+    return number
 
 
 def answer_rows(values: Sequence[float], num_outputs: int) -> NDArray[np.float32]:

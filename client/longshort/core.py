@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from longshort import errors, recovery
 from longshort.actions import RECEIVE, Action, Connect, Done, Failed, Send, Wait
-from longshort.arrays import answer_rows
+from longshort.arrays import answer_rows, whole_number
 from longshort.journal import Journal, Message
 from longshort.recovery import Verdict
 from longshort.tasks import Expected, FlushTask, ForecastTask, StepsTask, Task
@@ -71,6 +71,11 @@ class SessionCore:
         """Whether nothing can be asked any more."""
         return self._end is not None
 
+    @property
+    def has_stream(self) -> bool:
+        """Whether it goes on with the stream of the last Connect; where not, the shell may let it go."""
+        return self._phase in (Phase.OPENING, Phase.OPEN)
+
     # What the caller asks
 
     def begin_steps(self, rows: NDArray[np.float32], answers: types_pb2.Answers, at: int | None) -> None:
@@ -79,7 +84,7 @@ class SessionCore:
         The last answered message again is answered from here.
         """
         self.check_can_begin()
-        first_step = self.position if at is None else at
+        first_step = self.position if at is None else whole_number(at, "at", 2**63)
         if at is not None and self._last is not None:
             message, answer = self._last
             if message.same_values(Message(first_step, rows, answers)):
@@ -90,7 +95,7 @@ class SessionCore:
     def begin_forecast(self, horizon: int) -> None:
         """Ask for the model's own continuation; the session does not move."""
         self.check_can_begin()
-        self._task = ForecastTask(horizon)
+        self._task = ForecastTask(whole_number(horizon, "horizon", 2**32))
 
     def begin_flush(self) -> None:
         """Ask for the moment when all that was answered is stored."""

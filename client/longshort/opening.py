@@ -6,7 +6,7 @@ import re
 import uuid
 from typing import TYPE_CHECKING, Final, Literal
 
-from longshort import errors
+from longshort import arrays, errors
 from longshort.v1 import sequence_pb2, types_pb2
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Opening:
         self.created = False
         self._drew_id = session_id is None
         self._model = model or ""
-        self._version = version or 0
+        self._version = 0 if version is None else arrays.whole_number(version, "version", 2**63)
         self._mode = MODES[mode]
         self._durability = DURABILITIES[durability]
         self._created_by_lost_try = False

@@ -130,11 +130,12 @@ class Session(view.SessionView):
             return
         self._is_closed = True
         self._core.end(view.closed_error("session"))
-        if self._stream is not None:
+        stream = self._stream
+        if stream is not None:
             if self._turn.acquire(blocking=False):
-                self._half_close(self._stream)
+                self._half_close(stream)
                 self._turn.release()
-            self._stream.drop()  # under another thread's call: that one ends with SessionClosed
+            stream.drop()  # under another thread's call: that one ends with SessionClosed
 
     def _half_close(self, stream: Stream) -> None:
         self._client.watchdog.arm(self._alarm, time.monotonic() + CLOSE_TIMEOUT_S)
@@ -186,7 +187,7 @@ class Session(view.SessionView):
             self._client.watchdog.arm(self._alarm, deadline_s)
             return finish(self._converse(deadline_s))
         except errors.LongshortError:
-            if self._core.has_ended:
+            if not self._core.has_stream:
                 self._drop_stream()
             raise
         except BaseException:  # interrupted: an answer may be on its way, so this stream cannot be read on

@@ -162,7 +162,7 @@ class Session(view.SessionView):
         except TimeoutError:
             raise self._time_is_up() from None
         except errors.LongshortError:
-            if self._core.has_ended:
+            if not self._core.has_stream:
                 self._drop_stream()
             raise
         except BaseException:  # cancelled: an answer may be on its way, so this stream cannot be read on
