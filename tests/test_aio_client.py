@@ -8,6 +8,7 @@ import inspect
 import uuid
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import longshort
 import numpy as np
 import pytest
@@ -156,6 +157,58 @@ def test_another_opening_takes_the_session(run: Any):
             await scenario(client)
 
     run(many)
+
+
+class PublicCall:
+    """A call of grpc.aio without its private parts, as another grpcio may have it."""
+
+    def __init__(self, call: Any) -> None:
+        self.num_written = 0
+        self._call = call
+        for name in ("wait_for_connection", "done", "read", "done_writing", "cancel"):
+            setattr(self, name, getattr(call, name))
+
+    async def write(self, request: Any) -> None:
+        self.num_written += 1
+        await self._call.write(request)
+
+
+def test_grpc_without_the_private_writer_is_written_to_by_its_public_one(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+):
+    async def scenario(client: longshort.aio.Client) -> None:
+        async with client.session(model="metro") as session:
+            wanted = await session.steps([1, 2])
+        new_stream, calls = client.new_stream, []
+
+        def public_stream(session_id: str) -> PublicCall:
+            calls.append(PublicCall(new_stream(session_id)))
+            return calls[-1]
+
+        monkeypatch.setattr(client, "new_stream", public_stream)
+        async with client.session(model="metro") as session:
+            np.testing.assert_array_equal(await session.step(1), wanted[0])
+            calls[0].cancel()
+            np.testing.assert_array_equal(await session.step(2), wanted[1])
+        assert [call.num_written for call in calls] == [2, 2]
+
+    run(scenario)
+
+
+def test_this_grpc_has_the_private_writer(run: Any, monkeypatch: pytest.MonkeyPatch):
+    written: list[Any] = []
+
+    async def write(_call: Any, request: Any) -> None:
+        written.append(request)
+
+    monkeypatch.setattr(grpc.aio.StreamStreamCall, "write", write)
+
+    async def scenario(client: longshort.aio.Client) -> None:
+        async with client.session(model="metro") as session:
+            await session.step(1)
+
+    run(scenario)
+    assert not written
 
 
 def test_no_server_is_told_within_the_timeout():

@@ -246,8 +246,13 @@ async def _write(call: Any, request: sequence_pb2.StreamRequest) -> None:
 
     Where the server has just ended the stream, `write` puts INTERNAL in the place of the status that is under
     way (grpcio 1.85, `set_internal_error`; one takeover in six here). SESSION_MOVED would pass for a cut, and
-    the client would take the session back from its new owner.
+    the client would take the session back from its new owner. A grpcio without this private part gets `write`.
     """
     await call.wait_for_connection()
-    if not call.done():
-        await call._cython_call.send_serialized_message(request.SerializeToString())  # noqa: SLF001
+    if call.done():
+        return
+    send = getattr(getattr(call, "_cython_call", None), "send_serialized_message", None)
+    if send is None:
+        await call.write(request)
+    else:
+        await send(request.SerializeToString())
