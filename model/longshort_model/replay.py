@@ -5,7 +5,8 @@ Owns one onnxruntime session and the feeding of it. Needs neither torch nor a se
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import onnxruntime
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
     Memory = tuple[NDArray[np.float32], NDArray[np.float32]]  # (h, c), each [layers, batch, hidden] f32
 
-MOST_RUNS = 5000  # from zero state, for the error by age: a smooth curve in less than a second
+MOST_RUNS: Final = 5000  # from zero state, for the error by age: a smooth curve in less than a second
+MOST_STEPS: Final = 400_000  # of all those runs: on data of minutes there are fewer runs of more ages
+PIECE_NUMBERS: Final = 2**21  # steps x layers x hidden in one call; onnxruntime needs some 25 bytes for each
 
 
 class Replay:
@@ -68,19 +71,36 @@ class Replay:
 
         Zero state once, at the first of all values, and carried from there to the end.
         """
-        return self.run(repeat_last(dataset.values)[..., None])["y"]
+        return self._carried(repeat_last(dataset.values)[..., None])
 
     def from_zero(
         self, dataset: Dataset, start: int, num_ages: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return targets and point predictions [runs, ages] of runs that begin with zero state.
 
-        They begin at rows from `start` on, evenly spread, in every series.
+        They begin at rows from `start` on, evenly spread, in every series, or in as many as MOST_STEPS allows.
         """
-        filled, rows = repeat_last(dataset.values), dataset.values.shape[1]
-        per_series = max(1, MOST_RUNS // len(filled))
-        begins = np.unique(np.linspace(start, rows - num_ages - 1, per_series).astype(int))
+        num_series, rows = dataset.values.shape
+        num_runs = max(1, min(MOST_RUNS, MOST_STEPS // num_ages))
+        chosen = np.unique(np.linspace(0, num_series - 1, min(num_series, num_runs)).astype(int))
+        known = dataset.values[chosen]
+        begins = np.unique(np.linspace(start, rows - num_ages - 1, num_runs // len(chosen)).astype(int))
         index = begins[:, None] + np.arange(num_ages)  # [begins, ages]
-        values = filled[:, index].reshape(-1, num_ages, 1)
-        targets = dataset.values[:, index + 1].reshape(-1, num_ages)
-        return targets, self.run(values)["y"][..., 0]
+        values = repeat_last(known)[:, index].reshape(-1, num_ages, 1)
+        targets = known[:, index + 1].reshape(-1, num_ages)
+        return targets, self._carried(values)[..., 0]
+
+    def _carried(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the predictions for `values` [batch, time, features] from zero state, run in pieces of time.
+
+        The pieces give the bits of one call, which would need memory for all of its steps.
+        """
+        batch, time = values.shape[:2]
+        steps = max(1, PIECE_NUMBERS // math.prod(self.memory_shape(batch)))
+        memory = None
+        pieces = []
+        for begin in range(0, time, steps):
+            got = self.run(values[:, begin : begin + steps], memory)
+            memory = got["hn"], got["cn"]
+            pieces.append(got["y"])
+        return np.concatenate(pieces, axis=1)

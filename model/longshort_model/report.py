@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 DRAWN_ROWS: Final = 240  # of the test part's end: legible on one picture
 DAYS_OF_AGE: Final = 3
+MOST_AGES: Final = 5000  # three days of minutes, and enough runs for a mean at each
 
 
 def evaluate(dataset: Dataset, replay: Replay) -> tuple[dict[str, Any], NDArray[np.float32]]:
@@ -32,7 +33,7 @@ def evaluate(dataset: Dataset, replay: Replay) -> tuple[dict[str, Any], NDArray[
     """
     start = dataset.validation_end
     predictions = replay.as_served(dataset)
-    num_ages = min(DAYS_OF_AGE * (dataset.day or 24), (dataset.values.shape[1] - start) // 2)
+    num_ages = min(DAYS_OF_AGE * (dataset.day or 24), MOST_AGES, (dataset.values.shape[1] - start) // 2)
     by_age = error_by_age(*replay.from_zero(dataset, start, num_ages))
     report = {
         "model": replay.signature.name,
