@@ -268,6 +268,25 @@ def test_export_refuses_a_file_that_does_not_reproduce_pytorch(
 
 
 @pytest.mark.torch
+def test_at_a_mean_a_million_scales_away_a_head_without_weights_is_still_refused(
+    signature: Signature, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    from longshort_model.export import ExportError, export
+    from longshort_model.network import Network
+
+    torch.manual_seed(0)
+    far = Network(16, mean=np.array([1e6], "f"), scale=np.array([1.0], "f"), layers=2).eval()
+    export(far, signature, tmp_path)
+    empty = far.weights()
+    empty.head_weights[:] = 0
+    monkeypatch.setattr(far, "weights", lambda: empty)
+    with pytest.raises(ExportError) as caught:
+        export(far, signature, tmp_path)
+    assert "y differs from PyTorch" in str(caught.value)
+
+
+@pytest.mark.torch
 def test_a_network_that_lets_rounding_grow_is_not_refused_for_it(
     network: Network, signature: Signature, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

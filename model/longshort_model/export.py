@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from longshort_model.network import Network
     from longshort_model.replay import Memory
 
-TOLERANCE: Final = (
-    2e-5  # of memories and of answers in units of scale; f32 sums in another order differ by 1e-6
-)
+# Of memories, and of answers in units of scale; f32 sums in another order differ by 1e-6.
+TOLERANCE: Final = 2e-5
+ROUNDING: Final = 2 * 2.0**-23  # of an answer's own size, beside that: x + change is rounded once
 CARRIED_STEPS: Final = 500
 OWN_DRIFTS: Final = 10.0  # of PyTorch's own distance from double precision, what a file may have
 
@@ -143,7 +143,10 @@ def _check_gates(network: Network, explainer: Replay, rng: np.random.Generator) 
 
 @dataclass(frozen=True, slots=True)
 class _Expected:
-    """What PyTorch gives in double precision, and how far from it a file may be, in `unit`s.
+    """What PyTorch gives in double precision, and how far from it a file may be.
+
+    Memories are compared relative to 1 + their size. Answers have a `scale` and are compared in units of it,
+    however far from zero they are: what the network adds to the last value is of that size.
 
     A network may let the rounding of single precision grow from step to step, in PyTorch's own run as well as in
     the file's. The file may be off by OWN_DRIFTS times what PyTorch's is, and by TOLERANCE in any case.
@@ -151,11 +154,13 @@ class _Expected:
 
     exact: NDArray[Any]
     allowed: float = TOLERANCE
-    unit: float = 1.0
+    scale: float | None = None
 
     def distance(self, got: NDArray[Any]) -> float:
-        """Return the greatest difference, relative where numbers are larger than the unit."""
-        return float(np.max(np.abs(got - self.exact) / (self.unit + np.abs(self.exact))))
+        off, size = np.abs(got - self.exact), np.abs(self.exact)
+        if self.scale is None:
+            return float(np.max(off / (1.0 + size)))
+        return float(np.max(np.maximum(off - ROUNDING * size, 0.0)) / self.scale)
 
     def compare(self, what: str, got: NDArray[Any]) -> None:
         distance = self.distance(got)
@@ -169,7 +174,7 @@ def _run(network: Network, values: NDArray[np.float32], memory: Memory) -> dict[
     double = _outputs(copy.deepcopy(network).double(), values, memory)
     found = {}
     for name, exact in double.items():
-        expected = _Expected(exact, unit=float(network.scale[0]) if name == "y" else 1.0)
+        expected = _Expected(exact, scale=float(network.scale[0]) if name == "y" else None)
         allowed = max(TOLERANCE, OWN_DRIFTS * expected.distance(single[name]))
         found[name] = dataclasses.replace(expected, allowed=allowed)
     return found
