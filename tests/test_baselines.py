@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from longshort_model.baselines import all_baselines, linear_autoregression, persistence, seasonal_naive
-from longshort_model.dataset import metro, parking
+from longshort_model.dataset import Dataset, metro, parking
 from longshort_model.evaluation import point_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from longshort_model.dataset import Dataset
 
 
 NAN = float("nan")
@@ -73,6 +71,31 @@ def test_the_bundled_sets_give_the_documented_errors(
         for name, made in all_baselines(dataset).items()
     }
     assert found == pytest.approx(expected, rel=2e-3)
+
+
+def year_of(rows: int, *, day: int) -> Dataset:
+    """A noisy daily wave around 1000, its seasons known."""
+    t = np.arange(rows)
+    values = 1000 + 10 * np.sin(2 * np.pi * t / day) + np.random.default_rng(2).normal(size=rows)
+    ends = int(0.65 * rows), int(0.75 * rows)
+    return Dataset("wave", "level", "", ("a",), values[None].astype(np.float32), *ends, day=day)
+
+
+def mae_of(dataset: Dataset, name: str) -> float:
+    return point_errors(dataset, all_baselines(dataset)[name], dataset.validation_end).mae
+
+
+@pytest.mark.parametrize("rows", [120, 260, 261, 270, 300, 340, 390, 420, 700])
+def test_a_linear_autoregression_with_little_history_leaves_out_the_lags_it_cannot_fit(rows: int) -> None:
+    dataset = year_of(rows, day=24)
+    assert mae_of(dataset, "linear_ar") < 2 * mae_of(dataset, "persistence")
+
+
+def test_a_linear_autoregression_that_nothing_can_be_fitted_to_is_not_offered() -> None:
+    dataset = year_of(120, day=24)
+    values = dataset.values.copy()
+    values[:, 10:70] = NAN  # of 78 rows to learn from 18 are known
+    assert "linear_ar" not in all_baselines(dataclasses.replace(dataset, values=values))
 
 
 def test_without_times_there_are_no_seasons() -> None:

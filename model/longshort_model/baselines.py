@@ -19,22 +19,32 @@ if TYPE_CHECKING:
     from longshort_model.dataset import Dataset
 
 NEAR_LAGS: Final = 12
+ROWS_A_LAG: Final = 5  # to fit a weight; with fewer rows than weights anything fits, and predicts nothing
 
 
 def all_baselines(dataset: Dataset) -> dict[str, NDArray[np.float64]]:
-    """Return every baseline that the data set has the times for, by name."""
+    """Return every baseline that the data set has the times and the rows for, by name."""
     found = {"persistence": persistence(dataset.values)}
-    lags = set(range(1, NEAR_LAGS + 1))
+    lags: set[int] = set()
+    fitted = [set(range(1, NEAR_LAGS + 1))]
     for name, period in (("daily_naive", dataset.day), ("weekly_naive", dataset.week)):
         if period is not None and period < dataset.train_end:
             found[name] = seasonal_naive(dataset.values, period)
-            lags |= {
-                period - 1,
-                period,
-                period + 1,
-            }  # the change across the same time of day, not its level alone
-    found["linear_ar"] = linear_autoregression(dataset.values, sorted(lags), train_end=dataset.train_end)
+            # The change across the same time of day, not its level alone.
+            fitted.append({period - 1, period, period + 1})
+    for more in fitted:
+        if _num_rows(dataset, lags | more) < ROWS_A_LAG * len(lags | more):
+            break
+        lags |= more
+    if lags:
+        found["linear_ar"] = linear_autoregression(dataset.values, sorted(lags), train_end=dataset.train_end)
     return found
+
+
+def _num_rows(dataset: Dataset, lags: set[int]) -> int:
+    """Return how many rows of the training part have a target, in some series, and all lags before it."""
+    known = ~np.isnan(dataset.values[:, max(lags) : dataset.train_end]).all(axis=0)
+    return int(known.sum())
 
 
 def persistence(values: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -112,4 +112,6 @@ def describe(made: Made) -> str:
     lines += [
         f"    {name.replace('_', ' '):13} {errors['mae']:.4g}" for name, errors in report["baselines"].items()
     ]
+    if "linear_ar" not in report["baselines"]:
+        lines.append(f"    {'linear ar':13} -  (too few rows to fit one)")
     return "\n".join(lines)
