@@ -101,6 +101,7 @@ def test_the_time_column_may_have_any_name(tmp_path: Path) -> None:
         ({57: "2024-01-03T07:00,12o,1"}, {"columns": ["a"]}, ["line 57", "column 'a'", "'12o'"]),
         ({57: "2024-01-03T07:00,inf,1"}, {"columns": ["a"]}, ["line 57", "column 'a'", "finite"]),
         ({57: "2024-01-03T07:00,1e39,1"}, {"columns": ["a"]}, ["line 57", "column 'a'", "finite"]),
+        ({57: "2024-01-03T07:00,1_000,1"}, {"columns": ["a"]}, ["line 57", "column 'a'", "'1_000'"]),
         ({57: "yesterday,1,1"}, {"columns": ["a"]}, ["line 57", "column 'time'", "'yesterday'"]),
         ({57: "2024-01-03T07:00,1"}, {"columns": ["a"]}, ["line 57", "2 cells", "3"]),
         ({57: ""}, {"columns": ["a"]}, ["line 57", "1 cells"]),
@@ -133,6 +134,9 @@ def test_a_short_an_empty_and_an_absent_file_are_refused(tmp_path: Path) -> None
         read_csv(tmp_path / "header.csv")
     assert "0 rows" in str(caught.value)
     with pytest.raises(DatasetError) as caught:
+        read_csv(write(tmp_path / "one.csv", rows=1), ["a"])
+    assert "one.csv: 1 rows" in str(caught.value)
+    with pytest.raises(DatasetError) as caught:
         load("no-such-file.csv")
     assert "no-such-file.csv" in str(caught.value)
 
@@ -152,13 +156,30 @@ def test_bytes_that_are_no_text_are_told_their_line(tmp_path: Path) -> None:
     assert "line 7: not UTF-8 (byte 0xe4)" in str(caught.value)
 
 
-@pytest.mark.parametrize("damage", [b"no gzip", gzip.compress(b"a\n1\n" * 500)[:40]])
+WHOLE_GZIP = gzip.compress(b"a\n" + b"".join(b"%d\n" % k for k in range(500)))
+HURT_INSIDE = WHOLE_GZIP[:12] + b"\xff" * 20 + WHOLE_GZIP[32:]
+
+
+@pytest.mark.parametrize("damage", [b"no gzip", WHOLE_GZIP[:40], HURT_INSIDE])
 def test_a_damaged_gzip_file_is_refused(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "x.csv.gz"
     path.write_bytes(damage)
     with pytest.raises(DatasetError) as caught:
         read_csv(path)
     assert "gzip" in str(caught.value)
+
+
+def test_rows_that_are_unevenly_spaced_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
+    assert read_csv(write(tmp_path / "even.csv"), ["a"]).notice == ""
+    late = {201: "2024-01-09T07:30,199,1"}
+    path = write(tmp_path / "gaps.csv", change=late | {57: "2024-01-03T07:30,55,1"})
+    notice = read_csv(path, ["a"]).notice
+    assert notice.startswith(f"{path}: 3 of 199 steps")  # before line 57, after it, and before line 201
+    assert notice.endswith("3600 s as usual, the first at line 57")
+
+
+def test_the_bundled_sets_need_no_notice_of_their_nights() -> None:
+    assert metro().notice == parking().notice == ""
 
 
 def test_options_for_files_are_refused_beside_a_bundled_set() -> None:

@@ -203,11 +203,31 @@ def test_a_mistake_of_the_callers_is_one_line_and_exit_code_2(
     assert not (tmp_path / "models").exists()
 
 
-def test_without_pytorch_the_command_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_command_notices_uneven_rows_and_says_where_no_linear_model_could_be_fitted(
+    tmp_path: Path,
+) -> None:
+    lines = write_csv(tmp_path / "tank.csv", rows=121).read_text().splitlines()
+    del lines[60]
+    lines[15:55] = [line.partition(",")[0] + "," for line in lines[15:55]]
+    (tmp_path / "tank.csv").write_text("\n".join(lines))
+    arguments = ["--data", str(tmp_path / "tank.csv"), "--out", str(tmp_path / "models"), "--no-progress"]
+    arguments += ["--report", str(tmp_path / "build"), "--hidden", "4", "--updates", "3", "--window", "24"]
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.startswith("Warning: ")
+    assert "tank.csv: 1 of 119 steps" in result.stderr
+    assert result.stderr.endswith("line 61\n")
+    assert result.stderr.count("\n") == 1
+    assert "linear ar     -" in result.stdout
+
+
+@pytest.mark.parametrize("missing", ["torch", "matplotlib"])
+def test_without_what_training_needs_the_command_says_before_it_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "torch", None)  # makes its import fail
+    monkeypatch.setitem(sys.modules, missing, None)  # makes its import fail
     result = CliRunner().invoke(command, ["--data", str(write_csv(tmp_path / "tank.csv"))])
     assert result.exit_code == 2
     assert "pip install 'longshort-server[train]'" in result.output
+    assert not (tmp_path / "build").exists()

@@ -6,6 +6,7 @@ Owns its options and their checks. Imports PyTorch only when it runs, so that he
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 WITHOUT_EXTRA = (
-    "training needs PyTorch and onnx, which serving does not: pip install 'longshort-server[train]'"
+    "training needs PyTorch, onnx, matplotlib and tqdm, which serving does not: "
+    "pip install 'longshort-server[train]'"
 )
 
 
@@ -131,6 +133,9 @@ def train(
         )
     except DatasetError as error:
         _refuse(error)
+    for one in chosen_data:
+        if one.notice:
+            click.echo(f"Warning: {one.notice}", err=True)
     _make_all(
         chosen_data,
         chosen,
@@ -156,6 +161,8 @@ def _make_all(
     name: str | None,
     **how: Any,
 ) -> None:
+    if find_spec("matplotlib") is None:  # needed only after the training, which would be lost without it
+        _refuse(WITHOUT_EXTRA)
     try:
         import torch  # noqa: PLC0415  not needed for --help
 

@@ -10,6 +10,7 @@ import gzip
 import io
 import itertools
 import math
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,13 +33,17 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The chosen columns of a file. `day` is the usual number of rows a day, `step_s` the usual step."""
+    """The chosen columns of a file. `day` is the usual number of rows a day, `step_s` the usual step.
+
+    `notice` says in a line where rows do not follow each other by that step; it is empty where all do.
+    """
 
     names: tuple[str, ...]
     values: NDArray[np.float32]  # [columns, rows], NaN where missing
     times: tuple[datetime, ...]  # [rows], or empty
     step_s: float | None
     day: int | None
+    notice: str
 
 
 def read_table(
@@ -61,7 +66,8 @@ def read_table(
         for k, column in enumerate(chosen):
             values[k, t] = _number(row[column], f"{file}, line {line}, column {header[column]!r}")
     step_s, day = _grid(times, file)
-    return Table(tuple(header[column] for column in chosen), values, tuple(times), step_s, day)
+    notice = "" if step_s is None else _uneven(times, step_s, [line for line, _ in rows], file)
+    return Table(tuple(header[column] for column in chosen), values, tuple(times), step_s, day, notice)
 
 
 def _rows(raw: bytes, file: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -73,7 +79,7 @@ def _rows(raw: bytes, file: str) -> tuple[list[str], list[tuple[int, list[str]]]
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise DatasetError(f"{file}, line {line}: not UTF-8 (byte 0x{raw[error.start]:02x})") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DatasetError(f"{file}: not a gzip file, or damaged") from error
     reader = csv.reader(io.StringIO(text, newline=""))
     try:
@@ -127,7 +133,7 @@ def _number(cell: str, place: str) -> float:
     if cell.strip().lower() in MISSING:
         return math.nan
     try:
-        number = float(cell)
+        number = float(cell.replace("_", "?"))  # Python alone takes 1_000 for a number
     except ValueError:
         raise DatasetError(f"{place}: {cell[:40]!r} is no number") from None
     if not abs(number) <= float(np.finfo(np.float32).max):
@@ -144,13 +150,27 @@ def _time(cell: str, place: str) -> datetime:
 
 def _grid(times: list[datetime], file: str) -> tuple[float | None, int | None]:
     """Return the usual seconds between rows and the usual number of rows a day, where there are times."""
-    if not times:
+    if len(times) < 2:
         return None, None
     try:
-        steps = Counter((after - before).total_seconds() for before, after in itertools.pairwise(times))
+        steps = Counter(_steps_s(times))
     except TypeError as error:
         raise DatasetError(f"{file}: some times have an offset from UTC and some have none") from error
     if min(steps) <= 0:
         raise DatasetError(f"{file}: the times do not always rise; sort the rows and keep one for each time")
     day = Counter(Counter(t.date() for t in times).values()).most_common(1)[0][0]
     return steps.most_common(1)[0][0], day if day > 1 else None
+
+
+def _steps_s(times: list[datetime]) -> list[float]:
+    """Return the seconds from each row to the next."""
+    return [(after - before).total_seconds() for before, after in itertools.pairwise(times)]
+
+
+def _uneven(times: list[datetime], step_s: float, lines: list[int], file: str) -> str:
+    """Return how many steps are not of `step_s`, and the line after the first of them; empty if none."""
+    wrong = [line for line, step in zip(lines[1:], _steps_s(times), strict=True) if step != step_s]
+    if not wrong:
+        return ""
+    count = f"{len(wrong)} of {len(times) - 1} steps between rows"
+    return f"{file}: {count} are not of {step_s:g} s as usual, the first at line {wrong[0]}"

@@ -30,7 +30,8 @@ class Dataset:
     """Series of one quantity on a common grid of time; one model follows them, each in its own session.
 
     Rows before `train_end` are for training, from there to `validation_end` for choosing the checkpoint, the
-    rest for testing. `day` and `week` are numbers of rows, None where the file has no times.
+    rest for testing. `day` and `week` are numbers of rows, None where the file has no times. `notice` is a
+    line for whoever brought the file, if there is something to say.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Dataset:
     step_s: float | None = None
     day: int | None = None
     source: str = ""
+    notice: str = ""
 
     @property
     def week(self) -> int | None:
@@ -121,6 +123,7 @@ def read_csv(path: Path, columns: Sequence[str] = (), *, time_column: str | None
         step_s=table.step_s,
         day=table.day,
         source=f"{path.name}: {', '.join(table.names)}",
+        notice=table.notice,
     )
 
 

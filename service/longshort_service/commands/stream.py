@@ -147,9 +147,8 @@ class _Pipe:
         try:
             answers = self._session.steps([row for _, row in rows])
         except errors.InvalidRequest as error:
-            if (
-                len(rows) > 1 and self._session.position == before
-            ):  # refused whole: find the line that is to blame, applying those before it
+            # Refused whole: find the line that is to blame, applying those before it.
+            if len(rows) > 1 and self._session.position == before:
                 for numbered in rows:
                     self._answer([numbered])
                 return

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import click
 
-from longshort_service.commands.group import Mistake
-
-EXTRA = "install longshort-server[train] to train"
-HEAVY = ("torch", "onnx", "matplotlib", "tqdm")
-
 
 @click.command(
     short_help="Train a model and export it.",
@@ -25,11 +20,6 @@ def train(arguments: tuple[str, ...]) -> None:
       longshort train --data metro --out models
       longshort train --data my.csv --column temperature --out models
     """  # noqa: D301  click reads the backspace
-    try:
-        from longshort_model.command import train as command  # noqa: PLC0415  may import torch
+    from longshort_model.command import train as command  # noqa: PLC0415  may import torch
 
-        command.main(list(arguments), prog_name="longshort train", standalone_mode=False)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in HEAVY:
-            raise
-        raise Mistake(f"{error.name} is missing: {EXTRA}") from None
+    command.main(list(arguments), prog_name="longshort train", standalone_mode=False)
