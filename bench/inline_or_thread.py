@@ -20,7 +20,6 @@ from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2
-
 from longshort.v1 import sequence_pb2, types_pb2
 from longshort_model.synthetic import write_random_model
 
