@@ -30,6 +30,7 @@ EVERY = dict(commands())
 
 @pytest.mark.parametrize("path", EVERY, ids=" ".join)
 def test_every_command_has_help_with_an_example(path):
+    assert CliRunner().invoke(main, [*path, "-h"]).exit_code == 0
     done = CliRunner().invoke(main, [*path, "--help"])
     assert done.exit_code == 0
     assert f"longshort {' '.join(path)}" in done.output.partition("Example")[2]
@@ -131,11 +132,16 @@ def test_train_makes_a_model_that_describe_reads(tmp_path):
     pytest.importorskip("torch")
     rows = "\n".join(str(np.sin(t / 5)) for t in range(400))
     (tmp_path / "wave.csv").write_text(f"level\n{rows}\n")
-    small = ("--hidden", "4", "--updates", "3", "--window", "20", "--no-progress")
+    small = ("--hidden", "4", "--updates", "3", "--window", "20", "--name", "oven")
     files = ("--out", str(tmp_path / "models"), "--report", str(tmp_path))
     done = longshort("train", "--data", str(tmp_path / "wave.csv"), "--column", "level", *small, *files)
     assert done.returncode == 0, done.stderr
-    assert "wave, version 1" in longshort("describe", str(tmp_path / "models" / "wave")).stdout
+    assert "train oven: " in done.stderr  # the bar
+    assert f"scores in {tmp_path / 'oven.json'}, drawn in {tmp_path / 'oven.png'}\n" in done.stdout
+    assert (tmp_path / "oven.json").is_file()
+    assert (tmp_path / "oven.png").is_file()
+    assert done.stdout.endswith(f"next: longshort serve {tmp_path / 'models'}\n")
+    assert "oven, version 1" in longshort("describe", str(tmp_path / "models" / "oven")).stdout
 
 
 def test_train_without_torch_says_what_to_install():
@@ -144,7 +150,7 @@ def test_train_without_torch_says_what_to_install():
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
     )
     assert done.returncode == 2
-    assert "longshort-server[train]" in the_line(done)
+    assert "in a checkout: pip install ./client '.[train]'" in the_line(done)
 
 
 @pytest.mark.parametrize(

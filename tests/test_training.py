@@ -229,5 +229,5 @@ def test_without_what_training_needs_the_command_says_before_it_what_to_install(
     monkeypatch.setitem(sys.modules, missing, None)  # makes its import fail
     result = CliRunner().invoke(command, ["--data", str(write_csv(tmp_path / "tank.csv"))])
     assert result.exit_code == 2
-    assert "pip install 'longshort-server[train]'" in result.output
+    assert "in a checkout: pip install ./client '.[train]'" in result.output
     assert not (tmp_path / "build").exists()

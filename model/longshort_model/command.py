@@ -5,7 +5,9 @@ Owns its options and their checks. Imports PyTorch only when it runs, so that he
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import shlex
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,10 +20,11 @@ from longshort_model.csv_file import DatasetError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+BUNDLED = ("metro", "parking")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 WITHOUT_EXTRA = (
     "training needs PyTorch, onnx, matplotlib and tqdm, which serving does not: "
-    "pip install 'longshort-server[train]'"
+    "in a checkout: pip install ./client '.[train]'"
 )
 
 
@@ -31,7 +34,7 @@ class Refusal(click.ClickException):
     exit_code = 2
 
 
-@click.command()
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--data",
     default="metro",
@@ -133,6 +136,8 @@ def train(
         )
     except DatasetError as error:
         _refuse(error)
+    if name is not None and data not in BUNDLED:  # the file's name says less than the one that was given
+        chosen_data = [dataclasses.replace(one, name=name) for one in chosen_data]
     for one in chosen_data:
         if one.notice:
             click.echo(f"Warning: {one.notice}", err=True)
@@ -192,6 +197,8 @@ def _make_all(
         except OSError as error:
             _refuse(f"{error.filename or out}: {error.strerror or error}")
         click.echo(pipeline.describe(made[data.name]))
+        click.echo(f"  scores in {reports / model_name}.json, drawn in {reports / model_name}.png")
+    click.echo(f"next: longshort serve {shlex.quote(str(out))}")
     if shipped:
         report.write_json(reports / "train.json", {data_name: m.report for data_name, m in made.items()})
 
