@@ -22,6 +22,7 @@ SHIPPED = Path(__file__).parent.parent / "service" / "longshort_service" / "mode
 DEMO = (sys.executable, "-m", "longshort_service", "demo")
 FREE_PORTS = ("--grpc-port", "0", "--metrics-port", "0")
 NO_MODEL = "the demo needs the model metro or parking"
+WAY_OUT = "`longshort demo` alone runs with the shipped ones"
 FIGURES = {
     "metro": {"mae", "weekly_naive_mae", "coverage"},
     "parking": {"mae", "weekly_naive_mae"},
@@ -90,7 +91,7 @@ def test_demo_goes_on_serving_models_of_the_users_own_until_control_c(repository
     env = os.environ | {"PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
         address = process.stdout.readline().split()[2].strip(",")
-        assert process.stdout.readline() == f"no demo: {NO_MODEL}; there are: deep\n"
+        assert process.stdout.readline() == f"no demo: {NO_MODEL}; there are: deep; {WAY_OUT}\n"
         assert process.stdout.readline() == f"still serving on {address}; Ctrl-C ends it\n"
         with longshort.Client(address) as client, client.session("s", "deep") as session:
             session.step(1.0)
@@ -125,7 +126,7 @@ def test_demo_with_a_taken_port_is_one_line_and_exit_code_two(server, tmp_path):
 def test_demo_without_the_models_it_streams_is_the_callers_mistake(repository, tmp_path):
     done = demo(only("wide", repository, tmp_path), *FREE_PORTS, "--out", str(tmp_path))
     assert done.returncode == 2
-    assert done.stderr == f"Error: {NO_MODEL}; there are: wide\n"
+    assert done.stderr == f"Error: {NO_MODEL}; there are: wide; {WAY_OUT}\n"
 
 
 def test_demo_streams_what_there_is_a_model_for(tmp_path):

@@ -38,6 +38,13 @@ def test_describe_takes_the_highest_version_and_says_which_others_there_are(tmp_
         assert word in said
 
 
+def test_describe_takes_the_name_of_a_shipped_model_where_no_folder_has_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(main, ["describe", "metro"]).output.startswith("metro, version 1\n")
+    write_random_model(tmp_path / "metro/7/model.onnx", name="metro", hidden=4)
+    assert CliRunner().invoke(main, ["describe", "metro"]).output.startswith("metro, version 7\n")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /dev/full")
 def test_describe_to_a_full_disk_is_one_line():
     with Path("/dev/full").open("w") as full:
@@ -54,11 +61,13 @@ def test_describe_prints_the_signature_as_json():
 
 def test_describe_of_what_is_no_model_is_one_line_and_exit_code_two(tmp_path):
     (tmp_path / "file.onnx").write_text("no model")
+    (tmp_path / "some" / "build").mkdir(parents=True)
+    (tmp_path / "some" / "build" / "model.onnx").write_text("in no repository: build is no version")
     for path, said in (
-        (tmp_path / "nowhere", "no such file or folder"),
-        (tmp_path, "no model.onnx in it"),
+        (tmp_path / "nowhere", "no such file or folder, and no model that ships (metro and parking)"),
+        (tmp_path, f"{tmp_path}: no model.onnx in it\n"),
         (tmp_path / "file.onnx", "onnxruntime cannot load it"),
-        (SHIPPED, f"name one: {SHIPPED / 'metro'}"),
+        (SHIPPED, f"no model.onnx in it; there is {SHIPPED / 'metro'}"),
     ):
         done = CliRunner().invoke(main, ["describe", str(path)])
         assert done.exit_code == 2

@@ -30,10 +30,11 @@ def test_sessions_can_be_listed_read_forked_reset_and_deleted(server):
     assert {name: np.shape(tensor) for name, tensor in memory.items()} == {"c0": (1, 32), "h0": (1, 32)}
     assert "c0            (1, 32) float32" in longshort("sessions", "get", session_id, "--memory", *at).stdout
     assert longshort("sessions", "reset", session_id, *at).stdout == f"{session_id}: metro/1 at step 0\n"
-    gone = longshort("sessions", "delete", session_id, f"{session_id}-fork", "cli-nope", *at)
+    assert [line.split()[3] for line in listed[1:]] == ["memory", "memory"]
+    gone = longshort("sessions", "delete", session_id, "cli-nope", f"{session_id}-fork", *at)
     assert gone.stdout == f"{session_id}: deleted\n{session_id}-fork: deleted\n"
     assert gone.returncode == 2
-    assert "SESSION_NOT_FOUND" in the_line(gone)
+    assert "Error: cli-nope: SESSION_NOT_FOUND" in the_line(gone)
 
 
 def test_an_exported_session_goes_on_under_another_id_to_the_bit(server, tmp_path):

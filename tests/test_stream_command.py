@@ -76,11 +76,8 @@ def test_stream_writes_json_by_name_with_the_step(server):
         ("1\n2\nthree\n4\n", "line 3: 'three' is no number; 2 values were applied", 2),
         ("1\n2,3\n", "line 2: 2 cells in place of 1 (x0); 1 value was applied", 1),
         ("1\n2_0\n", "line 2: '2_0' is no number; 1 value was", 1),
-        ("1_000\n", "line 1: no number, and", 0),
-        ("# counts\n\ncounts\n1\n", "line 3: no number, and as a header it must name 'x0'", 0),
         ("1\n1e39\n", "line 2: '1e39' is not a finite 32-bit number", 1),
         ("1\ninf\n", "line 2: 'inf' is not a finite", 1),
-        ("nan\n1\n", "line 1: VALUE_MISSING", 0),
         ('1\n"2\n', "line 2: unexpected end of data", 1),
     ],
 )
@@ -92,6 +89,53 @@ def test_stream_names_the_line_that_will_not_do_and_what_came_before_it(server, 
     assert f"session {session_id} is at step {applied}" in done.stderr
     assert len(done.stdout.splitlines()) == applied
     assert at_step(session_id, server) == applied
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("1_000\n", "line 1: no number, and"),
+        ("# counts\n\ncounts\n1\n", "line 3: no number, and as a header it must name 'x0'"),
+        ("200,1\n", "line 1: 2 cells in place of 1 (x0)"),
+        ("nan\n1\n", "line 1: VALUE_MISSING"),
+    ],
+)
+def test_stream_refused_at_its_first_value_leaves_no_new_session_behind(server, text, said):
+    session_id = new_id()
+    flags = ("-m", "metro", "-s", session_id, "--address", server.address)
+    done = longshort("stream", *flags, text=text)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in the_line(done)
+    assert f"; no value was applied, session {session_id} was not kept\n" in done.stderr
+    assert "SESSION_NOT_FOUND" in longshort("sessions", "get", session_id, *flags[4:]).stderr
+    longshort("stream", *flags, text="1\n")
+    longshort("sessions", "reset", session_id, *flags[4:])
+    again = longshort("stream", *flags, text="200,1\n")  # not made by this call: it stays
+    assert f"0 values were applied before it, session {session_id} is at step 0" in the_line(again)
+    assert at_step(session_id, server) == 0
+
+
+@pytest.mark.parametrize("how", ["reset", "delete"])
+def test_stream_that_loses_its_session_says_where_it_was(server, how):
+    session_id = new_id()
+    flags = ("-m", "metro", "-s", session_id, "--address", server.address)
+    with start("stream", *flags) as process:
+        process.stdin.write("1\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        assert longshort("sessions", how, session_id, "--address", server.address).returncode == 0
+        process.stdin.write("2\n")
+        process.stdin.flush()
+        assert process.wait(20) in {1, 2}
+        assert f"session {session_id} was at step 1 when it was lost" in process.stderr.read()
+        process.stdin.close()
+
+
+def test_stream_of_a_session_that_is_not_there_says_how_to_create_it(server):
+    done = longshort("stream", "-s", new_id(), "--address", server.address, text="1\n")
+    assert done.returncode == 2
+    assert "SESSION_NOT_FOUND" in the_line(done)
+    assert done.stderr.endswith("; to create it, give --model\n")
 
 
 def test_stream_names_the_line_that_the_service_refuses_among_many(start_server, tmp_path):

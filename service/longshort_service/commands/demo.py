@@ -11,7 +11,7 @@ import click
 
 from longshort_service.commands.group import Address, Failure, Mistake, failure_of
 
-WITHOUT_EXTRA = "install longshort-server[demo] for the demo"
+WITHOUT_EXTRA = "in a checkout: pip install ./client '.[demo]'"
 
 
 @click.command(short_help="See it work: streams, scores, latencies.")
@@ -58,7 +58,7 @@ def demo(
         raise click.UsageError("with --address no service is started: leave out REPOSITORY and --serve")
     missing = [name for name in ("matplotlib", "tqdm") if importlib.util.find_spec(name) is None]
     if missing:
-        raise Mistake(f"{' and '.join(missing)} missing: {WITHOUT_EXTRA}")
+        raise Mistake(f"{' and '.join(missing)} missing; {WITHOUT_EXTRA}")
     from longshort_service.demo.local_service import local_service  # noqa: PLC0415  not needed for --help
 
     with contextlib.ExitStack() as stack:
@@ -88,7 +88,7 @@ def _show(address: str, metrics_url: str, out: Path) -> None:
     try:
         run = asyncio.run(streaming.stream_everything(address, metrics_url))
     except streaming.NoModelError as error:
-        raise Mistake(str(error)) from None
+        raise Mistake(f"{error}; `longshort demo` alone runs with the shipped ones") from None
     except longshort.LongshortError as error:
         raise failure_of(error, address) from None
     except ScrapeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -25,16 +26,17 @@ MISSING: Final = {
 
 
 @click.command(short_help="Say what a model file promises.")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", metavar="PATH|NAME", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the signature as the file carries it.")
 def describe(path: Path, *, as_json: bool) -> None:
     """Say what the model at PATH takes, gives, remembers, and how well it did.
 
-    PATH is a model file, the folder of a version, or that of a model (its highest version). Read with
-    onnxruntime alone, and checked as the service checks it.
+    PATH is a model file, the folder of a version, or that of a model (its highest version); where there is no
+    such folder, NAME is a model that ships. Read with onnxruntime alone, and checked as the service checks it.
 
     \b
     Examples:
+      longshort describe metro
       longshort describe models/metro
       longshort describe models/metro/1 --json
     """  # noqa: D301  click reads the backspace
@@ -50,6 +52,9 @@ def describe(path: Path, *, as_json: bool) -> None:
 
 def find_model_file(path: Path) -> Path:
     """Return the model file that a path means. Raises Mistake with what was looked for."""
+    shipped = shipped_models()
+    if len(path.parts) == 1 and not path.exists() and (shipped / path).is_dir():
+        path = shipped / path
     if path.is_file():
         return path
     if (path / MODEL_FILE).is_file():
@@ -59,11 +64,17 @@ def find_model_file(path: Path) -> Path:
     }
     if found:
         return found[max(found)]
-    names = sorted({file.parent.parent.name for file in path.glob(f"*/*/{MODEL_FILE}")})
-    if names:
-        raise Mistake(f"{path}: a repository of models; name one: {path / names[0]}")
-    what = f"no {MODEL_FILE} in it" if path.is_dir() else "no such file or folder"
-    raise Mistake(f"{path}: {what}")
+    if not path.exists():
+        there = " and ".join(sorted(folder.name for folder in shipped.iterdir() if folder.is_dir()))
+        raise Mistake(f"{path}: no such file or folder, and no model that ships ({there})")
+    found_in = (file.parent for file in path.glob(f"*/*/{MODEL_FILE}"))
+    names = sorted({folder.parent.name for folder in found_in if folder.name.isdecimal()})
+    raise Mistake(f"{path}: no {MODEL_FILE} in it{f'; there is {path / names[0]}' if names else ''}")
+
+
+def shipped_models() -> Path:
+    """Return the folder of the models that ship."""
+    return Path(str(resources.files("longshort_service") / "models"))
 
 
 def description(signature: Signature, file: Path) -> Iterator[str]:

@@ -109,8 +109,7 @@ def address_option(command: Callable[..., Any]) -> Callable[..., Any]:
         type=Address(),
         default=default_address,
         metavar="HOST:PORT",
-        show_default=f"127.0.0.1:50051, or the port in {PORT_VARIABLE}",
-        help="The service.",
+        help=f"The service. [default: 127.0.0.1:50051, or the port in {PORT_VARIABLE}]",
     )(command)
 
 

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from longshort_service.commands.group import (
+    CALLER_MISTAKEN,
     Mistake,
     address_option,
     connected,
+    failure_of,
     timeout_option,
 )
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
     from longshort.results import SessionInfo
 
+# `live` is said of open streams elsewhere, by the metric too.
+PLACES: Final = {"live": "memory", "stored": "store"}
 COLUMNS: Final = "{:40} {:16} {:>10} {:>8} {:>8} {}"
 
 
@@ -151,14 +155,29 @@ def import_session(file: Path, session_id: str | None, address: str, timeout_s: 
 def delete_sessions(session_ids: tuple[str, ...], address: str, timeout_s: float) -> None:
     """End the sessions ID... A stream of one ends; its id may be created again.
 
+    All are tried: each that cannot be deleted is told in a line, and the exit code is then 2.
+
     \b
     Example:
       longshort sessions delete sensor-42 what-if
     """  # noqa: D301  click reads the backspace
+    import longshort  # noqa: PLC0415  not needed for --help
+
+    all_deleted = True
     with connected(address, timeout_s) as client:
         for session_id in session_ids:
-            client.delete(session_id)
-            click.echo(f"{session_id}: deleted")
+            try:
+                client.delete(session_id)
+            except longshort.LongshortError as error:
+                failure = failure_of(error, address)
+                if not isinstance(failure, Mistake):  # the service itself: the others would fare no better
+                    raise failure from None
+                click.echo(f"Error: {session_id}: {failure.message}", err=True)
+                all_deleted = False
+            else:
+                click.echo(f"{session_id}: deleted")
+    if not all_deleted:
+        raise click.exceptions.Exit(CALLER_MISTAKEN)
 
 
 def _tell(session: SessionInfo, *, as_json: bool) -> None:
@@ -187,8 +206,9 @@ def _as_json(session: SessionInfo) -> str:
 
 def _as_row(session: SessionInfo) -> str:
     model = f"{session.model}/{session.version}"
+    place = PLACES.get(session.location, session.location)
     stream = "open" if session.streaming else "-"
-    return COLUMNS.format(session.id, model, session.step, session.location, f"{session.idle_s:.0f}s", stream)
+    return COLUMNS.format(session.id, model, session.step, place, f"{session.idle_s:.0f}s", stream)
 
 
 def _where(session: SessionInfo) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from typing import TYPE_CHECKING, Final
@@ -89,20 +90,39 @@ def stream(
         if model is None:
             if session_id is None:
                 raise click.UsageError("give --model, or the --session of one that exists")
-            model = client.get_session(session_id, timeout_s=min(FIRST_TIMEOUT_S, timeout_s)).model
+            model = _model_of(client, session_id, mode, min(FIRST_TIMEOUT_S, timeout_s))
         described = client.model(model, version or 0, timeout_s=min(FIRST_TIMEOUT_S, timeout_s))
         with client.session(session_id, model=model, version=version, mode=mode) as session:
             if session_id is None:
                 click.echo(f"session {session.id}", err=True)
             if session.version != described.version:
                 described = client.model(model, session.version)
-            _Pipe(session, described, form, address).run(sys.stdin.fileno())
+            _Pipe(client, session, described, form, address).run(sys.stdin.fileno())
+
+
+def _model_of(client: longshort.Client, session_id: str, mode: Mode, timeout_s: float) -> str:
+    """Return the model of a session that is there. Raises Mistake where it is not, LongshortError."""
+    from longshort import errors  # noqa: PLC0415  loaded by now
+
+    try:
+        return client.get_session(session_id, timeout_s=timeout_s).model
+    except errors.SessionNotFound as error:
+        way_out = "" if mode == "open" else "; to create it, give --model"
+        raise Mistake(f"{error}{way_out}") from None
 
 
 class _Pipe:
     """From lines to values to predictions to lines, for one session."""
 
-    def __init__(self, session: longshort.Session, model: ModelInfo, form: str, address: str) -> None:
+    def __init__(
+        self,
+        client: longshort.Client,
+        session: longshort.Session,
+        model: ModelInfo,
+        form: str,
+        address: str,
+    ) -> None:
+        self._client = client
         self._session = session
         self._address = address
         self._first_step = session.position
@@ -119,7 +139,7 @@ class _Pipe:
                 for start in range(0, len(lines), count):
                     self._pass_on(lines[start : start + count])
         except BadLineError as error:
-            raise Mistake(f"{error}{self._state()}") from None
+            raise self._refusal(error) from None
 
     def _pass_on(self, lines: list[bytes]) -> None:
         rows: list[tuple[int, list[float]]] = []  # with the number of their line
@@ -153,7 +173,9 @@ class _Pipe:
                     self._answer([numbered])
                 return
             line = rows[self._session.position - before][0]
-            raise Mistake(f"line {line}: {error}{self._state()}") from None
+            raise self._refusal(f"line {line}: {error}") from None
+        except (errors.SessionEnded, errors.NotFound) as error:
+            raise failure_of(error, self._address, self._state("was", " when it was lost")) from None
         except errors.LongshortError as error:
             raise failure_of(error, self._address, self._state()) from None
         self._write(before, answers)
@@ -170,10 +192,25 @@ class _Pipe:
         pairs = (f"{json.dumps(name)}: {number}" for name, number in zip(self._outputs, row, strict=True))
         return f'{{"step": {step}, {", ".join(pairs)}}}\n'
 
-    def _state(self) -> str:
+    def _refusal(self, message: object) -> Mistake:
+        """Return what to raise for a line that will not do. A session made for nothing else goes again."""
+        if self._session.created and self._session.position == 0 and not self._session.in_doubt:
+            from longshort import errors  # noqa: PLC0415  loaded by now
+
+            session_id = self._session.id
+            self._session.close()
+            with contextlib.suppress(errors.LongshortError):  # the line is what matters
+                # Another program may have taken it over meanwhile, and moved it.
+                if self._client.get_session(session_id, timeout_s=FIRST_TIMEOUT_S).step == 0:
+                    self._client.delete(session_id, timeout_s=FIRST_TIMEOUT_S)
+                    return Mistake(f"{message}; no value was applied, session {session_id} was not kept")
+        return Mistake(f"{message}{self._state()}")
+
+    def _state(self, tense: str = "is", when: str = "") -> str:
         """Return what is to be known for going on after an error."""
         session = self._session
         count = session.position - self._first_step
         doubt = "; the next lines may have been applied too" if session.in_doubt else ""
         applied = f"{count} value was" if count == 1 else f"{count} values were"
-        return f"; {applied} applied before it, session {session.id} is at step {session.position}{doubt}"
+        stands = f"session {session.id} {tense} at step {session.position}{when}"
+        return f"; {applied} applied before it, {stands}{doubt}"
