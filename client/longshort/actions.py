@@ -30,9 +30,10 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Let that time pass before the next action."""
+    """Let that time pass before the next action; `asked_s` of it is what the server asked for."""
 
     delay_s: float
+    asked_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import TYPE_CHECKING, SupportsIndex
 
@@ -23,6 +24,8 @@ _DTYPES: dict[int, str] = {
     types_pb2.DATA_TYPE_INT64: "<i8",
 }
 
+_AGES_S = 1e9  # in place of infinity, which gRPC takes for a time that has passed
+
 
 def one_row(value: ArrayLike, num_features: int) -> NDArray[np.float32]:
     """Return one step's value, a number or [features], as [1, features] f32, or raise InvalidRequest."""
@@ -35,6 +38,8 @@ def one_row(value: ArrayLike, num_features: int) -> NDArray[np.float32]:
 def many_rows(values: ArrayLike, num_features: int) -> NDArray[np.float32]:
     """Return [time] (one feature) or [time, features] as [time, features] f32, or raise InvalidRequest."""
     array = _floats(values)
+    if array.ndim == 0:
+        raise _wrong_shape("expected an array of values, got a single one: use step() for it")
     if array.ndim == 1 and num_features == 1:
         return array.reshape(-1, 1)
     if array.ndim != 2:
@@ -53,6 +58,23 @@ def whole_number(value: SupportsIndex, name: str, bound: int) -> int:
             f"{name} is a whole number from 0 to {bound - 1}, not {value!r}", reason="INVALID_OPTION"
         )
     return number
+
+
+def text(value: str, name: str) -> str:
+    """Return an argument that is text, or raise InvalidRequest: protobuf would raise its own."""
+    try:
+        value.encode()
+    except (AttributeError, UnicodeEncodeError):
+        raise InvalidRequest(f"{name} is text, not {value!r}", reason="INVALID_OPTION") from None
+    return value
+
+
+def seconds(value: float, name: str) -> float:
+    """Return a time limit in seconds, a number above 0, or raise InvalidRequest."""
+    is_number = isinstance(value, int | float | np.integer | np.floating)
+    if not is_number or math.isnan(value) or value <= 0:
+        raise InvalidRequest(f"{name} is a number of seconds above 0, not {value!r}", reason="INVALID_OPTION")
+    return min(float(value), _AGES_S)
 
 
 def answer_rows(values: Sequence[float], num_outputs: int) -> NDArray[np.float32]:
@@ -78,9 +100,18 @@ def _floats(values: ArrayLike) -> NDArray[np.float32]:
     except ValueError as error:  # a ragged list
         raise _wrong_shape(str(error)) from None
     if array.dtype.kind not in "fiub":
-        raise InvalidRequest(f"values must be real numbers, not {array.dtype}", reason="WRONG_TYPE")
+        raise InvalidRequest(f"values must be real numbers, not {_kind(array)}", reason="WRONG_TYPE")
     with np.errstate(over="ignore"):  # 1e300 becomes infinity, which the server refuses
         return array.astype(np.float32)
+
+
+def _kind(array: NDArray[np.generic]) -> str:
+    """Return what a person would call an array's elements, with the way out where there is one."""
+    if array.dtype.kind in "US":
+        return "text: convert it first"
+    if array.dtype.kind == "O" and any(value is None for value in array.flat):
+        return "None: use NaN for a missing value"
+    return {"c": "complex numbers", "M": "times", "m": "time spans"}.get(array.dtype.kind, str(array.dtype))
 
 
 def _with_width(rows: NDArray[np.float32], num_features: int) -> NDArray[np.float32]:

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
 
 FIRST_DELAY_S = 0.05  # a restarted server listens again after some 100 ms; a proxy fails over at once
 FACTOR = 2.0
-MAX_DELAY_S = 5.0
+MAX_DELAY_S = 1.0  # a server that is back is noticed within about this time
+LAST_TRY_S = 0.02  # with less time left than this, another try has no chance
 
 
 class Backoff:
@@ -35,3 +36,14 @@ class Backoff:
     def reset(self) -> None:
         """Start again with the shortest delay: the server has answered."""
         self._bound_s = FIRST_DELAY_S
+
+
+def pause_s(delay_s: float, asked_s: float | None, left_s: float) -> float | None:
+    """Return how long to wait before the next try, or None where the time left is too short for one.
+
+    Near the end of the time the pauses halve, so that a server that comes back late is still met; what the
+    server asked for (`asked_s`) is kept as long as that leaves time for a last try.
+    """
+    if left_s <= LAST_TRY_S:
+        return None
+    return max(min(delay_s, left_s / 2), min(asked_s or 0.0, left_s - LAST_TRY_S))

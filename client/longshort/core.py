@@ -61,7 +61,7 @@ class SessionCore:
         self._resend: deque[Message] = deque()
         self._last: tuple[Message, sequence_pb2.Answer] | None = None
         self._was_open = False
-        self._wait_s: float | None = None
+        self._wait: Wait | None = None
         self._outcome: Done | Failed | None = None
         self._failure: LongshortError | None = None  # why there is no stream
         self._end: LongshortError | None = None  # why there is no session any more
@@ -121,7 +121,7 @@ class SessionCore:
         self._end = error
         self._task = None
         self._outcome = None
-        self._wait_s = None
+        self._wait = None
         self.in_doubt = False
 
     def check_can_begin(self, *, in_doubt: bool = False) -> None:
@@ -139,9 +139,9 @@ class SessionCore:
             return Failed(recovery.again(self._end))
         if self._outcome is not None:
             return self._take_outcome(self._outcome)
-        if self._wait_s is not None:
-            delay_s, self._wait_s = self._wait_s, None
-            return Wait(delay_s)
+        if self._wait is not None:
+            wait, self._wait = self._wait, None
+            return wait
         if self._phase is Phase.DISCONNECTED:
             self._phase = Phase.OPENING
             return Connect(self._opening.request(self.opened if self._was_open else None))
@@ -200,9 +200,9 @@ class SessionCore:
         self._failure = failure
         verdict = recovery.judge(failure, client_id=self._opening.client_id, was_open=self._was_open)
         if verdict is Verdict.RETRY:
-            self._wait_s = self._backoff.next_delay_s(failure.retry_delay_s)
+            self._pause(failure)
         elif verdict is Verdict.LOST:
-            self.end(recovery.ending(failure))
+            self.end(recovery.ending(failure, self._opening.session_id, self.position))
         elif expected is Expected.VALUES and recovery.refuses(failure):
             self._refuse_task(failure)
         else:
@@ -213,7 +213,7 @@ class SessionCore:
         """Take that the shell stops in the middle: values that were sent are in doubt, all else withdrawn."""
         self._disconnect()
         self._outcome = None
-        self._wait_s = None
+        self._wait = None
         self._keep_sent_values()
 
     def timed_out(self) -> LongshortError:
@@ -298,7 +298,7 @@ class SessionCore:
         elif expected is not Expected.RESENT:
             self._refuse_task(error)
         elif error.retry_delay_s is not None:
-            self._wait_s = self._backoff.next_delay_s(error.retry_delay_s)
+            self._pause(error)
         else:
             self.end(errors.SessionLost.like(error))
 
@@ -316,10 +316,15 @@ class SessionCore:
             self._phase = Phase.DISCONNECTED
         return expected
 
+    def _pause(self, failure: LongshortError) -> None:
+        asked_s = failure.retry_delay_s
+        self._wait = Wait(self._backoff.next_delay_s(asked_s), asked_s)
+
     def _refuse_task(self, error: LongshortError) -> None:
         """Fail the task for good: its unanswered message has not moved the session."""
         if isinstance(self._task, StepsTask):
             error.partial = self._task.result()
+            recovery.count_from(error, self._task.num_answered)
         self._outcome = Failed(error)
 
     def _keep_sent_values(self) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 import uuid
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -26,7 +28,23 @@ DURABILITIES: Final[dict[str | None, types_pb2.Durability]] = {
     "behind": types_pb2.DURABILITY_BEHIND,
     "sync": types_pb2.DURABILITY_SYNC,
 }
+MAX_CLIENT_ID: Final = 40  # characters; the server takes 64, and a random tail follows
+_CLIENT_ID: Final = re.compile(rf"[!-~]{{1,{MAX_CLIENT_ID}}}")
 _HEADER_VALUE: Final = re.compile(r"[!-~]{1,256}")
+
+
+def own_client_id(client_id: str | None) -> str:
+    """Return the name by which a client is told to others: the caller's, or else host:process."""
+    if client_id is None:
+        pid = f":{os.getpid()}"
+        host = re.sub(r"[^!-~]", "-", socket.gethostname() or "client")
+        return host[: MAX_CLIENT_ID - len(pid)] + pid
+    if not isinstance(client_id, str) or not _CLIENT_ID.fullmatch(client_id):
+        raise errors.InvalidRequest(
+            f"client_id is 1 to {MAX_CLIENT_ID} printable ASCII characters without space, not {client_id!r}",
+            reason="INVALID_OPTION",
+        )
+    return client_id
 
 
 def routing_header(session_id: str) -> tuple[tuple[str, str], ...]:
@@ -37,7 +55,9 @@ def routing_header(session_id: str) -> tuple[tuple[str, str], ...]:
 class Opening:
     """What a session is opened with. It owns the mode: a session once seen is only ever continued.
 
-    Without an id a random UUID is drawn. `created` says after the first opening whether the session is new.
+    Without an id (None or empty) a random UUID is drawn. `client_id` names the client; what goes over the
+    wire has a random tail, since two clients of one name must not take each other for themselves. `created`
+    says after the first opening whether the session is new.
     """
 
     def __init__(
@@ -48,18 +68,19 @@ class Opening:
         version: int | None = None,
         mode: Mode = "open_or_create",
         durability: Durability | None = None,
+        client_id: str = "client",
     ) -> None:
         for name, value, table in (("mode", mode, MODES), ("durability", durability, DURABILITIES)):
-            if value not in table:
+            if not isinstance(value, str | None) or value not in table:
                 allowed = ", ".join(str(key) for key in table)
                 raise errors.InvalidRequest(
                     f"{name} is one of {allowed}, not {value!r}", reason="INVALID_OPTION"
                 )
-        self.session_id = str(uuid.uuid4()) if session_id is None else session_id
-        self.client_id = uuid.uuid4().hex
+        self.session_id = arrays.text(session_id or "", "session_id") or str(uuid.uuid4())
+        self.client_id = f"{client_id}:{uuid.uuid4().hex[:16]}"
         self.created = False
-        self._drew_id = session_id is None
-        self._model = model or ""
+        self._drew_id = not session_id
+        self._model = arrays.text("" if model is None else model, "model")
         self._version = 0 if version is None else arrays.whole_number(version, "version", 2**63)
         self._mode = MODES[mode]
         self._durability = DURABILITIES[durability]

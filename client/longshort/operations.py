@@ -73,13 +73,13 @@ def ended_early() -> errors.LongshortError:
 
 def key(session_id: str) -> types_pb2.SessionKey:
     """Return a session's key."""
-    return types_pb2.SessionKey(id=session_id)
+    return types_pb2.SessionKey(id=arrays.text(session_id, "session_id"))
 
 
 def get_session(session_id: str, *, include_memory: bool, min_step: int = 0) -> Operation[SessionInfo]:
     """Describe a session."""
     request = session_pb2.GetSessionRequest(
-        session=key(session_id), include_memory=include_memory, min_step=min_step
+        session=key(session_id), include_memory=bool(include_memory), min_step=min_step
     )
     return Operation("sessions", "GetSession", request, results.described, session_id)
 
@@ -89,7 +89,10 @@ def list_sessions(
 ) -> Operation[tuple[list[SessionInfo], str]]:
     """List a page of sessions; the result's second part is the next page's token, empty on the last."""
     request = session_pb2.ListSessionsRequest(
-        page_token=page_token, model=model, id_prefix=id_prefix, page_size=page_size
+        page_token=page_token,
+        model=arrays.text(model, "model"),
+        id_prefix=arrays.text(id_prefix, "id_prefix"),
+        page_size=arrays.whole_number(page_size, "page_size", 2**32),
     )
     return Operation(
         "sessions",
@@ -110,19 +113,25 @@ def reset(session_id: str) -> Operation[SessionInfo]:
 
 def fork(session_id: str, fork_id: str, min_step: int) -> Operation[SessionInfo]:
     """Copy a session under a new id."""
-    request = session_pb2.ForkRequest(session=key(session_id), fork=key(fork_id), min_step=min_step)
+    step = arrays.whole_number(min_step, "min_step", 2**63)
+    request = session_pb2.ForkRequest(session=key(session_id), fork=key(fork_id), min_step=step)
     return Operation("sessions", "Fork", request, _session, session_id, is_read=False)
 
 
 def export(session_id: str, min_step: int) -> Operation[bytes]:
     """Return a session as bytes."""
-    request = session_pb2.ExportRequest(session=key(session_id), min_step=min_step)
+    step = arrays.whole_number(min_step, "min_step", 2**63)
+    request = session_pb2.ExportRequest(session=key(session_id), min_step=step)
     return Operation("sessions", "Export", request, lambda response: bytes(response.record), session_id)
 
 
 def import_(record: bytes, session_id: str) -> Operation[SessionInfo]:
     """Make a session of exported bytes."""
-    request = session_pb2.ImportRequest(session=key(session_id), record=record)
+    if not isinstance(record, bytes | bytearray | memoryview):
+        raise errors.InvalidRequest(
+            f"record is bytes, as export returns them, not {type(record).__name__}", reason="INVALID_OPTION"
+        )
+    request = session_pb2.ImportRequest(session=key(session_id), record=bytes(record))
     return Operation("sessions", "Import", request, _session, session_id, is_read=False)
 
 
@@ -156,7 +165,9 @@ def list_models() -> Operation[list[ModelInfo]]:
 
 def get_model(name: str, version: int) -> Operation[ModelInfo]:
     """Describe one model version; 0 is the highest."""
-    request = model_pb2.GetModelRequest(name=name, version=version)
+    request = model_pb2.GetModelRequest(
+        name=arrays.text(name, "name"), version=arrays.whole_number(version, "version", 2**63)
+    )
     return Operation("models", "GetModel", request, lambda response: ModelInfo.of(response.model))
 
 

@@ -5,6 +5,7 @@ Also the errors in which that is told. It keeps no state.
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 from typing import Final
 
@@ -73,10 +74,19 @@ def judge(failure: LongshortError, *, client_id: str, was_open: bool) -> Verdict
     return Verdict.RAISE
 
 
-def ending(failure: LongshortError) -> LongshortError:
-    """Return the error that tells the caller how the session was lost."""
+def ending(failure: LongshortError, session_id: str, step: int) -> LongshortError:
+    """Return the error that tells the caller how the session, which was at `step` here, was lost."""
     if isinstance(failure, errors.SessionNotFound):
-        return errors.SessionLost.like(failure)
+        return errors.SessionLost.like(
+            failure,
+            f"the server no longer has session {session_id}, which was at step {step} here (restarted, or "
+            "deleted): create it anew (mode='create') and warm it up",
+        )
+    if isinstance(failure, errors.SessionTaken) and failure.metadata.get("client_id"):
+        taker = failure.metadata["client_id"]
+        return errors.SessionTaken.like(
+            failure, f"client {taker} has opened session {session_id}, which was at step {step} here"
+        )
     cause = failure.metadata.get("cause", "")
     return _BY_CAUSE[cause].like(failure) if cause in _BY_CAUSE else failure
 
@@ -102,6 +112,15 @@ def does_not_fit(server_step: int, client_step: int) -> LongshortError:
     )
 
 
+def count_from(refusal: LongshortError, num_before: int) -> None:
+    """Count the row that a refusal names from the call's first row: the server counts in its message."""
+    row = refusal.metadata.get("row", "")
+    if num_before and row.isdecimal():
+        refusal.metadata["row"] = str(int(row) + num_before)
+        refusal.message = re.sub(rf"\brow {row}\b", f"row {refusal.metadata['row']}", refusal.message)
+        refusal.args = (refusal.message,)
+
+
 def doubt() -> LongshortError:
     """Return the error of a call on a session that is in doubt."""
     return errors.StepInDoubt(
@@ -110,9 +129,29 @@ def doubt() -> LongshortError:
     )
 
 
+def untold(failure: LongshortError, address: str, within_s: float | None) -> LongshortError:
+    """Return a failure of the transport, which has no reason of ours, with one and with the address.
+
+    `within_s` is the time during which it was tried; None where there was one try. Others stay as they are.
+    """
+    limit = "" if within_s is None else f" within {within_s:g} s"
+    if failure.reason:
+        return failure
+    if isinstance(failure, errors.Unavailable):
+        cause, *hint = failure.message.partition("; its values")
+        reason, message = "NO_SERVER", f"no service answers at {address}{limit} ({cause}){''.join(hint)}"
+    elif isinstance(failure, errors.DeadlineExceeded):
+        reason, message = "TIMEOUT", f"no answer from {address}{limit}"
+    else:
+        return failure
+    told = type(failure).like(failure, message)
+    told.reason = reason
+    return told
+
+
 def time_is_up(cause: LongshortError | None, *, in_doubt: bool) -> LongshortError:
     """Return the error of a call whose time is up; `cause` is why there was no connection to answer it."""
     hint = "; its values may have been taken, session.retry() returns their answer" if in_doubt else ""
     if cause is None:
         return errors.DeadlineExceeded(f"no answer within the call's timeout{hint}", reason="TIMEOUT")
-    return type(cause).like(cause, f"{cause.message} (until the call's timeout){hint}")
+    return type(cause).like(cause, f"{cause.message}{hint}")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import grpc
 
-from longshort import actions, arrays, errors, operations, results, view
+from longshort import actions, arrays, errors, operations, recovery, results, view
+from longshort.backoff import pause_s
 from longshort.options import CLOSE_TIMEOUT_S
 from longshort.v1 import sequence_pb2, types_pb2
 
@@ -165,7 +166,7 @@ class Session(view.SessionView):
     def _read(self, operation: operations.Operation[T], timeout_s: float | None) -> T:
         """Read beside the stream. A server that is behind the answers here is brought up to them first."""
         self._core.check_can_begin()  # in doubt, nobody knows which state would be read
-        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        timeout_s = self._within(timeout_s)
         try:
             return self._client.run(operation, timeout_s)
         except (errors.Stale, errors.SessionNotFound):
@@ -181,9 +182,10 @@ class Session(view.SessionView):
         if not self._turn.acquire(blocking=False):
             raise view.concurrent_use()
         try:
+            self._limit_s = self._within(timeout_s)
             begin()
             self._finish = finish
-            deadline_s = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
+            deadline_s = time.monotonic() + self._limit_s
             self._client.watchdog.arm(self._alarm, deadline_s)
             return finish(self._converse(deadline_s))
         except errors.LongshortError:
@@ -211,9 +213,10 @@ class Session(view.SessionView):
             elif isinstance(action, actions.Failed):
                 raise action.error
             elif isinstance(action, actions.Wait):
-                if time.monotonic() + action.delay_s >= deadline_s:
+                pause = pause_s(action.delay_s, action.asked_s, deadline_s - time.monotonic())
+                if pause is None:
                     raise self._time_is_up()
-                time.sleep(action.delay_s)
+                time.sleep(pause)
             elif isinstance(action, actions.Connect):
                 self._connect(action.request, deadline_s)
 
@@ -243,7 +246,7 @@ class Session(view.SessionView):
 
     def _time_is_up(self) -> errors.LongshortError:
         self._drop_stream()
-        return self._core.timed_out()
+        return recovery.untold(self._core.timed_out(), self._client.address, self._limit_s)
 
     def _drop_stream(self) -> None:
         if self._stream is not None:

@@ -43,6 +43,11 @@ class StepsTask:
         self.sent = False
 
     @property
+    def num_answered(self) -> int:
+        """The number of its rows that were taken and answered."""
+        return self._num_answered
+
+    @property
     def inflight(self) -> Message | None:
         """The message that was sent and not answered yet."""
         return self._inflight

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Final, Literal
 
-from longshort import errors, results
+from longshort import arrays, errors, results
 from longshort.backoff import Backoff
 from longshort.core import SessionCore
 from longshort.v1 import types_pb2
@@ -29,8 +29,9 @@ class SessionView:
 
     def __init__(self, opening: Opening, timeout_s: float) -> None:
         self._opening = opening
-        self._timeout_s = timeout_s
+        self._timeout_s = arrays.seconds(timeout_s, "timeout_s")
         self._core = SessionCore(opening, Backoff(random.random))
+        self._limit_s = self._timeout_s  # of the call under way
         self._is_closed = False
 
     @property
@@ -67,7 +68,9 @@ class SessionView:
     def num_features(self) -> int:
         """The width of a row of values."""
         if not self._core.opened.num_features:
-            raise errors.FailedPrecondition("the session is not open yet", reason="NOT_OPEN")
+            raise errors.FailedPrecondition(
+                "the session is not open yet: await it, or use async with", reason="NOT_OPEN"
+            )
         return self._core.opened.num_features
 
     @property
@@ -101,6 +104,11 @@ class SessionView:
         return self._core.in_doubt
 
     @property
+    def ended(self) -> bool:
+        """Whether this object can do nothing more: closed, or its session taken, replaced or lost."""
+        return self._core.has_ended
+
+    @property
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._is_closed
@@ -110,10 +118,14 @@ class SessionView:
             f"<{type(self).__module__}.Session {self.id} of {self.model}/{self.version} at {self.position}>"
         )
 
+    def _within(self, timeout_s: float | None) -> float:
+        """Return a call's time limit in seconds, or raise InvalidRequest."""
+        return self._timeout_s if timeout_s is None else arrays.seconds(timeout_s, "timeout_s")
+
 
 def answers_named(name: AnswersName) -> types_pb2.Answers:
     """Return the enum's value, or raise InvalidRequest."""
-    if name not in ANSWERS:
+    if not isinstance(name, str) or name not in ANSWERS:
         raise errors.InvalidRequest(f"answers is all, last or none, not {name!r}", reason="INVALID_OPTION")
     return ANSWERS[name]
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import grpc
 
-from longshort import operations, recovery, view
+from longshort import arrays, operations, recovery, view
 from longshort.aio.session import Session
-from longshort.backoff import Backoff
-from longshort.opening import Durability, Mode, Opening, routing_header
-from longshort.options import DEFAULT_TIMEOUT_S, channel_options
+from longshort.backoff import Backoff, pause_s
+from longshort.opening import Durability, Mode, Opening, own_client_id, routing_header
+from longshort.options import DEFAULT_TIMEOUT_S, channel_options, checked_address
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -30,7 +30,8 @@ class Client:
 
     `credentials` are gRPC channel credentials (plain text without them), `options` gRPC channel options
     beside and above our own. `timeout_s` is what a call takes at most, reconnecting included, unless it says
-    otherwise.
+    otherwise. `client_id` (at most 40 characters) is what others are told when this client takes a session
+    over; without it that is host:process. InvalidRequest for an `address` that is not HOST:PORT.
     """
 
     def __init__(
@@ -40,11 +41,13 @@ class Client:
         credentials: grpc.ChannelCredentials | None = None,
         options: Sequence[tuple[str, Any]] = (),
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        client_id: str | None = None,
     ) -> None:
         asyncio.get_running_loop()  # gRPC would bind the channel to a loop that nobody runs
+        self.address = checked_address(address)
+        self.client_id = own_client_id(client_id)
+        self._timeout_s = arrays.seconds(timeout_s, "timeout_s")
         self._is_closed = False
-        self._timeout_s = timeout_s
-        self.address = address
         settings = channel_options(options)
         self._channel = (
             grpc.aio.insecure_channel(address, options=settings)
@@ -65,11 +68,18 @@ class Client:
     ) -> Session:
         """Return a session to be opened: `async with client.session(...)`, or `await` it and close it.
 
-        Without an id it gets a random UUID. `model` is needed to create one. `mode` is "open_or_create",
+        Without an id (None or "") it gets a random UUID. `model` is needed to create one. `mode` is "open_or_create",
         "open" (SessionNotFound, SessionExpired) or "create" (SessionExists). `durability` is what is asked
         for; the session's attribute says what is given. `timeout_s` is for this and each of its calls.
         """
-        opening = Opening(session_id, model=model, version=version, mode=mode, durability=durability)
+        opening = Opening(
+            session_id,
+            model=model,
+            version=version,
+            mode=mode,
+            durability=durability,
+            client_id=self.client_id,
+        )
         return Session(self, opening, self._timeout_s if timeout_s is None else timeout_s)
 
     async def get_session(
@@ -160,7 +170,8 @@ class Client:
 
     async def run(self, operation: operations.Operation[T], timeout_s: float | None) -> T:
         """Run a unary call; what only reads is tried again until the time is up."""
-        deadline_s = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
+        timeout_s = self._timeout_s if timeout_s is None else arrays.seconds(timeout_s, "timeout_s")
+        deadline_s = time.monotonic() + timeout_s
         backoff = Backoff(random.random)
         while True:
             method = self.stubs_for(operation.session_id).method(operation)
@@ -174,8 +185,10 @@ class Client:
                 error = operations.error_of(failure)
             else:
                 return operation.decode(response)
-            delay_s = backoff.next_delay_s(error.retry_delay_s)
-            is_late = time.monotonic() + delay_s >= deadline_s
-            if is_late or not operation.is_read or not recovery.is_transient(error):
-                raise error
-            await asyncio.sleep(delay_s)
+            if not operation.is_read or not recovery.is_transient(error):
+                raise recovery.untold(error, self.address, None)
+            asked_s, left_s = error.retry_delay_s, deadline_s - time.monotonic()
+            pause = pause_s(backoff.next_delay_s(asked_s), asked_s, left_s)
+            if pause is None:
+                raise recovery.untold(error, self.address, timeout_s)
+            await asyncio.sleep(pause)

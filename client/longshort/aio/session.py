@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import grpc
 
-from longshort import actions, arrays, errors, operations, results, view
+from longshort import actions, arrays, errors, operations, recovery, results, view
+from longshort.backoff import pause_s
 from longshort.options import CLOSE_TIMEOUT_S
 from longshort.v1 import types_pb2
 
@@ -137,7 +138,7 @@ class Session(view.SessionView):
     async def _read(self, operation: operations.Operation[T], timeout_s: float | None) -> T:
         """Read beside the stream. A server that is behind the answers here is brought up to them first."""
         self._core.check_can_begin()  # in doubt, nobody knows which state would be read
-        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        timeout_s = self._within(timeout_s)
         try:
             return await self._client.run(operation, timeout_s)
         except (errors.Stale, errors.SessionNotFound):
@@ -154,11 +155,11 @@ class Session(view.SessionView):
             raise view.concurrent_use()
         self._is_busy = True
         try:
+            self._limit_s = self._within(timeout_s)
             begin()
             self._finish = finish
-            timeout_s = self._timeout_s if timeout_s is None else timeout_s
-            async with asyncio.timeout(timeout_s):
-                return finish(await self._converse(time.monotonic() + timeout_s))
+            async with asyncio.timeout(self._limit_s):
+                return finish(await self._converse(time.monotonic() + self._limit_s))
         except TimeoutError:
             raise self._time_is_up() from None
         except errors.LongshortError:
@@ -185,9 +186,10 @@ class Session(view.SessionView):
             elif isinstance(action, actions.Failed):
                 raise action.error
             elif isinstance(action, actions.Wait):
-                if time.monotonic() + action.delay_s >= deadline_s:
+                pause = pause_s(action.delay_s, action.asked_s, deadline_s - time.monotonic())
+                if pause is None:
                     raise self._time_is_up()
-                await asyncio.sleep(action.delay_s)
+                await asyncio.sleep(pause)
             elif isinstance(action, actions.Connect):
                 await self._connect(action.request)
 
@@ -227,7 +229,7 @@ class Session(view.SessionView):
 
     def _time_is_up(self) -> errors.LongshortError:
         self._drop_stream()
-        return self._core.timed_out()
+        return recovery.untold(self._core.timed_out(), self._client.address, self._limit_s)
 
     def _drop_stream(self) -> None:
         if self._call_on_wire is not None:
