@@ -143,9 +143,9 @@ def failure_of(error: LongshortError, address: str, more: str = "") -> Failure:
     from longshort import errors  # noqa: PLC0415  as above
 
     message = str(error)
-    if isinstance(error, errors.Unavailable) and not error.reason:
+    if isinstance(error, errors.Unavailable) and error.reason == "NO_SERVER":
         # The client's further advice is for programs.
-        message = f"no service answers at {address}: {error.message.partition(' (until ')[0]}"
+        message = error.message.partition("; its values")[0] or f"no service answers at {address}"
     services = errors.Unavailable | errors.DeadlineExceeded | errors.ResourceExhausted | errors.ServerFault
     is_services = isinstance(error, services | errors.SessionLost)
     return (Failure if is_services else Mistake)(message + more)
