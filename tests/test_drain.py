@@ -106,7 +106,7 @@ async def frozen_client(caller: Caller) -> AsyncIterator[None]:
 
     async def write_for_ever() -> None:
         nonlocal num_written
-        while True:
+        while not stream.call.done():
             await stream.send(values=values_of([1] * 4096, 4096 * num_written))
             num_written += 1
 

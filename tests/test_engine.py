@@ -156,7 +156,7 @@ def test_file_that_does_not_keep_its_signature_is_a_model_error(
     reason="this onnxruntime has the provider",
 )
 def test_provider_that_is_not_there_is_a_model_error(adder: Path):
-    with pytest.raises(ModelError, match="install longshort-server"):
+    with pytest.raises(ModelError, match=r"docs/configuration\.md says how to install it"):
         Engine(adder, provider="cuda", intra_op_num_threads=1)
 
 

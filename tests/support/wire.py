@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -102,8 +103,15 @@ class Stream:
         self.call = call
 
     async def send(self, **kind: Any) -> None:
-        """Write one message without waiting for its answer."""
-        await self.call.write(sequence_pb2.StreamRequest(**kind))
+        """Write one message without waiting for its answer; where the stream has ended, `receive` says how.
+
+        Not with gRPC's own `write`: meeting the end of the stream it makes up INTERNAL, and the real status is lost.
+        """
+        with contextlib.suppress(grpc.aio.AioRpcError, grpc.aio.BaseError):
+            await self.call.wait_for_connection()
+            if not self.call.done():
+                request = sequence_pb2.StreamRequest(**kind).SerializeToString()
+                await self.call._cython_call.send_serialized_message(request)
 
     async def receive(self) -> sequence_pb2.StreamResponse:
         """Read one message; raises EOFError where the stream has ended well, AioRpcError otherwise."""
