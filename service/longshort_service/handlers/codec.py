@@ -124,9 +124,17 @@ def tensor(name: str, array: NDArray[np.float32]) -> types_pb2.Tensor:
 
 
 def fill_answer(
-    answer: sequence_pb2.Answer, outputs: NDArray[np.float32], signature: Signature, *, as_tensors: bool
+    answer: sequence_pb2.Answer,
+    outputs: NDArray[np.float32],
+    signature: Signature,
+    *,
+    step: int,
+    durable_step: int,
+    as_tensors: bool,
 ) -> None:
-    """Put outputs `[rows, outputs]` into an answer, in the form in which the values came."""
+    """Put outputs `[rows, outputs]` into an answer, in the form in which the values came, and where they lead."""
+    answer.step = step
+    answer.durable_step = durable_step
     if as_tensors:
         answer.tensors.append(tensor(signature.output, outputs))
     else:

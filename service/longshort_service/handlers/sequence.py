@@ -104,10 +104,14 @@ class SequenceHandler:
                 await edge.keeper.uncreate(session)
             raise
         response = sequence_pb2.StepResponse(created=created, incarnation=session.incarnation)
-        as_tensors = bool(request.values.tensors)
-        codec.fill_answer(response.answer, applied.outputs, session.model.signature, as_tensors=as_tensors)
-        response.answer.step = applied.step
-        response.answer.durable_step = edge.keeper.durable_step(applied.step)
+        codec.fill_answer(
+            response.answer,
+            applied.outputs,
+            session.model.signature,
+            step=applied.step,
+            durable_step=edge.keeper.durable_step(applied.step),
+            as_tensors=bool(request.values.tensors),
+        )
         response.answer.replayed = applied.is_replayed
         edge.observer.step_total(session.model.name, time.perf_counter() - begin_s)
         return response

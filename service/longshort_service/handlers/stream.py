@@ -168,9 +168,14 @@ class StreamConversation:
         )
         response = sequence_pb2.StreamResponse()
         answer = response.answer
-        codec.fill_answer(answer, applied.outputs, signature, as_tensors=bool(message.tensors))
-        answer.step = applied.step
-        answer.durable_step = self._edge.keeper.durable_step(applied.step)
+        codec.fill_answer(
+            answer,
+            applied.outputs,
+            signature,
+            step=applied.step,
+            durable_step=self._edge.keeper.durable_step(applied.step),
+            as_tensors=bool(message.tensors),
+        )
         answer.replayed = applied.is_replayed
         return response
 
@@ -179,9 +184,14 @@ class StreamConversation:
         record = self._edge.keeper.table.record(self._settled_session())
         outputs = await self._edge.stepper.forecast(record, session.model, horizon, self._edge.max_steps)
         response = sequence_pb2.StreamResponse()
-        codec.fill_answer(response.answer, outputs, session.model.signature, as_tensors=False)
-        response.answer.step = record.step
-        response.answer.durable_step = self._edge.keeper.durable_step(record.step)
+        codec.fill_answer(
+            response.answer,
+            outputs,
+            session.model.signature,
+            step=record.step,
+            durable_step=self._edge.keeper.durable_step(record.step),
+            as_tensors=False,
+        )
         response.answer.forecast = True
         return response
 
