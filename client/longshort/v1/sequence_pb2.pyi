@@ -1,11 +1,23 @@
 from longshort.v1 import types_pb2 as _types_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class FramePart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FRAME_PART_UNSPECIFIED: _ClassVar[FramePart]
+    FRAME_PART_OPEN: _ClassVar[FramePart]
+    FRAME_PART_VALUES: _ClassVar[FramePart]
+    FRAME_PART_FORECAST: _ClassVar[FramePart]
+FRAME_PART_UNSPECIFIED: FramePart
+FRAME_PART_OPEN: FramePart
+FRAME_PART_VALUES: FramePart
+FRAME_PART_FORECAST: FramePart
 
 class StreamRequest(_message.Message):
     __slots__ = ("open", "values", "forecast", "flush")
@@ -242,10 +254,10 @@ class StreamFramesResponse(_message.Message):
     steps: _containers.RepeatedScalarFieldContainer[int]
     values: _containers.RepeatedScalarFieldContainer[float]
     durable_steps: _containers.RepeatedScalarFieldContainer[int]
-    replayed: _containers.RepeatedScalarFieldContainer[bool]
+    replayed: _containers.RepeatedScalarFieldContainer[int]
     errors: _containers.RepeatedCompositeFieldContainer[FrameError]
     forecasts: _containers.RepeatedCompositeFieldContainer[FrameForecastAnswer]
-    def __init__(self, opened: _Optional[_Iterable[_Union[FrameOpened, _Mapping]]] = ..., handles: _Optional[_Iterable[int]] = ..., counts: _Optional[_Iterable[int]] = ..., steps: _Optional[_Iterable[int]] = ..., values: _Optional[_Iterable[float]] = ..., durable_steps: _Optional[_Iterable[int]] = ..., replayed: _Optional[_Iterable[bool]] = ..., errors: _Optional[_Iterable[_Union[FrameError, _Mapping]]] = ..., forecasts: _Optional[_Iterable[_Union[FrameForecastAnswer, _Mapping]]] = ...) -> None: ...
+    def __init__(self, opened: _Optional[_Iterable[_Union[FrameOpened, _Mapping]]] = ..., handles: _Optional[_Iterable[int]] = ..., counts: _Optional[_Iterable[int]] = ..., steps: _Optional[_Iterable[int]] = ..., values: _Optional[_Iterable[float]] = ..., durable_steps: _Optional[_Iterable[int]] = ..., replayed: _Optional[_Iterable[int]] = ..., errors: _Optional[_Iterable[_Union[FrameError, _Mapping]]] = ..., forecasts: _Optional[_Iterable[_Union[FrameForecastAnswer, _Mapping]]] = ...) -> None: ...
 
 class FrameOpened(_message.Message):
     __slots__ = ("handle", "opened")
@@ -256,17 +268,21 @@ class FrameOpened(_message.Message):
     def __init__(self, handle: _Optional[int] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ...) -> None: ...
 
 class FrameError(_message.Message):
-    __slots__ = ("handle", "error")
+    __slots__ = ("handle", "error", "part")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
     handle: int
     error: _types_pb2.Error
-    def __init__(self, handle: _Optional[int] = ..., error: _Optional[_Union[_types_pb2.Error, _Mapping]] = ...) -> None: ...
+    part: FramePart
+    def __init__(self, handle: _Optional[int] = ..., error: _Optional[_Union[_types_pb2.Error, _Mapping]] = ..., part: _Optional[_Union[FramePart, str]] = ...) -> None: ...
 
 class FrameForecastAnswer(_message.Message):
-    __slots__ = ("handle", "values")
+    __slots__ = ("handle", "values", "step")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
     handle: int
     values: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, handle: _Optional[int] = ..., values: _Optional[_Iterable[float]] = ...) -> None: ...
+    step: int
+    def __init__(self, handle: _Optional[int] = ..., values: _Optional[_Iterable[float]] = ..., step: _Optional[int] = ...) -> None: ...

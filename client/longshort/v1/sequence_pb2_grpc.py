@@ -90,7 +90,17 @@ class SequenceServiceServicer:
 
     def StreamFrames(self, request_iterator, context):
         """StreamFrames carries many sessions on one stream, for gateways that follow thousands of entities. One
-        frame in, one frame out. Not built yet: UNIMPLEMENTED.
+        frame in, one frame out, errors by row. A session is opened once on the stream and named by a handle, a
+        small number, from then on. Half-closing ends the stream and leaves the sessions alive. The server reads
+        the next frame after it has written the answer to this one.
+
+        For example (C: client, S: server), two sessions of a model with one feature and one output:
+        C: opens [{handle: 0 open {session {id: "a"} model: "m"}}, {handle: 1 open {session {id: "b"} model: "m"}}]
+        S: opened [{handle: 0 opened {step: 0 ...}}, {handle: 1 opened {step: 7 ...}}]
+        C: handles [0, 1] steps [0, 7] values [0.5, 0.25]
+        S: handles [0, 1] steps [1, 8] values [0.6, 0.2]
+        C: handles [0, 1] counts [2, 1] steps [1, 9] values [0.5, 0.4, 0.25]
+        S: handles [0] counts [2] steps [3] values [0.5, 0.5] errors [{handle: 1 error {reason: "STEP_GAP" ...}}]
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
