@@ -93,7 +93,6 @@ class App:
             max_steps=config.max_steps,
             max_message_bytes=config.max_message_bytes,
             max_streams=config.max_streams,
-            stream_arrived=self._scheduler.stream_arrived,
         )
         self._streams = sequence.SequenceHandler(self._edge)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]

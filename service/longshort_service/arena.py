@@ -1,19 +1,17 @@
-"""The preallocated state rows of one model: allocate, gather, scatter, free.
+"""The state rows of one model: which are taken, by whom, and giving them out.
 
-Owns the memory and who holds which row. Does not know sessions, models or time. A row is handed out as a Slot
-with a generation: a slot that was freed is dead for ever, so a late writer cannot reach the row's next holder.
+Owns who holds which row. Does not know sessions, models or time; the memory itself is a StateMemory's. A row is handed
+out with a generation: what was freed is dead for ever, so a late writer cannot reach the row's next holder.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
     States = list[NDArray[np.float32]]
@@ -24,7 +22,7 @@ class ArenaFull(Exception):
 
 
 class DeadSlot(Exception):
-    """A slot that was freed was used again: a bug of the caller, not of a client."""
+    """A row that was freed was used again: a bug of the caller, not of a client."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,101 +34,101 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True)
-class StateLayout:
-    """One state's shape, with -1 at its batch axis, and the value each element starts with."""
+class Slots:
+    """The right to many rows."""
 
-    shape: tuple[int, ...]
-    batch_axis: int
-    initial: float
+    rows: NDArray[np.intp]  # [slots]
+    generations: NDArray[np.int64]  # [slots]
 
-    def with_batch(self, num_rows: int) -> tuple[int, ...]:
-        """Return the shape for `num_rows` sessions."""
-        return (*self.shape[: self.batch_axis], num_rows, *self.shape[self.batch_axis + 1 :])
+    def __len__(self) -> int:
+        """Return the number of slots."""
+        return len(self.rows)
+
+    @classmethod
+    def of(cls, slot: Slot) -> Slots:
+        """Return one slot as many."""
+        return cls(np.array([slot.row], np.intp), np.array([slot.generation], np.int64))
+
+    def part(self, chosen: slice | NDArray[np.bool_] | NDArray[np.intp]) -> Slots:
+        """Return some of them."""
+        return Slots(self.rows[chosen], self.generations[chosen])
+
+
+class StateMemory(Protocol):
+    """Where the states of all rows are kept."""
+
+    row_bytes: int
+
+    def initialise(self, rows: int | NDArray[np.intp]) -> None:
+        """Put the initial state into rows."""
+
+    def read(self, row: int) -> States:
+        """Return copies of one row's states, without the batch axis."""
+
+    def write(self, row: int, states: States) -> None:
+        """Put states, as `read` returns them, into a row. Raises ValueError for other shapes."""
 
 
 class Arena:
-    """Rows of state for up to `num_rows` holders; one array a state, in the model's own layout.
+    """The rows `0..num_rows` of a StateMemory and who holds them."""
 
-    The arrays are allocated at once and zeroed by the operating system when first touched, so that unused rows
-    cost address space only.
-    """
-
-    def __init__(self, layouts: Sequence[StateLayout], num_rows: int) -> None:
-        self._layouts = tuple(layouts)
-        self._arrays = [np.zeros(layout.with_batch(num_rows), np.float32) for layout in layouts]
+    def __init__(self, memory: StateMemory, num_rows: int) -> None:
+        self.memory = memory
+        self.num_rows = num_rows
+        self.num_held = 0
         self._generations = np.zeros(num_rows, np.int64)  # odd: held, even: free
         self._free_rows: list[int] = []
         self._num_touched = 0  # rows from here on were never handed out
-        self.num_rows = num_rows
-        self.num_held = 0
-        self.row_bytes = sum(int(np.prod(layout.with_batch(1))) * 4 for layout in layouts)
+
+    @property
+    def row_bytes(self) -> int:
+        """The bytes that one session's states take."""
+        return self.memory.row_bytes
 
     def allocate(self) -> Slot:
         """Hand out a row that holds the initial state. Raises ArenaFull."""
-        if self._free_rows:
-            row = self._free_rows.pop()
-        elif self._num_touched < self.num_rows:
-            row = self._num_touched
-            self._num_touched += 1
-        else:
-            raise ArenaFull(f"all {self.num_rows} rows are taken")
-        self._generations[row] += 1
-        self.num_held += 1
-        for layout, array in zip(self._layouts, self._arrays, strict=True):
-            array[self._index(layout, row)] = layout.initial
-        return Slot(row, int(self._generations[row]))
+        slots = self.allocate_many(1)
+        self.memory.initialise(int(slots.rows[0]))
+        return Slot(int(slots.rows[0]), int(slots.generations[0]))
 
-    def free(self, slot: Slot) -> None:
-        """Take a row back. Raises DeadSlot where it was freed before; nothing changes then."""
-        self._check(slot)
-        self._generations[slot.row] += 1
-        self.num_held -= 1
-        self._free_rows.append(slot.row)
+    def allocate_many(self, count: int) -> Slots:
+        """Hand out rows that hold anything. Raises ArenaFull, and then none is taken."""
+        num_untouched = max(count - len(self._free_rows), 0)
+        if self._num_touched + num_untouched > self.num_rows:
+            raise ArenaFull(f"{self.num_held} of {self.num_rows} rows are taken, {count} are asked for")
+        num_reused = count - num_untouched
+        reused = self._free_rows[len(self._free_rows) - num_reused :]
+        del self._free_rows[len(self._free_rows) - num_reused :]
+        fresh = np.arange(self._num_touched, self._num_touched + num_untouched, dtype=np.intp)
+        self._num_touched += num_untouched
+        rows = np.concatenate([np.array(reused, np.intp), fresh]) if reused else fresh
+        self._generations[rows] += 1
+        self.num_held += count
+        return Slots(rows, self._generations[rows])
 
-    def holds(self, slot: Slot) -> bool:
-        """Whether the slot still has its row."""
-        return bool(self._generations[slot.row] == slot.generation)
+    def free(self, slots: Slot | Slots) -> None:
+        """Take rows back. Raises DeadSlot where one was freed before; nothing changes then."""
+        if isinstance(slots, Slot):
+            slots = Slots.of(slots)
+        self.check(slots)
+        self._generations[slots.rows] += 1
+        self.num_held -= len(slots)
+        self._free_rows.extend(slots.rows.tolist())
+
+    def check(self, slots: Slots) -> None:
+        """Raise DeadSlot unless all of them are held."""
+        if not (self._generations[slots.rows] == slots.generations).all():
+            raise DeadSlot("a row was used after it was freed")
 
     def read(self, slot: Slot) -> States:
         """Return copies of one row's states, without the batch axis. Raises DeadSlot."""
-        self._check(slot)
-        return [row.copy() for row in self._views(slot)]
+        self._check_one(slot)
+        return self.memory.read(slot.row)
 
     def write(self, slot: Slot, states: States) -> None:
         """Put states, as `read` returns them, into a row. Raises DeadSlot, or ValueError for other shapes."""
-        self._check(slot)
-        rows = self._views(slot)
-        if [row.shape for row in rows] != [state.shape for state in states]:
-            raise ValueError("the states do not have the shapes of this arena's rows")
-        for row, state in zip(rows, states, strict=True):
-            row[...] = state
-
-    def gather(self, slots: Sequence[Slot]) -> States:
-        """Return copies of many rows as the model takes them, `[..., batch, ...]`. Raises DeadSlot."""
-        rows = self._rows(slots)
-        return [
-            array.take(rows, axis=layout.batch_axis)
-            for layout, array in zip(self._layouts, self._arrays, strict=True)
-        ]
-
-    def scatter(self, slots: Sequence[Slot], states: States, positions: Sequence[int] | None = None) -> None:
-        """Copy the states of a batch into rows: position `positions[k]` of the batch into `slots[k]`.
-
-        Without positions the batch fits the slots one to one. Raises DeadSlot before anything is written.
-        """
-        rows = self._rows(slots)
-        for layout, array, state in zip(self._layouts, self._arrays, states, strict=True):
-            part = state if positions is None else state.take(positions, axis=layout.batch_axis)
-            array[self._index(layout, rows)] = part
-
-    def finite_rows(self, states: States) -> NDArray[np.bool_]:
-        """Return for each row of a batch whether all of its states are finite."""
-        masks = [
-            np.isfinite(np.moveaxis(state, layout.batch_axis, 0)).reshape(state.shape[layout.batch_axis], -1)
-            for layout, state in zip(self._layouts, states, strict=True)
-        ]
-        result: NDArray[np.bool_] = np.logical_and.reduce(np.hstack(masks), axis=1)
-        return result
+        self._check_one(slot)
+        self.memory.write(slot.row, states)
 
     def check_integrity(self) -> None:
         """Raise AssertionError where the books do not balance. Changes nothing; for tests and idle times."""
@@ -141,26 +139,6 @@ class Arena:
         if free | held != set(range(self._num_touched)):
             raise AssertionError("a row is lost")
 
-    def _rows(self, slots: Sequence[Slot]) -> NDArray[np.intp]:
-        rows = np.fromiter((slot.row for slot in slots), np.intp, len(slots))
-        generations = np.fromiter((slot.generation for slot in slots), np.int64, len(slots))
-        if not (self._generations[rows] == generations).all():
-            raise DeadSlot("a slot of the batch was freed while the batch ran")
-        return rows
-
-    def _views(self, slot: Slot) -> States:
-        """Return one row of every state; the ellipsis makes an array also of a row that is a single number."""
-        return [
-            array[(*self._index(layout, slot.row), ...)]
-            for layout, array in zip(self._layouts, self._arrays, strict=True)
-        ]
-
-    def _check(self, slot: Slot) -> None:
+    def _check_one(self, slot: Slot) -> None:
         if self._generations[slot.row] != slot.generation:
             raise DeadSlot(f"row {slot.row} was freed")
-
-    @staticmethod
-    def _index(
-        layout: StateLayout, rows: int | NDArray[np.intp]
-    ) -> tuple[slice | int | NDArray[np.intp], ...]:
-        return (*(slice(None),) * layout.batch_axis, rows)

@@ -1,98 +1,132 @@
 """Forming a batch from what waits: policy only. No asyncio, no engine, no memory.
 
-A Job is one message on its way through the engine. A batch takes the job that has waited longest and whatever else
-can share its run; long jobs go piece by piece and queue again behind the others after each, so that a long message
-does not hold up live sessions.
+A Job is one message, or many of equal length, on the way through the engine. A batch takes the job that has waited
+longest and whatever else can share its run; long jobs go piece by piece and queue again behind the others after each,
+so that a long message does not hold up live sessions.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
+
+import numpy as np
 
 if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Callable
 
-    import numpy as np
     from numpy.typing import NDArray
 
-    from longshort_service.arena import Slot
+    from longshort_service.arena import Slots
 
 
 class JobOwner(Protocol):
     """Who is told when a job has ended, in the same breath in which its state moved."""
 
     def settled(self, job: Job) -> None:
-        """Note that the job has ended; its steps are in the row where `is_applied` says so. Must not raise."""
+        """Note that the job has ended; its steps are in the rows where `applied` says so. Must not raise."""
 
 
 class Job:
-    """One message: `values` `[time, features] f32` to be run from the state in `slot`.
+    """Messages of equal length on their way through the engine, each of another session.
 
-    `scratch` is a second row, needed where the job takes more than one run or must not move the session; state
-    that is not final goes there. `feedback` is None, or the output columns that make the next step's values: then
-    `values` is filled as the job proceeds and each piece is one step. `owner` is None for a job that moves nothing.
+    `values` `[rows, time, features] f32` are run from the states in `slots`. `scratch` are as many rows again, needed
+    where the job takes more than one run or must not move a session: state that is not final goes there. `feedback`
+    is None, or the output columns that make the next step's values: then `values` is filled as the job proceeds and
+    each piece is one step. `owner` is None for a job that moves nothing. `on_end` is called once, after the owner.
     """
 
     __slots__ = (
+        "arrivals_s",
         "enqueued_s",
+        "failed",
         "failure",
         "feedback",
         "has_ended",
         "num_done",
+        "on_end",
         "outputs",
         "owner",
         "scratch",
-        "slot",
+        "slots",
         "values",
-        "waiter",
         "withdrawn",
     )
 
     def __init__(
         self,
         values: NDArray[np.float32],
-        slot: Slot,
+        slots: Slots,
         *,
-        scratch: Slot | None = None,
+        scratch: Slots | None = None,
         owner: JobOwner | None = None,
         feedback: list[int] | None = None,
+        on_end: Callable[[Job], None] | None = None,
     ) -> None:
         self.values = values
-        self.slot = slot
+        self.slots = slots
         self.scratch = scratch
         self.owner = owner
         self.feedback = feedback
-        self.outputs: NDArray[np.float32] | None = None  # [time, outputs] f32, filled piece by piece
+        self.on_end = on_end
+        self.outputs: NDArray[np.float32] = NO_OUTPUTS  # [rows, time, outputs] f32, filled piece by piece
         self.num_done = 0
         self.withdrawn = False
         self.has_ended = False
-        self.failure: Exception | None = None
+        self.failed: NDArray[np.bool_] | None = None  # [rows] whose result is not finite; None: no row's
+        self.failure: Exception | None = None  # of all rows
         self.enqueued_s = 0.0
-        self.waiter: Any = None  # whatever the scheduler wakes
+        self.arrivals_s: NDArray[np.float64] | None = None  # [rows] where its messages came one by one
+
+    @property
+    def num_rows(self) -> int:
+        """The number of its messages."""
+        return len(self.slots.rows)
 
     @property
     def num_steps(self) -> int:
-        """The number of steps of the whole job."""
-        return len(self.values)
+        """The number of steps of each message."""
+        num_steps: int = self.values.shape[1]
+        return num_steps
 
     @property
-    def is_applied(self) -> bool:
-        """Whether every step has been run and is in the row."""
-        return self.failure is None and self.num_done == self.num_steps
+    def is_done(self) -> bool:
+        """Whether every step has been run."""
+        return self.num_done == self.num_steps
 
     @property
-    def source(self) -> Slot:
-        """The row that the next piece starts from."""
-        return self.slot if self.num_done == 0 or self.scratch is None else self.scratch
+    def applied(self) -> NDArray[np.bool_] | None:
+        """Of which rows every step has been run and is in the row, `[rows]`; None: of all."""
+        if self.failure is not None or not self.is_done:
+            return np.zeros(self.num_rows, np.bool_)
+        return None if self.failed is None else ~self.failed
 
-    def target(self, num_steps: int) -> Slot | None:
-        """Return the row that a piece of `num_steps` ends in, None where its state is not needed."""
-        is_last = self.num_done + num_steps == self.num_steps
-        if not is_last:
-            return self.scratch
-        return self.slot if self.owner is not None else None
+    @property
+    def num_applied(self) -> int:
+        """The number of messages that were applied."""
+        applied = self.applied
+        return self.num_rows if applied is None else int(np.count_nonzero(applied))
+
+    def waits_s(self, now_s: float) -> tuple[NDArray[np.float64], int]:
+        """Return waiting times, and of how many messages each is."""
+        if self.arrivals_s is None:
+            return np.array([now_s - self.enqueued_s]), self.num_rows
+        return now_s - self.arrivals_s, 1
+
+    @property
+    def source(self) -> NDArray[np.intp]:
+        """The rows that the next piece starts from."""
+        return self.slots.rows if self.num_done == 0 or self.scratch is None else self.scratch.rows
+
+    def target(self, num_steps: int) -> NDArray[np.intp] | None:
+        """Return the rows that a piece of `num_steps` ends in, None where its state is not needed."""
+        if self.num_done + num_steps < self.num_steps:
+            return None if self.scratch is None else self.scratch.rows
+        return self.slots.rows if self.owner is not None else None
+
+
+NO_OUTPUTS: Final = np.empty((0, 0, 0), np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,24 +141,37 @@ class RunCost:
         """Return the expected duration of one run."""
         return self.fixed + num_steps * (self.each_step + num_rows * self.each_row_step)
 
+    def steps_within(self, seconds: float, num_rows: int) -> int:
+        """Return how many steps of so many rows a run of `seconds` can take; possibly 0."""
+        return int((seconds - self.fixed) / max(self.each_step + num_rows * self.each_row_step, 1e-9))
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Pieces that share a run: `counts[k]` steps of `jobs[k]`, padded to `num_steps`."""
+    """Pieces that share a run: `counts[k]` steps of `jobs[k]`, padded to `num_steps`; `num_rows` of all together."""
 
     jobs: list[Job]
     counts: list[int]
     num_steps: int
+    num_rows: int
 
 
 @dataclass(frozen=True, slots=True)
 class BatchPolicy:
-    """The limits of a batch. `can_pad` says whether the model takes rows of unequal length."""
+    """The limits of a batch. `can_pad` says whether the model takes rows of unequal length.
+
+    A message longer than `piece_steps`, or one of many rows whose run would take longer than `piece_s`, is cut.
+    """
 
     max_rows: int
     piece_steps: int
     can_pad: bool
     cost: RunCost
+    piece_s: float = 0.002
+
+    def piece(self, num_rows: int) -> int:
+        """Return how many steps of so many rows go into one run."""
+        return max(1, min(self.piece_steps, self.cost.steps_within(self.piece_s, num_rows)))
 
 
 def form_batch(queue: deque[Job], policy: BatchPolicy, drop: Callable[[Job], None]) -> Batch | None:
@@ -133,31 +180,36 @@ def form_batch(queue: deque[Job], policy: BatchPolicy, drop: Callable[[Job], Non
     Withdrawn jobs are taken off and given to `drop`. The first job of the queue is always part of the batch.
     """
     candidates: list[Job] = []
-    while queue and len(candidates) < policy.max_rows:
-        job = queue.popleft()
+    num_rows = 0
+    while queue and num_rows < policy.max_rows:
+        job = queue[0]
         if job.withdrawn:
-            drop(job)
-        else:
-            candidates.append(job)
+            drop(queue.popleft())
+            continue
+        if candidates and num_rows + job.num_rows > policy.max_rows:
+            break
+        candidates.append(queue.popleft())
+        num_rows += job.num_rows
     if not candidates:
         return None
-    counts = [_piece(job, policy.piece_steps) for job in candidates]
+    counts = [_piece(job, policy) for job in candidates]
     if min(counts) == max(counts):
-        return Batch(candidates, counts, counts[0])
-    lengths = _lengths_that_share(counts, policy)
+        return Batch(candidates, counts, counts[0], num_rows)
+    lengths = _lengths_that_share(candidates, counts, policy)
     taken = [k for k, count in enumerate(counts) if count in lengths]
     left = [candidates[k] for k, count in enumerate(counts) if count not in lengths]
     queue.extendleft(reversed(left))
-    return Batch([candidates[k] for k in taken], [counts[k] for k in taken], max(lengths))
+    jobs = [candidates[k] for k in taken]
+    return Batch(jobs, [counts[k] for k in taken], max(lengths), sum(job.num_rows for job in jobs))
 
 
-def _piece(job: Job, piece_steps: int) -> int:
+def _piece(job: Job, policy: BatchPolicy) -> int:
     if job.feedback is not None:
         return 1  # the next values are this step's answer
-    return min(job.num_steps - job.num_done, piece_steps)
+    return min(job.num_steps - job.num_done, policy.piece(job.num_rows))
 
 
-def _lengths_that_share(counts: list[int], policy: BatchPolicy) -> set[int]:
+def _lengths_that_share(jobs: list[Job], counts: list[int], policy: BatchPolicy) -> set[int]:
     """Choose the piece lengths that run together with the first job's.
 
     A shorter length joins a longer one where its padding costs less than the run it saves. Starting from the first
@@ -167,8 +219,8 @@ def _lengths_that_share(counts: list[int], policy: BatchPolicy) -> set[int]:
     if not policy.can_pad:
         return chosen
     rows_of: dict[int, int] = {}
-    for count in counts:
-        rows_of[count] = rows_of.get(count, 0) + 1
+    for job, count in zip(jobs, counts, strict=True):
+        rows_of[count] = rows_of.get(count, 0) + job.num_rows
     cost = policy.cost
     for length in sorted(set(counts) - chosen, key=lambda length: abs(length - counts[0])):
         longest = max(*chosen, length)

@@ -86,11 +86,11 @@ class Evictor:
             await self._spill_in_turn(session, cause)
 
     async def _spill_in_turn(self, session: Session[Model], cause: str) -> None:
-        record = self._table.record(session)
+        record = session.record()
         begin_s = time.perf_counter()
         (accepted,) = await self._store.write([record])
         self._observer.store_seconds("write", time.perf_counter() - begin_s)
-        is_used = session.owner is not None or session.in_flight is not None or session.step != record.step
+        is_used = session.owner is not None or session.is_busy or session.step != record.step
         if session.is_ended or session.epoch != record.epoch or (accepted and is_used):
             return  # an opening on this server came first, or a step: what is here is newer than what was written
         await until_settled(session)

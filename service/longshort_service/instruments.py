@@ -29,6 +29,8 @@ LATENCY_BOUNDS_S: Final = (
 )
 # Powers of two up to the greatest batch that anyone configures.
 ROWS_BOUNDS: Final = tuple(float(1 << power) for power in range(14))
+# From about ten values on, counting an array is cheaper than counting one by one.
+_MANY: Final = 10
 
 
 class Histogram:
@@ -42,18 +44,22 @@ class Histogram:
         self._counts = [0] * (len(bounds) + 1)  # the last is everything above the greatest bound
         self._sum = 0.0
 
-    def observe(self, value: float) -> None:
-        """Count one observation."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+    def observe(self, value: float, times: int = 1) -> None:
+        """Count one observation, or the same one several times."""
+        self._counts[bisect_left(self._bounds, value)] += times
+        self._sum += value * times
 
-    def observe_many(self, values: npt.NDArray[np.float64]) -> None:
-        """Count every element of an array: cheaper than one by one from about ten elements on."""
+    def observe_many(self, values: npt.NDArray[np.float64], times: int = 1) -> None:
+        """Count every element of an array, each so many times."""
+        if len(values) < _MANY:
+            for value in values.tolist():
+                self.observe(value, times)
+            return
         places = np.searchsorted(self._bounds_array, values)  # [values] i64
         for place, count in enumerate(np.bincount(places).tolist()):
             if count:
-                self._counts[place] += count
-        self._sum += float(values.sum())
+                self._counts[place] += count * times
+        self._sum += float(values.sum()) * times
 
     def buckets(self) -> tuple[list[tuple[str, float]], float]:
         """Return the cumulative buckets, each with its upper bound as text, and the sum of all values."""

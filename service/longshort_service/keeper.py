@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
@@ -48,6 +49,7 @@ class OpenRequest:
     mode: OpenMode = OpenMode.OPEN_OR_CREATE
     model: str = ""
     version: int = 0
+    client_id: str = ""
 
 
 class Keeper:
@@ -85,7 +87,7 @@ class Keeper:
         has_left = False
 
         async def take() -> tuple[Session[Model], bool]:
-            session, created = await self._take(request, owner)
+            session, created = await self._take(request)
             if not has_left:
                 self.table.attach(session, owner, self.clock())
             return session, created
@@ -99,24 +101,25 @@ class Keeper:
                 self.table.detach(live, owner, self.clock())
             raise
 
-    async def _take(self, request: OpenRequest, owner: StreamOwner) -> tuple[Session[Model], bool]:
+    async def _take(self, request: OpenRequest) -> tuple[Session[Model], bool]:
         """End the stream that has the session, and have it live and settled for the next. The caller has its turn."""
         live = self.table.get(request.session_id)
         if live is not None and request.mode is not OpenMode.CREATE:
             _check_model(request, live.model.name, live.model.version)
             if live.owner is not None:
-                live.owner.end(
+                live.owner.lose(
+                    live.id,
                     errors.SessionMoved(
                         f"session {live.id} was opened by another stream",
                         cause="opened",
-                        client_id=owner.client_id,
-                    )
+                        client_id=request.client_id,
+                    ),
                 )
                 self._observer.move()
             await self.until_settled(live)
         session, created = await self._bring(request)
         if created:
-            session.created_by = owner.client_id
+            session.created_by = sys.intern(request.client_id)
         await self.until_settled(session)  # a unary call may have begun while the store was asked
         return session, created
 
@@ -255,7 +258,7 @@ class Keeper:
         if self.store.is_durable:
             for session in list(self.table):
                 await self.until_settled(session)
-                await self.store.write([self.table.record(session)])
+                await self.store.write([session.record()])
         await self.store.close()
 
 

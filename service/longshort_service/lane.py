@@ -9,19 +9,26 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from longshort_service.singles import Singles
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from longshort_service.arena import Arena, States
+    from longshort_service.arena import Arena
     from longshort_service.batching import Batch, BatchPolicy, Job
+    from longshort_service.columns import SessionColumns
     from longshort_service.engine import Engine
+    from longshort_service.host_states import HostStates
 
 
 class LaneObserver(Protocol):
     """Who is told how long things took, all in seconds."""
 
-    def batch_formed(self, num_rows: int, waited_s: list[float]) -> None:
-        """Note that a batch of `num_rows` rows starts; `waited_s` is how long each has waited."""
+    def batch_formed(self, num_rows: int, waited_s: list[tuple[NDArray[np.float64], int]]) -> None:
+        """Note that a batch of `num_rows` rows starts; `waited_s`: waiting times, and of how many messages each is."""
+
+    def answered(self, seconds: NDArray[np.float64]) -> None:
+        """Note that messages that came one by one are answered, each so long after it came."""
 
     def batch_done(self, num_applied: int, gather_s: float, run_s: float, scatter_s: float) -> None:
         """Note that a batch has run and its waiters are told; `num_applied` steps of sessions are complete by it."""
@@ -29,18 +36,25 @@ class LaneObserver(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """One model version on its way through the scheduler: its engine, its rows, its queue."""
+    """One model version on its way through the scheduler."""
 
     name: str
     engine: Engine
     arena: Arena
+    states: HostStates
+    columns: SessionColumns
     policy: BatchPolicy
     observer: LaneObserver
     queue: deque[Job] = field(default_factory=deque)
+    singles: Singles = field(init=False)  # one-step messages that came one by one
     num_queued_steps: int = 0
     is_running: bool = False  # a batch of it is in the engine
     is_waiting: bool = False  # it stands in line for a turn
     is_dead: bool = False
+
+    def __post_init__(self) -> None:
+        """Make the collector of what comes one by one."""
+        self.singles = Singles(self.columns, self.observer.answered)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,39 +62,72 @@ class RunResult:
     """What a run gave and how long its parts took, in seconds."""
 
     answers: NDArray[np.float32]  # [batch, time, outputs] f32
-    states: States
+    finite: NDArray[np.bool_] | None  # [batch] whose answers and states are finite; None: all are
     gather_s: float
     run_s: float
-    ended_s: float  # on the performance counter
+    scatter_s: float
 
 
 def run_batch(lane: Lane, batch: Batch) -> RunResult:
-    """Gather, run. Touches rows only to read them: in the engine thread the rows of a batch are nobody else's."""
+    """Gather, run, scatter. In the engine thread too: the rows of a batch are nobody else's until it has ended."""
     begin_s = time.perf_counter()
     jobs = batch.jobs
-    if batch.num_steps == 1:
-        values = np.stack([job.values[job.num_done : job.num_done + 1] for job in jobs])
-        counts = None
-    else:
-        values = np.zeros((len(jobs), batch.num_steps, jobs[0].values.shape[1]), np.float32)
-        for row, (job, count) in enumerate(zip(jobs, batch.counts, strict=True)):
-            values[row, :count] = job.values[job.num_done : job.num_done + count]
-        counts = np.array(batch.counts, np.int32)
-    states = lane.arena.gather([job.source for job in jobs])
+    for job in jobs:
+        lane.arena.check(job.slots)
+    values, counts = _values(batch)
+    sources = jobs[0].source if len(jobs) == 1 else np.concatenate([job.source for job in jobs])
+    states = lane.states.gather(sources)
     gathered_s = time.perf_counter()
     answers, new_states = lane.engine.run(values, counts, states)
     ended_s = time.perf_counter()
-    return RunResult(answers, new_states, gathered_s - begin_s, ended_s - gathered_s, ended_s)
+    finite = None
+    if not (np.isfinite(answers).all() and all(np.isfinite(state).all() for state in new_states)):
+        rows = np.isfinite(answers).reshape(len(answers), -1).all(axis=1)
+        finite = rows & lane.states.finite_rows(new_states)
+    targets, positions = _targets(batch, finite)
+    if positions is not None:
+        new_states = lane.states.select(new_states, positions)
+    if len(targets):
+        lane.states.scatter(targets, new_states)
+    return RunResult(
+        answers, finite, gathered_s - begin_s, ended_s - gathered_s, time.perf_counter() - ended_s
+    )
 
 
-def finite_rows(lane: Lane, result: RunResult) -> NDArray[np.bool_] | None:
-    """Return which rows' answers and states are finite; None where all are.
+def _values(batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.int32] | None]:
+    """Return the values `[batch, time, features]` of a run, and how many steps of each row are real; None: all."""
+    jobs = batch.jobs
+    pieces = [
+        job.values[:, job.num_done : job.num_done + count]
+        for job, count in zip(jobs, batch.counts, strict=True)
+    ]
+    if min(batch.counts) == batch.num_steps:
+        return np.ascontiguousarray(pieces[0]) if len(pieces) == 1 else np.concatenate(pieces), None
+    values = np.zeros((batch.num_rows, batch.num_steps, pieces[0].shape[2]), np.float32)
+    begin = 0
+    for piece in pieces:
+        values[begin : begin + len(piece), : piece.shape[1]] = piece
+        begin += len(piece)
+    return values, np.repeat(np.array(batch.counts, np.int32), [job.num_rows for job in jobs])
 
-    A sum is finite only where all its terms are, so that one pass without a mask clears a batch that is well.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):
-        if all(np.isfinite(array.sum()) for array in (result.answers, *result.states)):
-            return None
-    rows = np.isfinite(result.answers).reshape(len(result.answers), -1)
-    finite: NDArray[np.bool_] = rows.all(axis=1) & lane.arena.finite_rows(result.states)
-    return finite
+
+def _targets(
+    batch: Batch, finite: NDArray[np.bool_] | None
+) -> tuple[NDArray[np.intp], NDArray[np.intp] | None]:
+    """Return the rows to write, and from which positions of the batch; None: from all, in their order."""
+    targets = [_targets_of(job, count) for job, count in zip(batch.jobs, batch.counts, strict=True)]
+    everywhere = targets[0] if len(targets) == 1 else np.concatenate(targets)
+    wanted = everywhere >= 0
+    if finite is not None:
+        wanted &= finite
+    if wanted.all():
+        return everywhere, None
+    positions = np.flatnonzero(wanted)
+    return everywhere[positions], positions
+
+
+def _targets_of(job: Job, count: int) -> NDArray[np.intp]:
+    target = job.target(count)
+    if target is None:
+        return np.full(job.num_rows, -1, np.intp)
+    return target if job.failed is None else np.where(job.failed, -1, target)

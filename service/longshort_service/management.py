@@ -66,7 +66,7 @@ class Management:
         if live is not None:
             await self._keeper.until_settled(live)
             if not live.is_ended:
-                return self._view(self._table.record(live), live)
+                return self._view(live.record(), live)
         stored = await self._store.read(session_id)
         if stored is None:
             raise errors.SessionNotFound(f"there is no session {session_id}", session_id=session_id)
@@ -116,7 +116,7 @@ class Management:
             await self._keeper.raise_epoch(live)
             await self._keeper.until_settled(live)
             live.restart(states, incarnation, now_s)
-            return self._view(self._table.record(live), live)
+            return self._view(live.record(), live)
         opening = await self._store.open(session_id, OpenMode.OPEN)
         blank = dataclasses.replace(
             before, fingerprint=model.signature.fingerprint, epoch=opening.epoch, incarnation=incarnation,
@@ -161,13 +161,14 @@ class Management:
         """End the stream that has the session, which is idle from then on."""
         owner = live.owner
         if owner is not None:
-            owner.end(errors.SessionMoved(f"session {live.id} was {cause}", cause=cause, client_id=""))
+            moved = errors.SessionMoved(f"session {live.id} was {cause}", cause=cause, client_id="")
+            owner.lose(live.id, moved)
             self._table.detach(live, owner, self._keeper.clock())
 
     async def _create(self, session_id: str, record: SessionRecord, model: Model) -> SessionView:
         """Make a live session of a record, with an epoch and an incarnation of its own."""
         session = await self._keeper.create_from(dataclasses.replace(record, session_id=session_id), model)
-        return self._view(self._table.record(session), session)
+        return self._view(session.record(), session)
 
     def _model_of(self, record: SessionRecord) -> Model:
         return self._keeper.repository.get(record.model, record.version)

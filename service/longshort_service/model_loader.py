@@ -6,12 +6,15 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from longshort_service.arena import Arena, StateLayout
+from longshort_service.arena import Arena
 from longshort_service.batching import BatchPolicy
+from longshort_service.columns import SessionColumns
 from longshort_service.engine import Engine
+from longshort_service.host_states import HostStates, StateLayout
 from longshort_service.lane import Lane
 from longshort_service.observers import LaneMetrics
 from longshort_service.repository import MODEL_FILE, Model
+from longshort_service.signature import MissingValue
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Rows beside those of sessions, for long messages and forecasts under way.
-SCRATCH_ROWS: Final = 1024
+SCRATCH_ROWS: Final = 8192
 
 
 class ModelLoader:
@@ -40,12 +43,22 @@ class ModelLoader:
         cost = engine.warm_up(config.max_batch_rows, config.piece_steps)
         signature = engine.signature
         layouts = [StateLayout(state.shape, state.batch_axis, state.initial) for state in signature.states]
-        can_pad = signature.sequence_lens is not None
+        num_rows = config.max_sessions + SCRATCH_ROWS
+        states = HostStates(layouts, num_rows)
         lane = Lane(
             name=name,
             engine=engine,
-            arena=Arena(layouts, config.max_sessions + SCRATCH_ROWS),
-            policy=BatchPolicy(config.max_batch_rows, config.piece_steps, can_pad, cost),
+            arena=Arena(states, num_rows),
+            states=states,
+            columns=SessionColumns(
+                num_rows,
+                len(signature.features),
+                len(signature.outputs),
+                repeats_last=signature.missing is MissingValue.REPEAT_LAST,
+            ),
+            policy=BatchPolicy(
+                config.max_batch_rows, config.piece_steps, signature.sequence_lens is not None, cost
+            ),
             observer=LaneMetrics(self._metrics, name, version),
         )
         return Model(name, version, folder, file.stat().st_mtime_ns, lane)

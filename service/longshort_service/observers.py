@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from longshort_service.metrics import Metrics
+    import numpy as np
+    from numpy.typing import NDArray
 
-# From about ten values on, counting an array is cheaper than counting one by one.
-_MANY: Final = 10
+    from longshort_service.metrics import Metrics
 
 
 class LaneMetrics:
@@ -22,14 +20,15 @@ class LaneMetrics:
         self._version = version
         self._stages = metrics.step_stages(model)
 
-    def batch_formed(self, num_rows: int, waited_s: list[float]) -> None:
+    def batch_formed(self, num_rows: int, waited_s: list[tuple[NDArray[np.float64], int]]) -> None:
         """See LaneObserver."""
         self._metrics.batch_rows(self._model, num_rows)
-        if num_rows < _MANY:
-            for seconds in waited_s:
-                self._stages.queue.observe(seconds)
-        else:
-            self._stages.queue.observe_many(np.array(waited_s))
+        for seconds, messages in waited_s:
+            self._stages.queue.observe_many(seconds, messages)
+
+    def answered(self, seconds: NDArray[np.float64]) -> None:
+        """See LaneObserver."""
+        self._stages.total.observe_many(seconds)
 
     def batch_done(self, num_applied: int, gather_s: float, run_s: float, scatter_s: float) -> None:
         """See LaneObserver."""
@@ -52,6 +51,6 @@ class CallMetrics:
         self.eviction = metrics.eviction
         self.store_seconds = metrics.store_seconds
 
-    def step_total(self, model: str, seconds: float) -> None:
+    def step_total(self, model: str, seconds: float, num_messages: int = 1) -> None:
         """See EdgeObserver."""
-        self._metrics.step_stages(model).total.observe(seconds)
+        self._metrics.step_stages(model).total.observe(seconds, num_messages)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from longshort_service.arena import Arena
+    from longshort_service.columns import SessionColumns
     from longshort_service.lane import Lane
     from longshort_service.signature import Signature
 
@@ -52,9 +53,13 @@ class Model:
         return self.lane.arena
 
     @property
-    def piece_steps(self) -> int:
-        """The number of steps above which a message takes more than one run."""
-        return self.lane.policy.piece_steps
+    def columns(self) -> SessionColumns:
+        """What is known of the sessions in them."""
+        return self.lane.columns
+
+    def piece_steps(self, num_rows: int) -> int:
+        """Return the number of steps above which messages of so many sessions take more than one run."""
+        return self.lane.policy.piece(num_rows)
 
     @property
     def can_explain(self) -> bool:

@@ -13,20 +13,21 @@ import logging
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from longshort_service import errors
 from longshort_service.batching import Batch, Job, form_batch
-from longshort_service.lane import Lane, RunResult, finite_rows, run_batch
-from longshort_service.pacing import WAIT_S, OpeningPace
+from longshort_service.lane import Lane, RunResult, run_batch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
+
+    from longshort_service.arena import Slot
+    from longshort_service.singles import SingleWaiter
 
 logger = logging.getLogger(__name__)
 
@@ -44,36 +45,40 @@ class Scheduler:
         self._inline_run_limit_s = inline_run_limit_s
         self._max_queued_steps = max_queued_steps
         self._on_engine_death = on_engine_death
-        self._pace = OpeningPace()
         self._waiting_lanes: deque[Lane] = deque()
         self._is_turn_due = False
-        self._timer: asyncio.TimerHandle | None = (
-            None  # the next turn, where it waits for streams being opened
-        )
         self._engine_thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._runs: set[asyncio.Task[None]] = set()
 
-    def submit(self, lane: Lane, job: Job) -> asyncio.Future[NDArray[np.float32]]:
-        """Queue a job; the future holds its answers `[time, outputs] f32` once its state has moved.
+    def submit(self, lane: Lane, job: Job) -> None:
+        """Queue a job; its owner and then its `on_end` are told in one breath once its states have moved.
 
-        Raises QueueFull or EngineDead at once, and then the caller still owns the job's scratch row; otherwise it is
-        freed here. The future fails with NonFiniteResult (nothing has moved) or EngineDead.
+        Raises QueueFull or EngineDead at once, and then the caller still owns the job's scratch rows; otherwise they
+        are freed here. A job may end with rows that `failed` (their results are not finite; nothing has moved there)
+        or with a `failure` of all of it (EngineDead).
         """
+        self._admit(lane, job.num_rows * job.num_steps)
+        job.enqueued_s = time.perf_counter()
+        lane.queue.append(job)
+        self._wake(lane)
+
+    def submit_single(
+        self, lane: Lane, slot: Slot, values: Sequence[float], answer_rows: int, waiter: SingleWaiter
+    ) -> None:
+        """Queue one step of one session, as Singles.add has it. Raises QueueFull or EngineDead at once."""
+        self._admit(lane, 1)
+        lane.singles.add(slot, values, answer_rows, waiter, time.perf_counter())
+        self._wake(lane)
+
+    def _admit(self, lane: Lane, num_steps: int) -> None:
         if lane.is_dead:
             raise errors.EngineDead(f"the engine of {lane.name} has failed", model=lane.name)
-        if lane.num_queued_steps + job.num_steps > self._max_queued_steps and lane.num_queued_steps:
+        if lane.num_queued_steps + num_steps > self._max_queued_steps and lane.num_queued_steps:
             raise errors.QueueFull(
                 f"{lane.num_queued_steps} steps wait for {lane.name} already: wait and send again",
                 num_queued_steps=lane.num_queued_steps,
             )
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[NDArray[np.float32]] = loop.create_future()
-        job.waiter = waiter
-        job.enqueued_s = time.perf_counter()
-        lane.queue.append(job)
-        lane.num_queued_steps += job.num_steps
-        self._wake(lane, loop)
-        return waiter
+        lane.num_queued_steps += num_steps
 
     @staticmethod
     def withdraw(job: Job) -> None:
@@ -86,61 +91,41 @@ class Scheduler:
             await asyncio.wait(self._runs)
         self._engine_thread.shutdown()
 
-    def stream_arrived(self) -> None:
-        """Note that a stream was taken: batches leave room for those that may follow it."""
-        self._pace.arrived(time.perf_counter())
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-            self._schedule_turn(asyncio.get_running_loop())
-
     # -- turns ---------------------------------------------------------------------------------------------------
 
-    def _wake(self, lane: Lane, loop: asyncio.AbstractEventLoop) -> None:
-        if lane.is_running or lane.is_waiting or not lane.queue:
+    def _wake(self, lane: Lane) -> None:
+        if lane.is_running or lane.is_waiting or not (lane.queue or lane.singles):
             return
         lane.is_waiting = True
         self._waiting_lanes.append(lane)
-        self._schedule_turn(loop)
+        self._schedule_turn()
 
-    def _schedule_turn(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _schedule_turn(self) -> None:
         """Have a turn run once what is ready now has been handled, unless one is due already."""
-        if not self._is_turn_due and self._timer is None:
+        if not self._is_turn_due:
             self._is_turn_due = True
-            loop.call_soon(self._turn, loop)
+            asyncio.get_running_loop().call_soon(self._turn)
 
-    def _turn_after_wait(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._pace.waited()
-        self._turn(loop)
-
-    def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _turn(self) -> None:
         """Run one batch of the lane whose turn it is."""
         self._is_turn_due = False
-        self._timer = None
-        now_s = time.perf_counter()
-        max_rows = self._pace.max_rows(now_s)
-        if max_rows == 0:
-            self._timer = loop.call_later(WAIT_S, self._turn_after_wait, loop)
-            return
         lane = self._waiting_lanes.popleft()
         lane.is_waiting = False
-        policy = lane.policy
-        if max_rows is not None and max_rows < policy.max_rows:
-            policy = replace(policy, max_rows=max_rows)
-        batch = form_batch(lane.queue, policy, lambda job: self._end(lane, job))
+        _queue_singles(lane)
+        batch = form_batch(lane.queue, lane.policy, lambda job: self._end(lane, job))
         if batch is not None:
-            self._pace.batch_formed(len(batch.jobs))
             lane.is_running = True
-            lane.observer.batch_formed(len(batch.jobs), [now_s - job.enqueued_s for job in batch.jobs])
-            if lane.policy.cost.run(len(batch.jobs), batch.num_steps) <= self._inline_run_limit_s:
+            now_s = time.perf_counter()
+            lane.observer.batch_formed(batch.num_rows, [job.waits_s(now_s) for job in batch.jobs])
+            if lane.policy.cost.run(batch.num_rows, batch.num_steps) <= self._inline_run_limit_s:
                 self._run_inline(lane, batch)
             else:
-                task = loop.create_task(self._run_in_thread(lane, batch, loop))
+                task = asyncio.get_running_loop().create_task(self._run_in_thread(lane, batch))
                 self._runs.add(task)
                 task.add_done_callback(self._runs.discard)
-        self._wake(lane, loop)
+        self._wake(lane)
         if self._waiting_lanes:
-            self._schedule_turn(loop)
+            self._schedule_turn()
 
     def _run_inline(self, lane: Lane, batch: Batch) -> None:
         try:
@@ -148,47 +133,30 @@ class Scheduler:
         except Exception as error:  # noqa: BLE001  whatever is raised, nobody may be left waiting
             self._die(lane, batch, error)
 
-    async def _run_in_thread(self, lane: Lane, batch: Batch, loop: asyncio.AbstractEventLoop) -> None:
+    async def _run_in_thread(self, lane: Lane, batch: Batch) -> None:
+        loop = asyncio.get_running_loop()
         try:
             result = await loop.run_in_executor(self._engine_thread, run_batch, lane, batch)
             self._finish(lane, batch, result)
         except Exception as error:  # noqa: BLE001  as above
             self._die(lane, batch, error)
-        self._wake(lane, loop)
+        self._wake(lane)
 
     # -- the ends of a batch -------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _scatter(lane: Lane, batch: Batch, result: RunResult) -> None:
-        """Put the new states into their rows, all but those of rows that failed or are not needed."""
-        finite = finite_rows(lane, result)
-        targets, positions = [], []
-        for position, (job, count) in enumerate(zip(batch.jobs, batch.counts, strict=True)):
-            if finite is not None and not finite[position]:
-                job.failure = errors.NonFiniteResult(
-                    "the model's answer to these values is not finite; the session has not moved",
-                    model=lane.name,
-                )
-                continue
-            target = job.target(count)
-            if target is not None:
-                targets.append(target)
-                positions.append(position)
-        if targets:
-            everyone = len(targets) == len(batch.jobs)
-            lane.arena.scatter(targets, result.states, None if everyone else positions)
-
     def _finish(self, lane: Lane, batch: Batch, result: RunResult) -> None:
-        """Scatter, tell owners and waiters; what has steps left queues again behind the others."""
-        self._scatter(lane, batch, result)
+        """Tell owners and waiters; what has steps left queues again behind the others."""
         unfinished: list[Job] = []
-        num_applied = 0
-        for position, (job, count) in enumerate(zip(batch.jobs, batch.counts, strict=True)):
-            if job.failure is None:
-                self._collect(job, result.answers[position, :count], count)
-            if job.failure is not None or job.withdrawn or job.is_applied:
+        num_applied = begin = 0
+        for job, count in zip(batch.jobs, batch.counts, strict=True):
+            positions = slice(begin, begin + job.num_rows)
+            begin += job.num_rows
+            if result.finite is not None:
+                _note_failed(job, ~result.finite[positions])
+            _collect(job, result.answers[positions, :count], count)
+            if job.withdrawn or job.is_done or (job.failed is not None and job.failed.all()):
                 self._end(lane, job)
-                num_applied += job.num_steps if job.is_applied and job.owner is not None else 0
+                num_applied += job.num_applied * job.num_steps if job.owner is not None else 0
             else:
                 unfinished.append(job)
         now_s = time.perf_counter()
@@ -196,52 +164,61 @@ class Scheduler:
             job.enqueued_s = now_s
         lane.queue.extend(unfinished)
         lane.is_running = False
-        lane.observer.batch_done(num_applied, result.gather_s, result.run_s, now_s - result.ended_s)
-
-    @staticmethod
-    def _collect(job: Job, answers: NDArray[np.float32], count: int) -> None:
-        """Keep the piece's answers; in a forecast they make the next values."""
-        if count == job.num_steps:
-            job.outputs = answers.copy()  # a view would keep the whole batch alive
-        else:
-            if job.outputs is None:
-                job.outputs = np.empty((job.num_steps, answers.shape[1]), np.float32)
-            job.outputs[job.num_done : job.num_done + count] = answers
-        job.num_done += count
-        if job.feedback is not None and job.num_done < job.num_steps:
-            job.values[job.num_done] = answers[-1, job.feedback]
+        lane.observer.batch_done(num_applied, result.gather_s, result.run_s, result.scatter_s)
 
     @staticmethod
     def _end(lane: Lane, job: Job) -> None:
-        """Take a job out, once: give back its scratch row, tell its owner, wake its waiter."""
+        """Take a job out, once: give back its scratch rows, tell its owner, wake its waiter."""
         if job.has_ended:
             return
         job.has_ended = True
-        lane.num_queued_steps -= job.num_steps
+        lane.num_queued_steps -= job.num_rows * job.num_steps
         if job.scratch is not None:
             lane.arena.free(job.scratch)
             job.scratch = None
         if job.owner is not None:
             job.owner.settled(job)
-        if job.waiter.done():
-            return  # whoever waited has left
-        if job.failure is not None:
-            job.waiter.set_exception(job.failure)
-        elif job.is_applied:
-            job.waiter.set_result(job.outputs)
-        else:
-            job.waiter.cancel()  # withdrawn
+        if job.on_end is not None:
+            job.on_end(job)
 
     def _die(self, lane: Lane, batch: Batch, error: Exception) -> None:
         """Fail everything that waits for a lane whose engine raised; nothing of the batch has moved."""
         logger.critical("the engine failed", exc_info=error, extra={"fields": {"model": lane.name}})
         lane.is_running = False
         lane.is_dead = True
+        _queue_singles(lane)
         waiting = [*batch.jobs, *lane.queue]
         lane.queue.clear()
         for job in waiting:
-            if job.has_ended:
-                continue
             job.failure = errors.EngineDead(f"the engine of {lane.name} has failed", model=lane.name)
             self._end(lane, job)
         self._on_engine_death(lane)
+
+
+def _queue_singles(lane: Lane) -> None:
+    """Make jobs of what came one by one, and queue them by when they came."""
+    while lane.singles:
+        job = lane.singles.take(lane.policy.max_rows)
+        if lane.queue and lane.queue[0].enqueued_s > job.enqueued_s:
+            lane.queue.appendleft(job)
+        else:
+            lane.queue.append(job)
+
+
+def _note_failed(job: Job, failed: NDArray[np.bool_]) -> None:
+    """Note which rows of a job came to nothing; they run on for nobody, and none of their states is kept."""
+    if failed.any():
+        job.failed = failed if job.failed is None else job.failed | failed
+
+
+def _collect(job: Job, answers: NDArray[np.float32], count: int) -> None:
+    """Keep the piece's answers `[rows, time, outputs]`; in a forecast they make the next values."""
+    if count == job.num_steps:
+        job.outputs = answers
+    else:
+        if not job.num_done:
+            job.outputs = np.empty((job.num_rows, job.num_steps, answers.shape[2]), np.float32)
+        job.outputs[:, job.num_done : job.num_done + count] = answers
+    job.num_done += count
+    if job.feedback is not None and not job.is_done:
+        job.values[:, job.num_done] = answers[:, -1, job.feedback]

@@ -1,66 +1,39 @@
 """One live session: how a message moves it, and what is left of the last one.
 
-Owns step, stored answer and the one job in flight; its row is the arena's. Knows no gRPC, no onnxruntime, no asyncio
-and no store. Time is an argument, in seconds since 1970.
+Its row is the arena's, what is known of it stands in the columns of its model. Knows no gRPC, no onnxruntime, no
+asyncio and no store. Time is an argument, in seconds since 1970.
 """
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol
+
+import numpy as np
 
 from longshort_service import errors
-from longshort_service.arena import ArenaFull
+from longshort_service.arena import Slot, Slots
 from longshort_service.batching import Job
+from longshort_service.columns import Moves
 from longshort_service.protocol import MessageIdentity, Verdict, judge, judge_unnumbered
+from longshort_service.record import SessionRecord
+from longshort_service.served_model import ModelT, allocate_scratch
 from longshort_service.values import check_values, checksum
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy as np
     from numpy.typing import NDArray
 
-    from longshort_service.arena import Arena, Slot, States
-    from longshort_service.record import SessionRecord
-    from longshort_service.signature import Signature
-
-
-class ServedModel(Protocol):
-    """What the table needs to know of a model version. Compared and hashed by identity."""
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-
-    @property
-    def version(self) -> int:
-        """Its version."""
-
-    @property
-    def signature(self) -> Signature:
-        """What its numbers mean."""
-
-    @property
-    def arena(self) -> Arena:
-        """Its rows."""
-
-    @property
-    def piece_steps(self) -> int:
-        """The number of steps above which a message takes more than one run."""
-
-
-ModelT = TypeVar("ModelT", bound=ServedModel)
+    from longshort_service.arena import States
 
 
 class StreamOwner(Protocol):
     """The stream that has a session open."""
 
-    client_id: str
-
-    def end(self, error: errors.ServiceError) -> None:
-        """End the stream with `error` once the message in hand, if any, is answered. Must not raise."""
+    def lose(self, session_id: str, error: errors.ServiceError) -> None:
+        """Take that a session is no longer the stream's, once its message in hand is answered. Must not raise."""
 
 
 class Answers(enum.Enum):
@@ -79,54 +52,77 @@ class Replay:
 
 
 class Session(Generic[ModelT]):
-    """One live session. Its row, step and stored answer change together, in `settled`.
+    """One live session: the name of a row. What is known of it stands in its model's columns.
 
-    `in_flight` is the one job that may move it; while there is one, the row is not read, written or freed by anyone
-    else. `owner` is the stream that has it open.
+    While a message `is_busy`, the row is not read, written or freed by anyone else. `owner` is the stream that has it
+    open.
     """
 
-    __slots__ = (
-        "_pending_answers",
-        "_pending_message",
-        "_when_settled",
-        "created_by",
-        "epoch",
-        "id",
-        "in_flight",
-        "incarnation",
-        "is_ended",
-        "is_gapless",
-        "last_answer",
-        "last_message",
-        "last_output",
-        "last_used_s",
-        "last_values",
-        "model",
-        "owner",
-        "slot",
-        "step",
-    )
+    __slots__ = ("_generation", "_row", "created_by", "id", "is_ended", "model", "owner")
 
     def __init__(self, session_id: str, model: ModelT, slot: Slot, epoch: int, incarnation: int) -> None:
         self.id = session_id
         self.model = model
-        self.slot = slot
+        self._row = slot.row
+        self._generation = slot.generation
+        self.created_by = ""  # the client_id of the stream that began it, as long as it stays live
+        self.is_ended = False  # taken off the table: whoever still holds it must not use it
+        self.owner: StreamOwner | None = None
+        model.columns.clear(slot.row)
         self.epoch = epoch
         self.incarnation = incarnation
-        self.created_by = ""  # the client_id of the stream that began it, as long as it stays live
-        self.step = 0
-        self.is_gapless = True
-        self.is_ended = False  # taken off the table: whoever still holds it must not use it
-        self.last_used_s = 0.0
-        self.last_message: MessageIdentity | None = None
-        self.last_answer: NDArray[np.float32] | None = None  # [rows, outputs] f32
-        self.last_values: NDArray[np.float32] | None = None  # [features] f32
-        self.last_output: NDArray[np.float32] | None = None  # [outputs] f32
-        self.owner: StreamOwner | None = None
-        self.in_flight: Job | None = None
-        self._pending_message: MessageIdentity | None = None
-        self._pending_answers = Answers.ALL
-        self._when_settled: list[Callable[[], None]] = []
+
+    @property
+    def slot(self) -> Slot:
+        """Its row."""
+        return Slot(self._row, self._generation)
+
+    @property
+    def row(self) -> int:
+        """The number of its row."""
+        return self._row
+
+    @property
+    def step(self) -> int:
+        """The number of steps it has consumed."""
+        return self.model.columns.step_of[self._row]
+
+    @property
+    def epoch(self) -> int:
+        """Raised by every opening."""
+        return int(self.model.columns.epoch[self._row])
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self.model.columns.epoch[self._row] = epoch
+
+    @property
+    def incarnation(self) -> int:
+        """Drawn when it was created, reset or imported."""
+        return int(self.model.columns.incarnation[self._row])
+
+    @incarnation.setter
+    def incarnation(self, incarnation: int) -> None:
+        self.model.columns.incarnation[self._row] = incarnation
+
+    @property
+    def is_gapless(self) -> bool:
+        """Whether it is known that no values are missing after its step."""
+        return bool(self.model.columns.is_gapless[self._row])
+
+    @property
+    def last_used_s(self) -> float:
+        """When it was used last."""
+        return float(self.model.columns.used_s[self._row])
+
+    @last_used_s.setter
+    def last_used_s(self, now_s: float) -> None:
+        self.model.columns.used_s[self._row] = now_s
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a message is in flight."""
+        return not self.is_ended and bool(self.model.columns.is_busy[self._row])
 
     def begin(
         self, rows: NDArray[np.float32], step: int | None, answers: Answers, now_s: float
@@ -138,65 +134,93 @@ class Session(Generic[ModelT]):
         """
         if self.is_ended:
             raise errors.SessionMoved(f"session {self.id} has ended", cause="ended", client_id="")
-        if self.in_flight is not None:
+        if self.is_busy:
             raise errors.InternalError(f"session {self.id} has a message in flight already")
-        message = MessageIdentity(self.step if step is None else step, len(rows), checksum(rows))
+        columns, row, model = self.model.columns, self._row, self.model
+        crc = checksum(rows)
         if step is None:
             judge_unnumbered(self.step, gapless=self.is_gapless)
-        elif judge(self.step, self.last_message, message) is Verdict.REPLAY:
-            self.last_used_s = now_s
-            if self.last_answer is None:
-                raise errors.InternalError(f"session {self.id} has lost its stored answer")
-            return Replay(self.last_answer)
-        values = check_values(rows, self.model.signature, self.last_values)
-        scratch = None
-        if len(rows) > self.model.piece_steps:
-            scratch = allocate_row(self.model)
-        job = Job(values, self.slot, scratch=scratch, owner=self)
-        self.in_flight = job
-        self._pending_message = message
-        self._pending_answers = answers
+        else:
+            message = MessageIdentity(step, len(rows), crc)
+            if judge(self.step, columns.last_message(row), message) is Verdict.REPLAY:
+                self.last_used_s = now_s
+                answer = columns.last_answer(row)
+                if answer is None:
+                    raise errors.InternalError(f"session {self.id} has lost its stored answer")
+                return Replay(answer)
+        last_row = columns.seen[row] if self.step else None
+        values = check_values(rows, model.signature, last_row)
+        moves = Moves(
+            columns,
+            sent=rows[None, -1],
+            crcs=np.array([crc], np.uint32),
+            answer_rows=np.array([num_answer_rows(answers, len(rows))], np.int32),
+        )
+        scratch = allocate_scratch(model, 1) if len(rows) > model.piece_steps(1) else None
+        columns.is_busy[row] = True
         self.last_used_s = now_s
-        return job
+        return Job(values[None], Slots.of(self.slot), scratch=scratch, owner=moves)
 
     def abandon(self, job: Job) -> None:
         """Forget a job that the scheduler did not take; its scratch row goes back."""
         if job.scratch is not None:
             self.model.arena.free(job.scratch)
             job.scratch = None
-        self.settled(job)
-
-    def settled(self, job: Job) -> None:
-        """Take the scheduler's word that a job has ended: where it was applied, the session moves."""
-        if job.outputs is not None and job.is_applied:
-            self.step += job.num_steps
-            self.last_message = self._pending_message
-            self.last_values = job.values[-1].copy()  # a view would keep the whole message alive
-            self.last_output = job.outputs[-1].copy()
-            self.last_answer = select_answers(job.outputs, self._pending_answers)
-            self.is_gapless = True
-        self.in_flight = None
-        callbacks, self._when_settled = self._when_settled, []
-        for callback in callbacks:
-            callback()
+        self.model.columns.is_busy[self._row] = False
 
     @property
     def num_waiting(self) -> int:
         """The number of calls that wait for what is in flight."""
-        return len(self._when_settled)
+        return 0 if self.is_ended else self.model.columns.num_waiting(self._row)
+
+    def when_settled(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called once when what is in flight has ended."""
+        self.model.columns.when_settled(self._row, callback)
 
     def restart(self, states: States, incarnation: int, now_s: float) -> None:
         """Begin anew at step 0 from `states`. The caller has waited until nothing is in flight."""
         self.model.arena.write(self.slot, states)
+        self.model.columns.clear(self._row)
         self.incarnation = incarnation
-        self.step = 0
-        self.is_gapless = True
         self.last_used_s = now_s
-        self.last_message = self.last_answer = self.last_values = self.last_output = None
 
-    def when_settled(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called once when what is in flight has ended."""
-        self._when_settled.append(callback)
+    def put(self, record: SessionRecord) -> None:
+        """Become what a record says, its epoch excepted. The record fits the model."""
+        columns, row = self.model.columns, self._row
+        self.model.arena.write(self.slot, list(record.states))
+        columns.clear(row)
+        columns.step[row] = record.step
+        columns.is_gapless[row] = record.is_gapless
+        columns.set_last_message(row, record.last_message, record.last_answer)
+        if record.last_values is not None and record.last_output is not None:
+            columns.sent[row] = columns.seen[row] = record.last_values
+            columns.output[row] = record.last_output
+
+    def record(self) -> SessionRecord:
+        """Return a copy of the session as a value. The caller has waited until nothing is in flight."""
+        columns, row, model = self.model.columns, self._row, self.model
+        has_begun = self.step > 0
+        return SessionRecord(
+            session_id=self.id,
+            model=model.name,
+            version=model.version,
+            fingerprint=model.signature.fingerprint,
+            step=self.step,
+            incarnation=self.incarnation,
+            epoch=self.epoch,
+            is_gapless=self.is_gapless,
+            last_used_s=self.last_used_s,
+            states=tuple(model.arena.read(self.slot)),
+            last_message=columns.last_message(row),
+            last_answer=columns.last_answer(row),
+            last_values=columns.seen[row].copy() if has_begun else None,
+            last_output=columns.output[row].copy() if has_begun else None,
+        )
+
+
+def num_answer_rows(answers: Answers, num_steps: int) -> int:
+    """Return how many rows of a message's outputs go back to the caller."""
+    return {Answers.ALL: num_steps, Answers.LAST: 1, Answers.NONE: 0}[answers]
 
 
 def select_answers(outputs: NDArray[np.float32], answers: Answers) -> NDArray[np.float32]:
@@ -204,45 +228,3 @@ def select_answers(outputs: NDArray[np.float32], answers: Answers) -> NDArray[np
     if answers is Answers.ALL:
         return outputs
     return outputs[-1:].copy() if answers is Answers.LAST else outputs[:0].copy()
-
-
-def check_fit(record: SessionRecord, model: ServedModel) -> None:
-    """Raise ModelChanged where a record cannot be continued by a model: another file, or arrays that do not fit."""
-    signature = model.signature
-    label = f"{model.name}/{model.version}"
-    if record.fingerprint != signature.fingerprint:
-        raise errors.ModelChanged(
-            f"session {record.session_id} was stored with another file of {label}: reset it",
-            session_id=record.session_id,
-        )
-    num_outputs = len(signature.outputs)
-    row, output = (None, None) if record.step == 0 else ((len(signature.features),), (num_outputs,))
-    answer = record.last_answer
-    fits = (
-        tuple(state.shape for state in record.states)
-        == tuple(state.row_shape() for state in signature.states)
-        and _shape(record.last_values) == row
-        and _shape(record.last_output) == output
-        and (record.last_message is None) == (answer is None)
-        and (answer is None or (answer.ndim == 2 and answer.shape[1] == num_outputs))
-    )
-    if not fits:
-        raise errors.ModelChanged(
-            f"the stored state of session {record.session_id} does not fit {label}: reset it",
-            session_id=record.session_id,
-        )
-
-
-def _shape(array: NDArray[np.float32] | None) -> tuple[int, ...] | None:
-    return None if array is None else array.shape
-
-
-def allocate_row(model: ServedModel) -> Slot:
-    """Return a fresh row of the model. Raises SessionsExhausted."""
-    try:
-        return model.arena.allocate()
-    except ArenaFull as error:
-        raise errors.SessionsExhausted(
-            f"all {model.arena.num_rows} state rows of {model.name} are in use: wait and send again",
-            model=model.name,
-        ) from error

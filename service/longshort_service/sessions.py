@@ -9,11 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Generic
 
 from longshort_service import errors
-from longshort_service.record import SessionRecord
-from longshort_service.session import ModelT, Session, StreamOwner, allocate_row, check_fit
+from longshort_service.served_model import ModelT, allocate_row, check_fit
+from longshort_service.session import Session, StreamOwner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from longshort_service.record import SessionRecord
 
 
 class SessionTable(Generic[ModelT]):
@@ -48,36 +50,10 @@ class SessionTable(Generic[ModelT]):
     def restore(self, record: SessionRecord, model: ModelT, *, epoch: int, now_s: float) -> Session[ModelT]:
         """Add a session as it was recorded. Raises SessionsExhausted, or ModelChanged where the state is another's."""
         check_fit(record, model)
-        slot = allocate_row(model)
-        model.arena.write(slot, list(record.states))
-        session = Session(record.session_id, model, slot, epoch, record.incarnation)
-        session.step = record.step
-        session.is_gapless = record.is_gapless
-        session.last_message = record.last_message
-        session.last_answer = record.last_answer
-        session.last_values = record.last_values
-        session.last_output = record.last_output
+        session = Session(record.session_id, model, allocate_row(model), epoch, record.incarnation)
+        session.put(record)
         self._add(session, now_s)
         return session
-
-    def record(self, session: Session[ModelT]) -> SessionRecord:
-        """Return a copy of a session as a value. The caller has waited until nothing is in flight."""
-        return SessionRecord(
-            session_id=session.id,
-            model=session.model.name,
-            version=session.model.version,
-            fingerprint=session.model.signature.fingerprint,
-            step=session.step,
-            incarnation=session.incarnation,
-            epoch=session.epoch,
-            is_gapless=session.is_gapless,
-            last_used_s=session.last_used_s,
-            states=tuple(session.model.arena.read(session.slot)),
-            last_message=session.last_message,
-            last_answer=session.last_answer,
-            last_values=session.last_values,
-            last_output=session.last_output,
-        )
 
     def attach(self, session: Session[ModelT], owner: StreamOwner, now_s: float) -> None:
         """Give a session to a stream. A stream that had it before must have been ended by the caller."""
@@ -103,7 +79,7 @@ class SessionTable(Generic[ModelT]):
 
     def remove(self, session: Session[ModelT]) -> None:
         """Take a session off the table and free its row. The caller has waited until nothing is in flight."""
-        if session.in_flight is not None:
+        if session.is_busy:
             raise errors.InternalError(f"session {session.id} was removed with a message in flight")
         if session.owner is None:
             self._leave_idle(session)
@@ -118,7 +94,7 @@ class SessionTable(Generic[ModelT]):
         """
         heads = (
             next(
-                (session for session in idle.values() if session.in_flight is None and is_free(session.id)),
+                (session for session in idle.values() if not session.is_busy and is_free(session.id)),
                 None,
             )
             for idle in self._idle.values()
@@ -133,7 +109,7 @@ class SessionTable(Generic[ModelT]):
             for session in idle.values():
                 if session.last_used_s >= before_s or len(found) == limit:
                     break
-                if session.in_flight is None:
+                if not session.is_busy:
                     found.append(session)
         return found
 

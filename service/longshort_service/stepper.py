@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Final, Protocol
 import numpy as np
 
 from longshort_service import errors
+from longshort_service.arena import Slots
 from longshort_service.batching import Job
-from longshort_service.session import Answers, Replay, allocate_row, check_fit, select_answers
+from longshort_service.served_model import allocate_row, check_fit
+from longshort_service.session import Answers, Replay, select_answers
 from longshort_service.values import check_values
 
 if TYPE_CHECKING:
@@ -76,16 +78,37 @@ class Stepper:
             return Applied(work.outputs, session.step, is_replayed=True)
         reached = session.step + work.num_steps
         try:
-            waiter = self._scheduler.submit(session.model.lane, work)
-        except errors.ServiceError:
-            session.abandon(work)
-            raise
-        try:
-            outputs = await waiter
-        except asyncio.CancelledError:
-            self._scheduler.withdraw(work)
+            outputs = await self._run(session.model, work)
+        except (errors.QueueFull, errors.EngineDead):
+            if not work.has_ended:
+                session.abandon(work)
             raise
         return Applied(select_answers(outputs, answers), reached, is_replayed=False)
+
+    async def _run(self, model: Model, job: Job) -> NDArray[np.float32]:
+        """Return the answers `[time, outputs]` of a job of one row; it is withdrawn where the caller is cancelled.
+
+        Raises what Scheduler.submit raises, NonFiniteResult, or what ended the job.
+        """
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def wake(_job: Job) -> None:
+            if not waiter.done():
+                waiter.set_result(None)
+
+        job.on_end = wake
+        self._scheduler.submit(model.lane, job)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            self._scheduler.withdraw(job)
+            raise
+        if job.failure is not None:
+            raise job.failure
+        if job.failed is not None:
+            raise not_finite(model.name)
+        outputs: NDArray[np.float32] = job.outputs[0]
+        return outputs.copy()  # a view would keep the whole batch alive
 
     async def forecast(
         self, record: SessionRecord, model: Model, horizon: int, max_steps: int
@@ -112,20 +135,17 @@ class Stepper:
         if horizon == 1:
             return first[None, :]
         columns = model.signature.feedback_columns()
-        values = np.empty((horizon - 1, len(columns)), np.float32)
-        values[0] = first[columns]
-        scratch = allocate_row(model)
-        model.arena.write(scratch, list(record.states))
+        values = np.empty((1, horizon - 1, len(columns)), np.float32)
+        values[0, 0] = first[columns]
+        slot = allocate_row(model)
+        model.arena.write(slot, list(record.states))
+        scratch = Slots.of(slot)
         job = Job(values, scratch, scratch=scratch, feedback=columns)
         try:
-            waiter = self._scheduler.submit(model.lane, job)
-        except errors.ServiceError:
-            model.arena.free(scratch)
-            raise
-        try:
-            rolled = await waiter
-        except asyncio.CancelledError:
-            self._scheduler.withdraw(job)
+            rolled = await self._run(model, job)
+        except (errors.QueueFull, errors.EngineDead):
+            if not job.has_ended:
+                model.arena.free(scratch)
             raise
         return np.vstack([first, rolled])
 
@@ -153,6 +173,13 @@ class Stepper:
         finally:
             self._num_explains -= 1
         return outputs
+
+
+def not_finite(model_name: str) -> errors.NonFiniteResult:
+    """Return the error of a message whose result is not finite."""
+    return errors.NonFiniteResult(
+        "the model's answer to these values is not finite; the session has not moved", model=model_name
+    )
 
 
 def _explain(

@@ -19,7 +19,7 @@ T = TypeVar("T")
 async def until_settled(session: Session[Model]) -> None:
     """Wait until no message of the session is in flight. What follows without an await sees it so."""
     loop = asyncio.get_running_loop()
-    while session.in_flight is not None:
+    while session.is_busy:
         settled = loop.create_future()
         session.when_settled(lambda settled=settled: settled.done() or settled.set_result(None))  # type: ignore[misc]
         await settled

@@ -53,7 +53,6 @@ class Edge:
     max_steps: int
     max_message_bytes: int
     max_streams: int
-    stream_arrived: Callable[[], None]
     num_calls: int = 0  # calls being handled now, streams included
     is_draining: bool = False
     _quiet: asyncio.Event = field(default_factory=asyncio.Event)

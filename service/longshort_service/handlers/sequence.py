@@ -58,7 +58,6 @@ class SequenceHandler:
             except errors.ServiceError as error:
                 self._edge.count(error)
                 await status.abort(context, error)
-            self._edge.stream_arrived()
             stream = StreamConversation(self._edge, context)
             self._streams.add(stream)
             try:

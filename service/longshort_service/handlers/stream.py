@@ -35,7 +35,6 @@ class StreamConversation:
     """The server's half of a Stream call. It owns its session from `opened` on until it ends or another takes it."""
 
     def __init__(self, edge: Edge, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
-        self.client_id = ""
         self._edge = edge
         self._context = context
         self._protocol = StreamProtocol()
@@ -58,6 +57,10 @@ class StreamConversation:
                 self._edge.keeper.table.detach(self._session, self, self._edge.keeper.clock())
             if self._end_task is not None:
                 await asyncio.wait([self._end_task])
+
+    def lose(self, session_id: str, error: errors.ServiceError) -> None:  # noqa: ARG002
+        """See StreamOwner: the stream has only the one."""
+        self.end(error)
 
     def end(self, error: errors.ServiceError) -> None:
         """End the stream: at once where it is between messages, otherwise after the answer in hand."""
@@ -123,13 +126,13 @@ class StreamConversation:
         self._edge.refuse_while_draining()
         if len(request.client_id) > codec.MAX_CLIENT_ID:
             raise errors.InvalidMessage(f"client_id is longer than {codec.MAX_CLIENT_ID} characters")
-        self.client_id = request.client_id
         session, created = await self._edge.keeper.open(
             OpenRequest(
                 codec.session_id(request.session, may_be_empty=True),
                 codec.open_mode(request.mode),
                 request.model,
                 request.version,
+                request.client_id,
             ),
             self,
         )
@@ -160,7 +163,7 @@ class StreamConversation:
         signature = session.model.signature
         rows = codec.rows(message, signature, self._edge.max_steps)
         wanted = codec.answers(message.answers)
-        if session.in_flight is not None:  # a unary call is moving the session just now
+        if session.is_busy:  # a unary call is moving the session just now
             await self._edge.keeper.until_settled(session)
             self._settled_session()
         applied = await self._edge.stepper.step(
@@ -181,7 +184,7 @@ class StreamConversation:
 
     async def _forecast(self, session: Session[Model], horizon: int) -> sequence_pb2.StreamResponse:
         await self._edge.keeper.until_settled(session)
-        record = self._edge.keeper.table.record(self._settled_session())
+        record = self._settled_session().record()
         outputs = await self._edge.stepper.forecast(record, session.model, horizon, self._edge.max_steps)
         response = sequence_pb2.StreamResponse()
         codec.fill_answer(

@@ -1,0 +1,177 @@
+"""What is known of every session of one model version beside its states: a column a fact, a row a session.
+
+Owns step, stored answer and identity of the last message, and moves them for a whole batch at once. The rows are the
+arena's. Knows no names of sessions, no gRPC, no onnxruntime, no asyncio and no store. Times are in seconds since 1970.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from longshort_service.protocol import MessageIdentity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from longshort_service.batching import Job
+
+
+class SessionColumns:
+    """The columns of up to `num_rows` sessions. What a row holds that no session has is of no meaning.
+
+    Like the states they are allocated at once and cost memory where they were touched. A message of one step, which
+    is most of them, is kept as its values: its checksum is worked out when somebody asks, and its answer is `output`.
+    """
+
+    def __init__(self, num_rows: int, num_features: int, num_outputs: int, *, repeats_last: bool) -> None:
+        self.step = np.zeros(num_rows, np.int64)
+        self.epoch = np.zeros(num_rows, np.uint64)
+        self.incarnation = np.zeros(num_rows, np.uint64)
+        self.used_s = np.zeros(num_rows, np.float64)
+        self.is_gapless = np.zeros(num_rows, np.bool_)
+        self.is_busy = np.zeros(
+            num_rows, np.bool_
+        )  # a message is in flight: the row is nobody else's meanwhile
+        self.is_idle = np.zeros(num_rows, np.bool_)  # a session that no stream has open
+        self.output = np.zeros((num_rows, num_outputs), np.float32)  # after the last step
+        self.sent = np.zeros((num_rows, num_features), np.float32)  # the last row, as the client sent it
+        # The same as the model saw it: they differ where a missing value was filled.
+        self.seen = np.zeros_like(self.sent) if repeats_last else self.sent
+        self._message_steps = np.zeros(num_rows, np.int32)  # of the last message; 0: there is none
+        self._message_crc = np.zeros(
+            num_rows, np.uint32
+        )  # of its values, where `_has_crc`; else that of `sent`
+        self._has_crc = np.zeros(num_rows, np.bool_)
+        self._answer_rows = np.zeros(num_rows, np.int32)  # of its stored answer
+        self._long_answers: dict[int, bytes] = {}  # where it has more than one row
+        self._when_settled: dict[int, list[Callable[[], None]]] = {}
+        # One number at a time is read faster through these.
+        self.step_of = memoryview(self.step.data)
+        self.is_busy_of = memoryview(self.is_busy.data)
+
+    def clear(self, row: int) -> None:
+        """Make a row that of a session at step 0."""
+        self.step[row] = 0
+        self.is_gapless[row] = True
+        self.is_busy[row] = False
+        self._message_steps[row] = 0
+        self._long_answers.pop(row, None)
+
+    def clear_many(self, rows: NDArray[np.intp]) -> None:
+        """Make rows those of sessions at step 0."""
+        self.step[rows] = 0
+        self.is_gapless[rows] = True
+        self.is_busy[rows] = False
+        self._message_steps[rows] = 0
+        self._forget_long_answers(rows)
+
+    def last_message(self, row: int) -> MessageIdentity | None:
+        """Return what the last message is known by; None before the first and after a fork."""
+        num_steps = int(self._message_steps[row])
+        if not num_steps:
+            return None
+        crc = int(self._message_crc[row]) if self._has_crc[row] else zlib.crc32(self.sent[row].data)
+        return MessageIdentity(int(self.step[row]) - num_steps, num_steps, crc)
+
+    def last_answer(self, row: int) -> NDArray[np.float32] | None:
+        """Return the stored answer `[rows, outputs] f32` of the last message."""
+        if not self._message_steps[row]:
+            return None
+        long = self._long_answers.get(row)
+        if long is not None:
+            return np.frombuffer(long, np.float32).reshape(-1, self.output.shape[1])
+        return self.output[row : row + 1][: self._answer_rows[row]].copy()
+
+    def set_last_message(
+        self, row: int, message: MessageIdentity | None, answer: NDArray[np.float32] | None
+    ) -> None:
+        """Put the last message and its answer `[rows, outputs]` into a row, as a record has them."""
+        self._long_answers.pop(row, None)
+        self._message_steps[row] = 0 if message is None else message.num_steps
+        if message is None or answer is None:
+            return
+        self._message_crc[row] = message.crc
+        self._has_crc[row] = True
+        self._answer_rows[row] = len(answer)
+        if len(answer) > 1:
+            self._long_answers[row] = answer.tobytes()
+
+    def settle(self, job: Job, moves: Moves) -> None:
+        """Move the rows that a job was applied to, and free all of its rows for what comes next."""
+        rows = job.slots.rows
+        applied = job.applied
+        if applied is None:
+            self._move(rows, job, moves, slice(None))
+        elif applied.any():
+            self._move(rows[applied], job, moves, applied)
+        self.is_busy[rows] = False
+        if self._when_settled:
+            self._tell_waiters(rows)
+
+    def _move(
+        self, rows: NDArray[np.intp], job: Job, moves: Moves, applied: slice | NDArray[np.bool_]
+    ) -> None:
+        outputs = job.outputs[applied]  # [rows, time, outputs] f32
+        answer_rows = moves.answer_rows[applied]
+        self.step[rows] += job.num_steps
+        self._message_steps[rows] = job.num_steps
+        self._answer_rows[rows] = answer_rows
+        self.output[rows] = outputs[:, -1]
+        self.sent[rows] = moves.sent[applied]
+        if self.seen is not self.sent:
+            self.seen[rows] = job.values[applied, -1]
+        self.is_gapless[rows] = True
+        self._forget_long_answers(rows)
+        self._has_crc[rows] = moves.crcs is not None
+        if moves.crcs is not None:
+            self._message_crc[rows] = moves.crcs[applied]
+        if job.num_steps > 1:
+            long = answer_rows > 1
+            self._long_answers.update(zip(rows[long].tolist(), as_bytes(outputs[long]), strict=True))
+
+    def _forget_long_answers(self, rows: NDArray[np.intp]) -> None:
+        if self._long_answers:
+            for row in self._long_answers.keys() & set(rows.tolist()):
+                del self._long_answers[row]
+
+    def when_settled(self, row: int, callback: Callable[[], None]) -> None:
+        """Have `callback` called once when what is in flight at a row has ended."""
+        self._when_settled.setdefault(row, []).append(callback)
+
+    def num_waiting(self, row: int) -> int:
+        """Return how many calls wait for what is in flight at a row."""
+        return len(self._when_settled.get(row, ()))
+
+    def _tell_waiters(self, rows: NDArray[np.intp]) -> None:
+        for row in self._when_settled.keys() & set(rows.tolist()):
+            for callback in self._when_settled.pop(row):
+                callback()
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """What a job does to the sessions in its rows when it is applied: a JobOwner."""
+
+    columns: SessionColumns
+    sent: NDArray[np.float32]  # [rows, features] each message's last row as it was sent
+    crcs: NDArray[np.uint32] | None  # [rows] of the messages' values; None where they have one step
+    answer_rows: NDArray[np.int32]  # [rows] how much of the answer goes back: all steps, 1 or 0
+
+    def settled(self, job: Job) -> None:
+        """See JobOwner."""
+        self.columns.settle(job, self)
+
+
+def as_bytes(rows: NDArray[np.float32]) -> list[bytes]:
+    """Return the bytes of each row, copied: what is kept of a row must not keep the batch alive."""
+    width = math.prod(rows.shape[1:])
+    flat = np.ascontiguousarray(rows).reshape(len(rows), width)
+    items: Any = flat.view(np.dtype((np.void, width * 4))).ravel().tolist()
+    return cast("list[bytes]", items)

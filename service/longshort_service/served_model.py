@@ -1,0 +1,101 @@
+"""What sessions need of a model version: its signature, its rows, its columns; and rows for whoever needs some."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from longshort_service import errors
+from longshort_service.arena import ArenaFull
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from longshort_service.arena import Arena, Slot, Slots
+    from longshort_service.columns import SessionColumns
+    from longshort_service.record import SessionRecord
+    from longshort_service.signature import Signature
+
+
+class ServedModel(Protocol):
+    """What the table needs to know of a model version. Compared and hashed by identity."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def version(self) -> int:
+        """Its version."""
+
+    @property
+    def signature(self) -> Signature:
+        """What its numbers mean."""
+
+    @property
+    def arena(self) -> Arena:
+        """Its rows."""
+
+    @property
+    def columns(self) -> SessionColumns:
+        """What is known of the sessions in them."""
+
+    def piece_steps(self, num_rows: int) -> int:
+        """Return the number of steps above which messages of so many sessions take more than one run."""
+
+
+ModelT = TypeVar("ModelT", bound=ServedModel)
+
+
+def check_fit(record: SessionRecord, model: ServedModel) -> None:
+    """Raise ModelChanged where a record cannot be continued by a model: another file, or arrays that do not fit."""
+    signature = model.signature
+    label = f"{model.name}/{model.version}"
+    if record.fingerprint != signature.fingerprint:
+        raise errors.ModelChanged(
+            f"session {record.session_id} was stored with another file of {label}: reset it",
+            session_id=record.session_id,
+        )
+    num_outputs = len(signature.outputs)
+    row, output = (None, None) if record.step == 0 else ((len(signature.features),), (num_outputs,))
+    answer = record.last_answer
+    fits = (
+        tuple(state.shape for state in record.states)
+        == tuple(state.row_shape() for state in signature.states)
+        and _shape(record.last_values) == row
+        and _shape(record.last_output) == output
+        and (record.last_message is None) == (answer is None)
+        and (answer is None or (answer.ndim == 2 and answer.shape[1] == num_outputs))
+    )
+    if not fits:
+        raise errors.ModelChanged(
+            f"the stored state of session {record.session_id} does not fit {label}: reset it",
+            session_id=record.session_id,
+        )
+
+
+def _shape(array: NDArray[np.float32] | None) -> tuple[int, ...] | None:
+    return None if array is None else array.shape
+
+
+def allocate_row(model: ServedModel) -> Slot:
+    """Return a row of the model in its initial state. Raises SessionsExhausted."""
+    try:
+        return model.arena.allocate()
+    except ArenaFull as error:
+        raise _exhausted(model) from error
+
+
+def allocate_scratch(model: ServedModel, count: int) -> Slots:
+    """Return rows to work on, whatever they hold. Raises SessionsExhausted."""
+    try:
+        return model.arena.allocate_many(count)
+    except ArenaFull as error:
+        raise _exhausted(model) from error
+
+
+def _exhausted(model: ServedModel) -> errors.SessionsExhausted:
+    return errors.SessionsExhausted(
+        f"all {model.arena.num_rows} state rows of {model.name} are in use: wait and send again",
+        model=model.name,
+    )
