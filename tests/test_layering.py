@@ -57,6 +57,9 @@ MAY_KNOW: dict[str, set[str]] = {
     "session": {"errors", "arena", "batching", "protocol", "record", "signature", "values"},
     "sessions": {"errors", "arena", "record", "session", "signature"},
     "engine": {"batching", "signature"},
+    "resident_graph": {"signature"},
+    "device_states": {"arena", "engine", "host_states", "resident_graph"},
+    "resident_engine": {"batching", "device_states", "engine", "host_states", "resident_graph"},
     "lane": {"arena", "batching", "engine"},
     "scheduler": {"errors", "batching", "lane", "pacing"},
     "turns": {"repository", "session"},
@@ -78,11 +81,11 @@ MAY_KNOW: dict[str, set[str]] = {
     "event_loop": set(),
 }
 ONLY_IN = {
-    "onnxruntime": {"engine"},
+    "onnxruntime": {"engine", "device_states"},
     "prometheus_client": {"metrics", "http_endpoint", "demo"},
     "click": {"cli", "config", "commands"},
     "torch": set(),
-    "onnx": set(),
+    "onnx": {"resident_graph", "resident_engine"},
     "longshort_model": {"commands", "demo"},
     "uvloop": {"event_loop"},
 }

@@ -6,6 +6,7 @@ An engine is used from one thread at a time; its caller sees to that.
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -15,6 +16,7 @@ from longshort_service import signature as signatures
 from longshort_service.batching import RunCost
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from longshort_service.signature import Signature
 
 PROVIDERS: Final = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# TensorFloat-32 keeps 10 bits of a product's factors: answers would be 1e-3 off the CPU's instead of 1e-5.
+PROVIDER_OPTIONS: Final[dict[str, dict[str, str]]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}
 
 
 class ModelError(Exception):
@@ -36,24 +40,9 @@ class Engine:
     """
 
     def __init__(self, path: Path, *, provider: str, intra_op_num_threads: int) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = intra_op_num_threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # errors; what matters comes back as an exception
-        if provider == "cuda" and hasattr(ort, "preload_dlls"):
-            ort.preload_dlls()  # finds CUDA and cuDNN in PyTorch's or the nvidia packages' folders
-        if PROVIDERS[provider] not in ort.get_available_providers():
-            raise ModelError(
-                f"onnxruntime has no {PROVIDERS[provider]} here: docs/configuration.md says how to install it"
-            )
-        try:
-            self._session = ort.InferenceSession(str(path), options, providers=[PROVIDERS[provider]])
-        except Exception as error:  # onnxruntime's exceptions share no base but Exception
-            raise ModelError(f"{path}: onnxruntime cannot load it: {error}") from error
-        if self._session.get_providers()[0] != PROVIDERS[provider]:
-            raise ModelError(
-                f"{path}: {PROVIDERS[provider]} did not start; its CUDA libraries may be missing"
-            )
+        self._session = open_session(
+            str(path), label=str(path), provider=provider, intra_op_num_threads=intra_op_num_threads
+        )
         self.provider = PROVIDERS[provider]
         self.signature = self._read_signature(path)
         self._check_graph(path)
@@ -93,7 +82,7 @@ class Engine:
         """
         try:
             self._check_results()
-            return self._measure(max_rows, piece_steps)
+            return measure_cost(self._run_of_zeros, max_rows, piece_steps)
         except ModelError:
             raise
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
@@ -116,25 +105,9 @@ class Engine:
                     f"{list(array.shape)}, the signature promises float32 {list(shape)}"
                 )
 
-    def _measure(self, max_rows: int, piece_steps: int) -> RunCost:
-        rows, steps = min(64, max_rows), min(64, piece_steps)
-        single = self._time(1, 1)
-        wide = self._time(rows, 1) if rows > 1 else single
-        long = self._time(1, steps) if steps > 1 else single
-        self._time(max_rows, 1)
-        each_row_step = max(wide - single, 0.0) / max(rows - 1, 1)
-        each_step = max((long - single) / max(steps - 1, 1) - each_row_step, 0.0)
-        return RunCost(max(single - each_step - each_row_step, 1e-6), each_step, each_row_step)
-
-    def _time(self, num_rows: int, num_steps: int) -> float:
+    def _run_of_zeros(self, num_rows: int, num_steps: int) -> Callable[[], object]:
         values = np.zeros((num_rows, num_steps, len(self.signature.features)), np.float32)
-        states = self.initial_states(num_rows)
-        durations = []
-        for _ in range(5):
-            begin = time.perf_counter()
-            self.run(values, None, states)
-            durations.append(time.perf_counter() - begin)
-        return min(durations)
+        return partial(self.run, values, None, self.initial_states(num_rows))
 
     def _feeds(
         self, values: NDArray[np.float32], counts: NDArray[np.int32] | None, states: list[NDArray[np.float32]]
@@ -194,6 +167,54 @@ class Engine:
                 )
             if fixed[state.batch_axis] is not None:
                 raise ModelError(f"{path}: the batch of {state.input} is fixed at {fixed[state.batch_axis]}")
+
+
+def open_session(
+    model: str | bytes, *, label: str, provider: str, intra_op_num_threads: int
+) -> ort.InferenceSession:
+    """Load a model, a path or its bytes, for `provider`, "cpu" or "cuda"; errors call it `label`.
+
+    Raises ModelError where onnxruntime cannot load it, or where the provider is not there or does not start.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = intra_op_num_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors; what matters comes back as an exception
+    name = PROVIDERS[provider]
+    if provider == "cuda" and hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()  # finds CUDA and cuDNN in PyTorch's or the nvidia packages' folders
+    if name not in ort.get_available_providers():
+        raise ModelError(f"onnxruntime has no {name} here: docs/configuration.md says how to install it")
+    try:
+        session = ort.InferenceSession(model, options, providers=[(name, PROVIDER_OPTIONS[provider])])
+    except Exception as error:  # onnxruntime's exceptions share no base but Exception
+        raise ModelError(f"{label}: onnxruntime cannot load it: {error}") from error
+    if session.get_providers()[0] != name:
+        raise ModelError(f"{label}: {name} did not start; its CUDA libraries may be missing")
+    return session
+
+
+def measure_cost(
+    prepare: Callable[[int, int], Callable[[], object]], max_rows: int, piece_steps: int
+) -> RunCost:
+    """Return what runs cost, where `prepare(rows, steps)` gives one to make; the largest batch is run to be warm."""
+    rows, steps = min(64, max_rows), min(64, piece_steps)
+    single = _shortest_s(prepare(1, 1))
+    wide = _shortest_s(prepare(rows, 1)) if rows > 1 else single
+    long = _shortest_s(prepare(1, steps)) if steps > 1 else single
+    prepare(max_rows, 1)()
+    each_row_step = max(wide - single, 0.0) / max(rows - 1, 1)
+    each_step = max((long - single) / max(steps - 1, 1) - each_row_step, 0.0)
+    return RunCost(max(single - each_step - each_row_step, 1e-6), each_step, each_row_step)
+
+
+def _shortest_s(run: Callable[[], object]) -> float:
+    durations = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        run()
+        durations.append(time.perf_counter() - begin)
+    return min(durations)
 
 
 def _with_batch(state: signatures.State, num_rows: int) -> tuple[int, ...]:
