@@ -7,6 +7,8 @@ METRICS_PORT ?= 9464
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 PYTEST_FLAGS ?=
+# smoke (1 minute), quick (10), full (an hour), million.
+BENCH ?= quick
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
@@ -15,7 +17,7 @@ PACKAGES := pyproject.toml client/pyproject.toml
 MODELS = $(if $(wildcard models/metro/*/model.onnx models/parking/*/model.onnx),models)
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo train test check stubs clean
+.PHONY: help run demo train test check stubs bench clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -46,6 +48,10 @@ check: .venv/with-dev ## Format, lint, types, proto lint, generated code without
 
 stubs: .venv/with-dev ## Generate client/longshort/v1 from proto/.
 	PYTHON=$(BIN)/python tools/generate_stubs.sh
+
+# The load client is C++: Debian's g++, pkg-config and libgrpc++-dev.
+bench: .venv/with-torch ## Measure the service beside its rivals; BENCH=smoke, quick, full or million.
+	$(BIN)/python -m bench $(BENCH)
 
 clean: ## Remove what was made here, trained models excepted.
 	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage *.egg-info client/*.egg-info

@@ -1,0 +1,1 @@
+"""What longshort is measured against, each a small program of its own: `python -m bench.rivals.NAME [MODEL]`."""
