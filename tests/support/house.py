@@ -9,11 +9,13 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from longshort_service.arena import Arena, StateLayout
+from longshort_service.arena import Arena
 from longshort_service.batching import BatchPolicy, RunCost
+from longshort_service.columns import SessionColumns
 from longshort_service.engine import Engine
 from longshort_service.errors import ServiceError
 from longshort_service.eviction import Evictor, Limits
+from longshort_service.host_states import HostStates, StateLayout
 from longshort_service.keeper import Keeper, OpenRequest
 from longshort_service.lane import Lane
 from longshort_service.management import Management
@@ -21,6 +23,7 @@ from longshort_service.repository import MODEL_FILE, Model, ReloadResult, Reposi
 from longshort_service.scheduler import Scheduler
 from longshort_service.session import Answers, Session
 from longshort_service.sessions import SessionTable
+from longshort_service.signature import MissingValue
 from longshort_service.stepper import Stepper
 from longshort_service.stores.memory import MemoryStore
 from longshort_service.turns import Turns
@@ -132,10 +135,16 @@ class House:
     def _load(self, name: str, version: int, folder: Path) -> Model:
         path = folder / MODEL_FILE
         engine = Engine(path, provider="cpu", intra_op_num_threads=1)
-        states = engine.signature.states
-        arena = Arena([StateLayout(s.shape, s.batch_axis, s.initial) for s in states], ROWS)
-        policy = BatchPolicy(4, 4, engine.signature.sequence_lens is not None, RunCost(1e-5, 1e-6, 1e-6))
-        lane = Lane(name, engine, arena, policy, self.notes)
+        signature = engine.signature
+        states = HostStates([StateLayout(s.shape, s.batch_axis, s.initial) for s in signature.states], ROWS)
+        columns = SessionColumns(
+            ROWS,
+            len(signature.features),
+            len(signature.outputs),
+            repeats_last=signature.missing is MissingValue.REPEAT_LAST,
+        )
+        policy = BatchPolicy(4, 4, signature.sequence_lens is not None, RunCost(1e-5, 1e-6, 1e-6))
+        lane = Lane(name, engine, Arena(states, ROWS), states, columns, policy, self.notes)
         return Model(name, version, folder, path.stat().st_mtime_ns, lane)
 
     def check(self) -> None:
@@ -149,8 +158,9 @@ class House:
         self, session_id: str, owner: RecordingOwner | None = None, **request: Any
     ) -> Session[Model]:
         """Open a session for a stream."""
-        wanted = OpenRequest(session_id, **({"model": "adder"} | request))
-        session, _ = await self.keeper.open(wanted, owner or RecordingOwner())
+        owner = owner or RecordingOwner()
+        wanted = OpenRequest(session_id, **({"model": "adder", "client_id": owner.client_id} | request))
+        session, _ = await self.keeper.open(wanted, owner)
         return session
 
     async def step(self, session: Session[Model], *values: float, step: int | None = None) -> list[float]:
@@ -160,12 +170,12 @@ class House:
 
     async def forecast(self, session: Session[Model], horizon: int, max_steps: int) -> tuple[Any, int]:
         """Look ahead from a session that is live and settled; return the predictions and the step."""
-        record = self.table.record(session)
+        record = session.record()
         return await self.stepper.forecast(record, session.model, horizon, max_steps), record.step
 
     async def explain(self, session: Session[Model], rows: Any) -> tuple[Any, int]:
         """Look inside a session that is live and settled; return the outputs and the step."""
-        record = self.table.record(session)
+        record = session.record()
         return await self.stepper.explain(record, session.model, rows), record.step
 
     def leave(self, session: Session[Model]) -> None:

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from longshort_service.arena import Arena, Slot, StateLayout
+from longshort_service.arena import Arena, Slot
+from longshort_service.columns import SessionColumns
+from longshort_service.host_states import HostStates, StateLayout
 from longshort_service.session import Answers, Replay, Session
 from longshort_service.sessions import SessionTable
 from longshort_service.signature import Channel, MissingValue, Signature, State
@@ -41,25 +43,40 @@ class TableModel:
     num_rows: int = 4
     name: str = "toy"
     version: int = 1
-    piece_steps: int = 4
+    max_piece_steps: int = 4
     signature: Signature = field(default_factory=signature_of)
+    states: HostStates = field(init=False)
     arena: Arena = field(init=False)
+    columns: SessionColumns = field(init=False)
 
     def __post_init__(self) -> None:
         layouts = [
             StateLayout(state.shape, state.batch_axis, state.initial) for state in self.signature.states
         ]
-        self.arena = Arena(layouts, self.num_rows)
+        self.states = HostStates(layouts, self.num_rows)
+        self.arena = Arena(self.states, self.num_rows)
+        self.columns = SessionColumns(
+            self.num_rows,
+            len(self.signature.features),
+            len(self.signature.outputs),
+            repeats_last=self.signature.missing is MissingValue.REPEAT_LAST,
+        )
+
+    def piece_steps(self, num_rows: int) -> int:
+        """See ServedModel: many rows go in shorter pieces than one."""
+        return max(1, self.max_piece_steps // num_rows)
 
 
 @dataclass
 class RecordingOwner:
-    """A stream that remembers how it was ended."""
+    """A stream that remembers how it lost its sessions."""
 
     client_id: str = "me"
+    lost: list[str] = field(default_factory=list)  # ids
     ends: list[ServiceError] = field(default_factory=list)
 
-    def end(self, error: ServiceError) -> None:
+    def lose(self, session_id: str, error: ServiceError) -> None:
+        self.lost.append(session_id)
         self.ends.append(error)
 
 
@@ -68,14 +85,13 @@ def rows_of(*values: float) -> NDArray[np.float32]:
     return np.array(values, np.float32)[:, None]
 
 
-def finish(job: Job) -> None:
+def finish(job: Job, model: TableModel) -> None:
     """Do to a job what the scheduler does when its last run has ended: answers are twice the values."""
     assert job.owner is not None
-    job.outputs = (2 * job.values[:, :1]).astype(np.float32)
+    job.outputs = (2 * job.values[:, :, :1]).astype(np.float32)
     job.num_done = job.num_steps
     if job.scratch is not None:
-        assert isinstance(job.owner, Session)
-        job.owner.model.arena.free(job.scratch)
+        model.arena.free(job.scratch)
         job.scratch = None
     job.owner.settled(job)
 
@@ -91,9 +107,15 @@ def move(
     work = session.begin(values, step, answers, now_s)
     if isinstance(work, Replay):
         return work.outputs
-    finish(work)
-    assert session.last_answer is not None
-    return session.last_answer
+    finish(work, session.model)
+    return last_answer(session)
+
+
+def last_answer(session: Session[TableModel]) -> NDArray[np.float32]:
+    """Return the stored answer of a session that has one."""
+    answer = session.model.columns.last_answer(session.row)
+    assert answer is not None
+    return answer
 
 
 def fill_row(model: TableModel, slot: Slot, value: float) -> None:
