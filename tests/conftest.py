@@ -85,10 +85,12 @@ def _await_start(process: subprocess.Popen[bytes], log: Path) -> Server:
 
 @pytest.fixture(scope="session")
 def run() -> Iterator[Callable[..., object]]:
-    """Run coroutines on one event loop for the whole session, as a service does: grpc.aio stays with a loop."""
+    """Run coroutines on one event loop for the whole session, the service's own: grpc.aio stays with a loop."""
     import asyncio
 
-    with asyncio.Runner() as runner:
+    from longshort_service.transport.event_loop import CompletionLoop
+
+    with asyncio.Runner(loop_factory=CompletionLoop) as runner:
         yield runner.run
 
 

@@ -78,7 +78,15 @@ MAY_KNOW: dict[str, set[str]] = {
     "logs": set(),
     "option_kinds": set(),
     "config": {"option_kinds"},
-    "event_loop": set(),
+    "transport.__init__": set(),
+    "transport.doorbell": set(),
+    "transport.watcher": set(),
+    "transport.selector": {"transport.doorbell", "transport.watcher"},
+    "transport.event_loop": {"transport.selector"},
+    "transport.call": set(),
+    "transport.context": {"transport.call"},
+    "transport.coroutines": {"transport.call", "transport.context"},
+    "transport.server": {"transport.call", "transport.coroutines", "transport.event_loop"},
 }
 ONLY_IN = {
     "onnxruntime": {"engine", "device_states"},
@@ -87,10 +95,9 @@ ONLY_IN = {
     "torch": set(),
     "onnx": {"resident_graph", "resident_engine"},
     "longshort_model": {"commands", "demo"},
-    "uvloop": {"event_loop"},
 }
 # The service's side of the wire, and what calls a service as a client does.
-MAY_IMPORT_GRPC = {"handlers", "app", "commands", "demo"}
+MAY_IMPORT_GRPC = {"handlers", "transport", "app", "commands", "demo"}
 
 
 def imports_of(path: Path) -> set[str]:
@@ -175,6 +182,15 @@ def test_package_is_imported_only_where_it_belongs(package: str):
 def test_grpc_is_known_only_at_the_edges():
     importers = {room_of(name) for name, path in MODULES.items() if "grpc" in packages_of(path)}
     assert {name.partition(".")[0] for name in importers} <= MAY_IMPORT_GRPC
+
+
+def test_what_lies_under_grpc_is_known_only_to_the_transport():
+    importers = {
+        room_of(name)
+        for name, path in MODULES.items()
+        if any("._cython" in found for found in imports_of(path))
+    }
+    assert {name.partition(".")[0] for name in importers} == {"transport"}
 
 
 def test_only_the_handlers_and_what_calls_a_service_know_the_contract_s_messages():

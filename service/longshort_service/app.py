@@ -11,9 +11,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from longshort_service import errors
 from longshort_service.config import ConfigError, ServeConfig
@@ -32,6 +31,7 @@ from longshort_service.scheduler import Scheduler
 from longshort_service.sessions import SessionTable
 from longshort_service.stepper import Stepper
 from longshort_service.stores.memory import MemoryStore
+from longshort_service.transport.server import Server
 from longshort_service.turns import Turns
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ SERVICE_NAMES: Final = (sequence.SERVICE_NAME, session.SERVICE_NAME, model_handl
 
 
 class App:
-    """The whole service. `start`, then `stop`; both once, on one event loop."""
+    """The whole service. `start`, then `stop`; both once, on one CompletionLoop."""
 
     def __init__(self, config: ServeConfig) -> None:
         self._config = config
@@ -107,7 +107,7 @@ class App:
         await self._load_repository()
         self._server = self._build_server()
         try:
-            self.grpc_port = self._server.add_insecure_port(
+            self.grpc_port = self._server.add_port(
                 f"{_bracketed(self._config.host)}:{self._config.grpc_port}"
             )
         except RuntimeError as error:
@@ -123,7 +123,7 @@ class App:
             is_ready=lambda: self._is_ready,
         )
         self._watch()
-        await self._server.start()
+        self._server.start()
         self._http.start()
         self.metrics_port = self._http.port
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep_regularly())
@@ -173,10 +173,10 @@ class App:
         self.metrics.watch_streams(self._streams.num_streams)
         self.metrics.watch_serving(lambda: self._is_ready and not self._is_engine_dead)
 
-    def _build_server(self) -> grpc.aio.Server:
+    def _build_server(self) -> Server:
         limit = min(self._config.max_message_bytes * HARD_LIMIT_FACTOR, 2**31 - 1)  # gRPC counts in 32 bits
-        server = grpc.aio.server(
-            options=[
+        server = Server(
+            [
                 # On by default, it would let a second server take half of the connections of a taken port.
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", limit),
@@ -198,7 +198,8 @@ class App:
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (*SERVICE_NAMES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
+        servicer = reflection.aio.ReflectionServicer(names)  # type: ignore[attr-defined]
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
         return server
 
     async def _sweep_regularly(self) -> None:

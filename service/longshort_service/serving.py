@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from longshort_service import logs
 from longshort_service.app import App
-from longshort_service.event_loop import ServiceLoop
+from longshort_service.transport.event_loop import CompletionLoop
 
 if TYPE_CHECKING:
     from longshort_service.config import ServeConfig
@@ -25,7 +25,7 @@ def serve(config: ServeConfig) -> None:
     Raises ConfigError where the service cannot start.
     """
     logs.setup(config.log_format, config.log_level, sys.stderr)
-    with asyncio.Runner(loop_factory=ServiceLoop) as runner:
+    with asyncio.Runner(loop_factory=CompletionLoop) as runner:
         runner.run(_serve(config))
 
 
