@@ -1,5 +1,6 @@
-# Two images from one file: `serve` (the default; without torch) and `train` (with it).
+# Three images from one file: `serve` (the default; without torch), `gpu` (serves on a CUDA device) and `train`.
 #   docker build -t longshort .                           docker build --target train -t longshort-train .
+#   docker build --target gpu -t longshort-gpu .
 # Plain instructions only (no RUN --mount, no heredocs), so that every builder builds it. docs/containers.md has more.
 
 ARG BASE=python:3.11-slim-bookworm
@@ -37,13 +38,18 @@ VOLUME /models
 ENTRYPOINT ["longshort", "train"]
 CMD ["--data", "metro", "--out", "/models"]
 
-FROM ${BASE} AS serve
+FROM build AS gpu-build
+ARG PIP_INDEX_URL
+ARG PIP_NO_INDEX
+ARG PIP_FIND_LINKS
+# What the gpu extra names, without onnxruntime: both packages write the same folder.
+RUN python3 -m pip --python /opt/venv/bin/python3 uninstall --yes onnxruntime \
+    && python3 -m pip --python /opt/venv/bin/python3 install "onnxruntime-gpu[cuda,cudnn]>=1.22" "onnx>=1.17"
+
+FROM ${BASE} AS runtime
 LABEL org.opencontainers.image.title="longshort" \
       org.opencontainers.image.description="Serves recurrent models: sessions that remember, batched at every step." \
       org.opencontainers.image.licenses="Apache-2.0"
-COPY --from=build /opt/venv /opt/venv
-# The shipped models; a new volume mounted here begins with them, so that a trained one can join them.
-COPY --from=build --chown=10001:10001 /models /models
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     LONGSHORT_HOST=0.0.0.0 LONGSHORT_REPOSITORY=/models
 # A number, so that Kubernetes can see that it is not root.
@@ -54,3 +60,14 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 CMD ["lon
 # Exec form: the service is process 1 and gets SIGTERM itself. It drains for up to 20 s; allow 30.
 ENTRYPOINT ["longshort"]
 CMD ["serve"]
+
+FROM runtime AS gpu
+COPY --from=gpu-build /opt/venv /opt/venv
+COPY --from=build --chown=10001:10001 /models /models
+# The last two tell NVIDIA's container runtime to bring the driver's libraries in.
+ENV LONGSHORT_PROVIDER=cuda NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+
+FROM runtime AS serve
+COPY --from=build /opt/venv /opt/venv
+# The shipped models; a new volume mounted here begins with them, so that a trained one can join them.
+COPY --from=build --chown=10001:10001 /models /models

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.parse
 import urllib.request
 from contextlib import contextmanager
@@ -61,6 +62,14 @@ def test_the_dockerfile_builds_with_every_builder():
     text = "\n".join(line for line in lines if not line.startswith("#"))
     assert "--mount" not in text
     assert "<<" not in text
+
+
+def test_the_gpu_image_installs_what_the_gpu_extra_names():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (install,) = (
+        line for line in (ROOT / "Dockerfile").read_text().splitlines() if "onnxruntime-gpu" in line
+    )
+    assert re.findall('"(.*?)"', install) == extras["gpu"]
 
 
 def compose() -> dict[str, Any]:
