@@ -1,4 +1,4 @@
-"""State rows: a property against a dictionary, and that a freed slot is dead for ever."""
+"""Who holds which row: a property against a dictionary, and that a freed row is dead for ever to who held it."""
 
 from __future__ import annotations
 
@@ -9,41 +9,38 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from longshort_service.arena import Arena, ArenaFull, DeadSlot, Slot, StateLayout
+from longshort_service.arena import Arena, ArenaFull, DeadSlot, Slot, Slots
+from longshort_service.host_states import HostStates, StateLayout
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from collections.abc import Iterable
 
-# As an LSTM has it (batch in the middle), as a cache has it (batch first), and a scalar; not all start at 0.
-LAYOUTS = (
-    StateLayout((2, -1, 3), 1, 0.0),
-    StateLayout((-1, 2, 2), 0, 1.5),
-    StateLayout((-1,), 0, -1.0),
-)
-ROW_SHAPES = ((2, 3), (2, 2), ())
+LAYOUTS = (StateLayout((1, -1, 2), 1, 0.5),)
+INITIAL = 0.5
 
 
-def initial_row() -> list[NDArray[np.float32]]:
-    return [
-        np.full(shape, layout.initial, np.float32) for shape, layout in zip(ROW_SHAPES, LAYOUTS, strict=True)
-    ]
+def new_arena(num_rows: int) -> Arena:
+    return Arena(HostStates(LAYOUTS, num_rows), num_rows)
 
 
-def row_of(number: float) -> list[NDArray[np.float32]]:
-    """Return a row whose every element is different, and different from other numbers' rows."""
-    return [
-        np.float32(number) + np.arange(np.prod(shape), dtype=np.float32).reshape(shape) / 64
-        for shape in ROW_SHAPES
-    ]
+def write(arena: Arena, slot: Slot, number: float) -> None:
+    arena.write(slot, [np.full((1, 2), number, np.float32)])
 
 
-def batch_of(rows: list[list[NDArray[np.float32]]]) -> list[NDArray[np.float32]]:
-    return [np.stack([row[k] for row in rows], axis=layout.batch_axis) for k, layout in enumerate(LAYOUTS)]
+def read(arena: Arena, slot: Slot) -> float:
+    (state,) = arena.read(slot)
+    assert state.shape == (1, 2)
+    assert state.min() == state.max()
+    return float(state[0, 0])
 
 
-def assert_same(have: list[NDArray[np.float32]], want: list[NDArray[np.float32]]) -> None:
-    assert [array.shape for array in have] == [array.shape for array in want]
-    assert all(np.array_equal(one, other) for one, other in zip(have, want, strict=True))
+def singly(slots: Slots) -> list[Slot]:
+    return [Slot(*pair) for pair in zip(slots.rows.tolist(), slots.generations.tolist(), strict=True)]
+
+
+def together(slots: Iterable[Slot]) -> Slots:
+    rows, generations = zip(*((slot.row, slot.generation) for slot in slots), strict=True)
+    return Slots(np.array(rows, np.intp), np.array(generations, np.int64))
 
 
 class ArenaMachine(RuleBasedStateMachine):
@@ -51,14 +48,16 @@ class ArenaMachine(RuleBasedStateMachine):
 
     @initialize(num_rows=st.integers(1, 8))
     def start(self, num_rows: int) -> None:
-        self.arena = Arena(LAYOUTS, num_rows)
-        self.held: dict[Slot, list[NDArray[np.float32]]] = {}
+        self.arena = new_arena(num_rows)
+        self.held: dict[Slot, float] = {}
         self.dead: list[Slot] = []
-        self.number = 0.0
+        self.number = 1.0
 
-    def _next_row(self) -> list[NDArray[np.float32]]:
-        self.number += 1
-        return row_of(self.number)
+    def _take(self, slot: Slot, content: float) -> None:
+        assert slot not in self.held
+        assert slot not in self.dead
+        assert slot.row not in {other.row for other in self.held}
+        self.held[slot] = content
 
     @rule()
     def allocate(self) -> None:
@@ -66,61 +65,55 @@ class ArenaMachine(RuleBasedStateMachine):
             with pytest.raises(ArenaFull):
                 self.arena.allocate()
             return
-        slot = self.arena.allocate()
-        assert slot not in self.held
-        assert slot not in self.dead
-        self.held[slot] = initial_row()
+        self._take(self.arena.allocate(), INITIAL)
 
-    @rule(data=st.data())
-    def free(self, data: st.DataObject) -> None:
-        if self.held:
-            slot = data.draw(st.sampled_from(list(self.held)))
-            self.arena.free(slot)
+    @rule(count=st.integers(0, 9))
+    def allocate_many(self, count: int) -> None:
+        if len(self.held) + count > self.arena.num_rows:
+            with pytest.raises(ArenaFull):
+                self.arena.allocate_many(count)
+            return
+        slots = self.arena.allocate_many(count)
+        assert len(slots) == count
+        for slot in singly(slots):
+            write(self.arena, slot, self.number)
+            self._take(slot, self.number)
+            self.number += 1
+
+    @rule(data=st.data(), is_many=st.booleans())
+    def free(self, data: st.DataObject, *, is_many: bool) -> None:
+        if not self.held:
+            return
+        if is_many:
+            slots = data.draw(st.lists(st.sampled_from(list(self.held)), min_size=1, unique=True))
+            self.arena.free(together(slots))
+        else:
+            slots = [data.draw(st.sampled_from(list(self.held)))]
+            self.arena.free(slots[0])
+        for slot in slots:
             del self.held[slot]
-            self.dead.append(slot)
+        self.dead += slots
 
     @rule(data=st.data())
     def write(self, data: st.DataObject) -> None:
         if self.held:
             slot = data.draw(st.sampled_from(list(self.held)))
-            row = self._next_row()
-            self.arena.write(slot, row)
-            self.held[slot] = row
-
-    @rule(data=st.data(), whole=st.booleans())
-    def scatter(self, data: st.DataObject, *, whole: bool) -> None:
-        if not self.held:
-            return
-        slots = data.draw(st.lists(st.sampled_from(list(self.held)), min_size=1, unique=True))
-        rows = [self._next_row() for _ in slots]
-        if whole:
-            self.arena.scatter(slots, batch_of(rows))
-        else:  # the batch has a row more, and the slots want their rows in another order
-            batch = [self._next_row(), *rows[::-1]]
-            self.arena.scatter(slots, batch_of(batch), list(range(len(rows), 0, -1)))
-        self.held.update(zip(slots, rows, strict=True))
-
-    @rule(data=st.data())
-    def gather(self, data: st.DataObject) -> None:
-        if self.held:
-            slots = data.draw(st.lists(st.sampled_from(list(self.held)), min_size=1, unique=True))
-            states = self.arena.gather(slots)
-            assert_same(states, batch_of([self.held[slot] for slot in slots]))
-            for state in states:  # copies: what happens to a batch does not reach the rows
-                state.fill(np.nan)
+            write(self.arena, slot, self.number)
+            self.held[slot] = self.number
+            self.number += 1
 
     @rule(data=st.data())
     def use_a_dead_slot(self, data: st.DataObject) -> None:
         if not self.dead:
             return
         slot = data.draw(st.sampled_from(self.dead))
-        mates = [*self.held, slot]
+        mates = together([*self.held, slot])
         for attempt in (
             lambda: self.arena.free(slot),
+            lambda: self.arena.free(mates),
+            lambda: self.arena.check(mates),
             lambda: self.arena.read(slot),
-            lambda: self.arena.write(slot, row_of(-1)),
-            lambda: self.arena.gather(mates),
-            lambda: self.arena.scatter(mates, batch_of([row_of(-1) for _ in mates])),
+            lambda: write(self.arena, slot, -1),
         ):
             with pytest.raises(DeadSlot):
                 attempt()
@@ -132,73 +125,76 @@ class ArenaMachine(RuleBasedStateMachine):
 
     @invariant()
     def rows_hold_what_was_put_there(self) -> None:
-        for slot, row in self.held.items():
-            assert self.arena.holds(slot)
-            assert_same(self.arena.read(slot), row)
-        assert not any(self.arena.holds(slot) for slot in self.dead)
+        for slot, content in self.held.items():
+            self.arena.check(Slots.of(slot))
+            assert read(self.arena, slot) == content
 
 
 ArenaMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestArenaAgainstADictionary = ArenaMachine.TestCase
 
 
-def test_row_bytes_counts_every_state():
-    assert Arena(LAYOUTS, 3).row_bytes == 4 * (6 + 4 + 1)
-
-
-def test_layout_puts_the_batch_at_its_axis():
-    assert [layout.with_batch(5) for layout in LAYOUTS] == [(2, 5, 3), (5, 2, 2), (5,)]
+def test_row_bytes_are_those_of_its_memory():
+    assert new_arena(3).row_bytes == 4 * 2
 
 
 def test_slot_of_a_reused_row_does_not_reach_its_next_holder():
-    arena = Arena(LAYOUTS, 1)
+    arena = new_arena(1)
     first = arena.allocate()
-    arena.write(first, row_of(1))
+    write(arena, first, 1)
     arena.free(first)
     second = arena.allocate()
     assert second.row == first.row
-    assert_same(arena.read(second), initial_row())
+    assert read(arena, second) == INITIAL
     with pytest.raises(DeadSlot):
-        arena.scatter([first], batch_of([row_of(1)]))
-    assert_same(arena.read(second), initial_row())
+        write(arena, first, 1)
+    assert read(arena, second) == INITIAL
 
 
-def test_scatter_to_a_dead_slot_writes_nothing_at_all():
-    arena = Arena(LAYOUTS, 2)
-    alive, dead = arena.allocate(), arena.allocate()
-    arena.free(dead)
+def test_many_rows_are_first_those_that_were_freed_and_then_fresh_ones():
+    arena = new_arena(6)
+    older = arena.allocate_many(3)
+    arena.free(older.part(np.array([True, False, True])))
+    slots = arena.allocate_many(4)
+    assert sorted(slots.rows[:2].tolist()) == [0, 2]
+    assert slots.rows[2:].tolist() == [3, 4]
+    assert slots.generations.tolist() == [3, 3, 1, 1]
+    assert arena.num_held == 5
+    arena.check_integrity()
+
+
+def test_too_many_rows_are_refused_and_none_is_taken():
+    arena = new_arena(4)
+    older = arena.allocate_many(3)
+    arena.free(older.part(slice(0, 1)))
+    with pytest.raises(ArenaFull, match="2 of 4 rows are taken, 3 are asked for"):
+        arena.allocate_many(3)
+    assert arena.num_held == 2
+    arena.check_integrity()
+    assert sorted(arena.allocate_many(2).rows.tolist()) == [0, 3]
+
+
+def test_freeing_many_of_which_one_is_dead_frees_none():
+    arena = new_arena(3)
+    slots = arena.allocate_many(3)
+    arena.free(slots.part(np.array([1])))
     with pytest.raises(DeadSlot):
-        arena.scatter([alive, dead], batch_of([row_of(1), row_of(2)]))
-    assert_same(arena.read(alive), initial_row())
+        arena.free(slots)
+    assert arena.num_held == 2
+    arena.check(slots.part(np.array([0, 2])))
+    arena.check_integrity()
 
 
-@pytest.mark.parametrize(
-    "states",
-    [
-        [],
-        row_of(1)[:2],
-        [np.zeros((3, 2), np.float32), *row_of(1)[1:]],
-        [*row_of(1)[:2], np.zeros(1, np.float32)],
-    ],
-)
-def test_states_of_another_shape_are_refused_and_change_nothing(states: list[NDArray[np.float32]]):
-    arena = Arena(LAYOUTS, 1)
+def test_states_of_another_shape_are_refused_and_change_nothing():
+    arena = new_arena(1)
     slot = arena.allocate()
     with pytest.raises(ValueError, match="shapes"):
-        arena.write(slot, states)
-    assert_same(arena.read(slot), initial_row())
-
-
-def test_finite_rows_tells_rows_apart():
-    batch = batch_of([row_of(1), row_of(2), row_of(3), row_of(4)])
-    batch[0][1, 1, 2] = np.nan
-    batch[1][2, 0, 1] = np.inf
-    batch[2][3] = -np.inf
-    assert Arena(LAYOUTS, 1).finite_rows(batch).tolist() == [True, False, False, False]
+        arena.write(slot, [np.zeros((2, 1), np.float32)])
+    assert read(arena, slot) == INITIAL
 
 
 def test_integrity_check_notices_a_row_that_is_free_twice():
-    arena = Arena(LAYOUTS, 2)
+    arena = new_arena(2)
     slot = arena.allocate()
     arena.free(slot)
     arena._free_rows.append(slot.row)
@@ -207,7 +203,7 @@ def test_integrity_check_notices_a_row_that_is_free_twice():
 
 
 def test_integrity_check_notices_a_lost_row():
-    arena = Arena(LAYOUTS, 2)
+    arena = new_arena(2)
     arena.free(arena.allocate())
     arena._free_rows.clear()
     with pytest.raises(AssertionError, match="lost"):
