@@ -21,7 +21,7 @@ class Histogram {
     if (count_ == 0) return 0;
     uint64_t left = std::min(count_ - 1, static_cast<uint64_t>(share * count_));
     for (size_t index = 0; index < buckets_.size(); ++index) {
-      if (left < buckets_[index]) return MiddleOf(index) / 1e3;
+      if (left < buckets_[index]) return std::min(MiddleOf(index) / 1e3, Max());
       left -= buckets_[index];
     }
     return Max();
