@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from longshort_service.arena import Slot
+from longshort_service.arena import Slots
 from longshort_service.batching import Batch, BatchPolicy, Job, RunCost, form_batch
+from longshort_service.errors import EngineDead
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 SMALL_MODEL = RunCost(fixed=20e-6, each_step=5e-6, each_row_step=1e-6)
-FREE_PADDING = RunCost(fixed=1.0, each_step=0.0, each_row_step=0.0)
-DEAR_PADDING = RunCost(fixed=0.0, each_step=0.0, each_row_step=1.0)
+FREE_PADDING = RunCost(fixed=1e-3, each_step=0.0, each_row_step=0.0)
+DEAR_PADDING = RunCost(fixed=0.0, each_step=0.0, each_row_step=1e-4)
 
 
 class Owner:
@@ -21,12 +26,18 @@ class Owner:
         """See JobOwner."""
 
 
-def job_of(num_steps: int, *, row: int = 0, is_forecast: bool = False, is_long: bool = False) -> Job:
-    values = np.zeros((num_steps, 1), np.float32)
-    slot = Slot(row, 1)
+def slots_of(first_row: int, count: int = 1) -> Slots:
+    return Slots(np.arange(first_row, first_row + count), np.ones(count, np.int64))
+
+
+def job_of(
+    num_steps: int, *, row: int = 0, num_rows: int = 1, is_forecast: bool = False, is_long: bool = False
+) -> Job:
+    values = np.zeros((num_rows, num_steps, 1), np.float32)
+    slots = slots_of(row, num_rows)
     if is_forecast:
-        return Job(values, slot, scratch=slot, feedback=[0])
-    return Job(values, slot, scratch=Slot(row + 1000, 1) if is_long else None, owner=Owner())
+        return Job(values, slots, scratch=slots, feedback=[0])
+    return Job(values, slots, scratch=slots_of(row + 1000, num_rows) if is_long else None, owner=Owner())
 
 
 def policy_of(
@@ -46,19 +57,71 @@ def test_empty_queue_gives_no_batch():
 def test_equal_jobs_share_one_run_up_to_the_limit():
     queue = deque(job_of(1, row=k) for k in range(5))
     jobs = list(queue)
-    assert form(queue, policy_of(max_rows=3)) == Batch(jobs[:3], [1, 1, 1], 1)
+    assert form(queue, policy_of(max_rows=3)) == Batch(jobs[:3], [1, 1, 1], 1, num_rows=3)
     assert list(queue) == jobs[3:]
 
 
-def test_long_job_is_cut_into_pieces():
-    job = job_of(10, is_long=True)
+def test_jobs_of_many_rows_share_a_run_up_to_the_limit_of_rows():
+    queue = deque(job_of(1, row=10 * k, num_rows=3) for k in range(4))
+    jobs = list(queue)
+    assert form(queue, policy_of(max_rows=8)) == Batch(jobs[:2], [1, 1], 1, num_rows=6)
+    assert list(queue) == jobs[2:]
+
+
+def test_job_that_does_not_fit_holds_its_place_against_smaller_ones_behind_it():
+    queue = deque([job_of(1), job_of(1, row=1, num_rows=8), job_of(1, row=9)])
+    jobs = list(queue)
+    assert form(queue, policy_of(max_rows=8)) == Batch(jobs[:1], [1], 1, num_rows=1)
+    assert list(queue) == jobs[1:]
+
+
+def test_job_of_more_rows_than_the_limit_runs_alone():
+    queue = deque([job_of(1, num_rows=20), job_of(1, row=20)])
+    jobs = list(queue)
+    assert form(queue, policy_of(max_rows=8)) == Batch(jobs[:1], [1], 1, num_rows=20)
+    assert list(queue) == jobs[1:]
+
+
+def counts_of(job: Job, policy: BatchPolicy) -> list[int]:
+    """Return the pieces that a job goes in when it is alone."""
     counts = []
-    while job.num_done < job.num_steps:
-        batch = form(deque([job]), policy_of(piece_steps=4))
+    while not job.is_done:
+        batch = form(deque([job]), policy)
         assert batch is not None
         counts += batch.counts
         job.num_done += batch.counts[0]
-    assert counts == [4, 4, 2]
+    return counts
+
+
+def test_long_job_is_cut_into_pieces():
+    assert counts_of(job_of(10, is_long=True), policy_of(piece_steps=4)) == [4, 4, 2]
+
+
+def test_job_of_many_rows_is_cut_by_what_its_run_would_cost():
+    policy = policy_of(max_rows=1024, piece_steps=64)
+    (long,) = counts_of(job_of(40, is_long=True), policy)
+    assert long == 40
+    expected = policy.piece(1024)
+    assert 1 <= expected < 40
+    assert SMALL_MODEL.run(1024, expected) <= policy.piece_s
+    assert SMALL_MODEL.run(1024, expected + 1) > policy.piece_s
+    counts = counts_of(job_of(40, num_rows=1024, is_long=True), policy)
+    assert set(counts[:-1]) == {expected}
+    assert sum(counts) == 40
+
+
+@pytest.mark.parametrize(
+    ("cost", "num_rows", "expected"),
+    [
+        (SMALL_MODEL, 1, 64),  # the limit of steps comes before that of time
+        (SMALL_MODEL, 128, 14),  # (2 ms - 20 us) / (5 us + 128 us)
+        (RunCost(0.0, 0.0, 0.0), 1, 64),
+        (RunCost(0.0, 0.0, 1.0), 1, 1),  # a run of one step is too long already: there is none shorter
+        (RunCost(1.0, 0.0, 0.0), 1, 1),
+    ],
+)
+def test_piece_is_as_long_as_its_time_allows_and_never_empty(cost: RunCost, num_rows: int, expected: int):
+    assert policy_of(1024, 64, cost).piece(num_rows) == expected
 
 
 def test_forecast_goes_one_step_a_run():
@@ -121,35 +184,73 @@ def test_one_long_row_among_many_short_ones_does_not_make_them_all_long():
     assert batch.counts == [1] * 127
 
 
-def test_state_goes_to_the_session_s_row_only_at_the_end_of_its_message():
-    job = job_of(10, is_long=True)
-    assert (job.source, job.target(4)) == (job.slot, job.scratch)
+def test_padding_is_weighed_by_rows_not_by_jobs():
+    """One job of many short rows costs as much padding as many jobs of one."""
+    cost = RunCost(fixed=100e-6, each_step=0.0, each_row_step=1e-6)
+    few, many = deque([job_of(4), job_of(1, row=1)]), deque([job_of(4), job_of(1, row=1, num_rows=127)])
+    for queue, expected in ((few, [4, 1]), (many, [4])):
+        batch = form(queue, policy_of(1024, 64, cost))
+        assert batch is not None
+        assert batch.counts == expected
+
+
+def rows_in(rows: NDArray[np.intp] | None) -> list[int] | None:
+    return None if rows is None else rows.tolist()
+
+
+@pytest.mark.parametrize("num_rows", [1, 3])
+def test_state_goes_to_the_session_s_row_only_at_the_end_of_its_message(num_rows: int):
+    job = job_of(10, num_rows=num_rows, is_long=True)
+    own, scratch = list(range(num_rows)), list(range(1000, 1000 + num_rows))
+    assert (rows_in(job.source), rows_in(job.target(4))) == (own, scratch)
     job.num_done = 4
-    assert (job.source, job.target(4)) == (job.scratch, job.scratch)
+    assert (rows_in(job.source), rows_in(job.target(4))) == (scratch, scratch)
     job.num_done = 8
-    assert (job.source, job.target(2)) == (job.scratch, job.slot)
+    assert (rows_in(job.source), rows_in(job.target(2))) == (scratch, own)
+
+
+def test_state_of_a_message_of_one_run_goes_from_the_session_s_row_to_the_session_s_row():
+    job = job_of(4, row=7)
+    assert (rows_in(job.source), rows_in(job.target(4))) == ([7], [7])
 
 
 def test_state_of_a_forecast_never_leaves_its_scratch_row():
-    job = job_of(2, is_forecast=True)
-    assert job.target(1) == job.scratch
+    job = job_of(2, row=7, is_forecast=True)
+    assert rows_in(job.target(1)) == [7]
     job.num_done = 1
-    assert job.source == job.scratch
+    assert rows_in(job.source) == [7]
     assert job.target(1) is None
 
 
-def test_job_is_applied_when_every_step_has_run_and_none_failed():
-    job = job_of(2)
-    assert not job.is_applied
+def applied_rows(job: Job) -> list[bool] | None:
+    return None if job.applied is None else job.applied.tolist()
+
+
+def test_job_is_applied_when_every_step_has_run_where_no_row_failed():
+    job = job_of(2, num_rows=3)
+    assert (applied_rows(job), job.num_applied) == ([False] * 3, 0)
     job.num_done = 2
-    assert job.is_applied
-    job.failure = RuntimeError()
-    assert not job.is_applied
+    assert (applied_rows(job), job.num_applied) == (None, 3)  # of all rows
+    job.failed = np.array([False, True, False])
+    assert (applied_rows(job), job.num_applied) == ([True, False, True], 2)
+    job.failure = EngineDead("it failed")
+    assert (applied_rows(job), job.num_applied) == ([False] * 3, 0)
+
+
+def test_waiting_times_are_one_for_all_rows_or_each_row_s_own():
+    job = job_of(1, num_rows=3)
+    job.enqueued_s = 2.0
+    seconds, messages = job.waits_s(5.0)
+    assert (seconds.tolist(), messages) == ([3.0], 3)
+    job.arrivals_s = np.array([2.0, 3.0, 4.5])
+    seconds, messages = job.waits_s(5.0)
+    assert (seconds.tolist(), messages) == ([3.0, 2.0, 0.5], 1)
 
 
 COSTS = st.builds(RunCost, *[st.floats(0, 1e-3)] * 3)
 ARRIVAL = st.tuples(
     st.integers(1, 12),  # steps
+    st.integers(1, 7),  # rows
     st.booleans(),  # a forecast
     st.booleans(),  # withdrawn after the first run that it is not part of
 )
@@ -163,7 +264,7 @@ ARRIVAL = st.tuples(
     cost=COSTS,
 )
 def test_every_job_is_served_once_and_in_order_whatever_arrives(
-    arrivals: list[list[tuple[int, bool, bool]]],
+    arrivals: list[list[tuple[int, int, bool, bool]]],
     max_rows: int,
     piece_steps: int,
     cost: RunCost,
@@ -178,10 +279,9 @@ def test_every_job_is_served_once_and_in_order_whatever_arrives(
     to_withdraw: list[Job] = []
     pending = deque(arrivals)
     while pending or queue:
-        for num_steps, is_forecast, is_withdrawn in pending.popleft() if pending else []:
-            job = job_of(
-                num_steps, row=len(everyone), is_forecast=is_forecast, is_long=num_steps > piece_steps
-            )
+        for num_steps, num_rows, is_forecast, is_withdrawn in pending.popleft() if pending else []:
+            is_long = num_steps > policy.piece(num_rows)
+            job = job_of(num_steps, num_rows=num_rows, is_forecast=is_forecast, is_long=is_long)
             everyone.append(job)
             queue.append(job)
             if is_withdrawn:
@@ -195,7 +295,7 @@ def test_every_job_is_served_once_and_in_order_whatever_arrives(
         check_batch(batch, before, queue, policy)
         for job, count in zip(batch.jobs, batch.counts, strict=True):
             job.num_done += count
-            (finished if job.is_applied else queue).append(job)
+            (finished if job.is_done else queue).append(job)
         for job in to_withdraw:
             job.withdrawn = job not in finished
     assert len(finished) + len(dropped) == len(everyone)
@@ -208,14 +308,16 @@ def test_every_job_is_served_once_and_in_order_whatever_arrives(
 def check_batch(batch: Batch, before: list[Job], queue: deque[Job], policy: BatchPolicy) -> None:
     waiting = [job for job in before if not job.withdrawn]
     assert batch.jobs[0] is waiting[0]  # the longest waiting is always served
-    assert 1 <= len(batch.jobs) <= policy.max_rows
+    assert batch.num_rows == sum(job.num_rows for job in batch.jobs)
+    assert batch.num_rows <= policy.max_rows or len(batch.jobs) == 1
     assert len(set(batch.jobs)) == len(batch.jobs)
     places = [before.index(job) for job in batch.jobs]
     assert places == sorted(places)  # a batch keeps the queue's order, and so does what stays
     assert [job for job in queue if not job.withdrawn] == [job for job in waiting if job not in batch.jobs]
     assert batch.num_steps == max(batch.counts)
     for job, count in zip(batch.jobs, batch.counts, strict=True):
-        assert count == (1 if job.feedback else min(job.num_steps - job.num_done, policy.piece_steps))
+        piece = 1 if job.feedback else policy.piece(job.num_rows)
+        assert count == min(job.num_steps - job.num_done, piece)
     if len(set(batch.counts)) > 1:
         assert policy.can_pad
         check_that_padding_pays(batch, policy.cost)
@@ -223,6 +325,9 @@ def check_batch(batch: Batch, before: list[Job], queue: deque[Job], policy: Batc
 
 def check_that_padding_pays(batch: Batch, cost: RunCost) -> None:
     """One padded run costs no more than a run for each length of its own."""
-    together = cost.run(len(batch.jobs), batch.num_steps)
-    apart = sum(cost.run(batch.counts.count(length), length) for length in set(batch.counts))
+    together = cost.run(batch.num_rows, batch.num_steps)
+    rows_of = dict.fromkeys(batch.counts, 0)
+    for job, count in zip(batch.jobs, batch.counts, strict=True):
+        rows_of[count] += job.num_rows
+    apart = sum(cost.run(num_rows, length) for length, num_rows in rows_of.items())
     assert together <= apart * (1 + 1e-9)
