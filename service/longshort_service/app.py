@@ -93,6 +93,7 @@ class App:
             max_steps=config.max_steps,
             max_message_bytes=config.max_message_bytes,
             max_streams=config.max_streams,
+            max_batch_rows=config.max_batch_rows,
         )
         self._streams = sequence.SequenceHandler(self._edge)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
@@ -189,6 +190,8 @@ class App:
                 ("grpc.keepalive_permit_without_calls", 1),
             ]
         )
+        for path, accept in self._streams.routes().items():
+            server.route(path, accept)
         server.add_generic_rpc_handlers(
             (
                 self._streams.generic_handler(),

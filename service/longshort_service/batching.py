@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from longshort_service.arena import Slots
+    from longshort_service.errors import ServiceError
 
 
 class JobOwner(Protocol):
@@ -75,7 +76,7 @@ class Job:
         self.withdrawn = False
         self.has_ended = False
         self.failed: NDArray[np.bool_] | None = None  # [rows] whose result is not finite; None: no row's
-        self.failure: Exception | None = None  # of all rows
+        self.failure: ServiceError | None = None  # of all rows
         self.enqueued_s = 0.0
         self.arrivals_s: NDArray[np.float64] | None = None  # [rows] where its messages came one by one
 

@@ -44,6 +44,7 @@ class SessionColumns:
         self.sent = np.zeros((num_rows, num_features), np.float32)  # the last row, as the client sent it
         # The same as the model saw it: they differ where a missing value was filled.
         self.seen = np.zeros_like(self.sent) if repeats_last else self.sent
+        self.handle = np.zeros(num_rows, np.int32)  # what a frame stream that has it open calls it
         self._message_steps = np.zeros(num_rows, np.int32)  # of the last message; 0: there is none
         self._message_crc = np.zeros(
             num_rows, np.uint32
@@ -94,9 +95,10 @@ class SessionColumns:
     ) -> None:
         """Put the last message and its answer `[rows, outputs]` into a row, as a record has them."""
         self._long_answers.pop(row, None)
-        self._message_steps[row] = 0 if message is None else message.num_steps
         if message is None or answer is None:
+            self._message_steps[row] = 0
             return
+        self._message_steps[row] = message.num_steps
         self._message_crc[row] = message.crc
         self._has_crc[row] = True
         self._answer_rows[row] = len(answer)

@@ -217,10 +217,22 @@ class InvalidRecord(CallerFault):
     reason = "INVALID_RECORD"
 
 
-class NotBuilt(CallerFault):
-    """Raised when a call is declared in the contract and not built yet."""
+class UnknownHandle(CallerFault):
+    """Raised when a frame names a handle that is not open on its stream."""
 
-    reason = "NOT_BUILT"
+    reason = "UNKNOWN_HANDLE"
+
+
+class HandleTwice(CallerFault):
+    """Raised when a frame has more than one row for a session."""
+
+    reason = "HANDLE_TWICE"
+
+
+class HandleOutOfRange(CallerFault):
+    """Raised when a session is opened with a handle beyond the greatest that a stream can have."""
+
+    reason = "HANDLE_OUT_OF_RANGE"
 
 
 class SessionMoved(PeerFault):

@@ -99,3 +99,10 @@ def _exhausted(model: ServedModel) -> errors.SessionsExhausted:
         f"all {model.arena.num_rows} state rows of {model.name} are in use: wait and send again",
         model=model.name,
     )
+
+
+def not_finite(model_name: str) -> errors.NonFiniteResult:
+    """Return the error of a message whose result is not finite."""
+    return errors.NonFiniteResult(
+        "the model's answer to these values is not finite; the session has not moved", model=model_name
+    )

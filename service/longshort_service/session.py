@@ -49,6 +49,7 @@ class Replay:
     """The stored answer of a message that was applied before."""
 
     outputs: NDArray[np.float32]  # [rows, outputs] f32
+    step: int  # of the session, which has not moved
 
 
 class Session(Generic[ModelT]):
@@ -58,71 +59,63 @@ class Session(Generic[ModelT]):
     open.
     """
 
-    __slots__ = ("_generation", "_row", "created_by", "id", "is_ended", "model", "owner")
+    __slots__ = ("created_by", "generation", "id", "is_ended", "model", "owner", "row")
 
-    def __init__(self, session_id: str, model: ModelT, slot: Slot, epoch: int, incarnation: int) -> None:
+    def __init__(self, session_id: str, model: ModelT, row: int, generation: int) -> None:
         self.id = session_id
         self.model = model
-        self._row = slot.row
-        self._generation = slot.generation
+        self.row = row  # the arena's
+        self.generation = generation  # the row's, as long as it is this session's
         self.created_by = ""  # the client_id of the stream that began it, as long as it stays live
         self.is_ended = False  # taken off the table: whoever still holds it must not use it
         self.owner: StreamOwner | None = None
-        model.columns.clear(slot.row)
-        self.epoch = epoch
-        self.incarnation = incarnation
 
     @property
     def slot(self) -> Slot:
         """Its row."""
-        return Slot(self._row, self._generation)
-
-    @property
-    def row(self) -> int:
-        """The number of its row."""
-        return self._row
+        return Slot(self.row, self.generation)
 
     @property
     def step(self) -> int:
         """The number of steps it has consumed."""
-        return self.model.columns.step_of[self._row]
+        return self.model.columns.step_of[self.row]
 
     @property
     def epoch(self) -> int:
         """Raised by every opening."""
-        return int(self.model.columns.epoch[self._row])
+        return int(self.model.columns.epoch[self.row])
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
-        self.model.columns.epoch[self._row] = epoch
+        self.model.columns.epoch[self.row] = epoch
 
     @property
     def incarnation(self) -> int:
         """Drawn when it was created, reset or imported."""
-        return int(self.model.columns.incarnation[self._row])
+        return int(self.model.columns.incarnation[self.row])
 
     @incarnation.setter
     def incarnation(self, incarnation: int) -> None:
-        self.model.columns.incarnation[self._row] = incarnation
+        self.model.columns.incarnation[self.row] = incarnation
 
     @property
     def is_gapless(self) -> bool:
         """Whether it is known that no values are missing after its step."""
-        return bool(self.model.columns.is_gapless[self._row])
+        return bool(self.model.columns.is_gapless[self.row])
 
     @property
     def last_used_s(self) -> float:
         """When it was used last."""
-        return float(self.model.columns.used_s[self._row])
+        return float(self.model.columns.used_s[self.row])
 
     @last_used_s.setter
     def last_used_s(self, now_s: float) -> None:
-        self.model.columns.used_s[self._row] = now_s
+        self.model.columns.used_s[self.row] = now_s
 
     @property
     def is_busy(self) -> bool:
         """Whether a message is in flight."""
-        return not self.is_ended and bool(self.model.columns.is_busy[self._row])
+        return not self.is_ended and bool(self.model.columns.is_busy[self.row])
 
     def begin(
         self, rows: NDArray[np.float32], step: int | None, answers: Answers, now_s: float
@@ -136,7 +129,7 @@ class Session(Generic[ModelT]):
             raise errors.SessionMoved(f"session {self.id} has ended", cause="ended", client_id="")
         if self.is_busy:
             raise errors.InternalError(f"session {self.id} has a message in flight already")
-        columns, row, model = self.model.columns, self._row, self.model
+        columns, row, model = self.model.columns, self.row, self.model
         crc = checksum(rows)
         if step is None:
             judge_unnumbered(self.step, gapless=self.is_gapless)
@@ -147,7 +140,7 @@ class Session(Generic[ModelT]):
                 answer = columns.last_answer(row)
                 if answer is None:
                     raise errors.InternalError(f"session {self.id} has lost its stored answer")
-                return Replay(answer)
+                return Replay(answer, self.step)
         last_row = columns.seen[row] if self.step else None
         values = check_values(rows, model.signature, last_row)
         moves = Moves(
@@ -166,27 +159,27 @@ class Session(Generic[ModelT]):
         if job.scratch is not None:
             self.model.arena.free(job.scratch)
             job.scratch = None
-        self.model.columns.is_busy[self._row] = False
+        self.model.columns.is_busy[self.row] = False
 
     @property
     def num_waiting(self) -> int:
         """The number of calls that wait for what is in flight."""
-        return 0 if self.is_ended else self.model.columns.num_waiting(self._row)
+        return 0 if self.is_ended else self.model.columns.num_waiting(self.row)
 
     def when_settled(self, callback: Callable[[], None]) -> None:
         """Have `callback` called once when what is in flight has ended."""
-        self.model.columns.when_settled(self._row, callback)
+        self.model.columns.when_settled(self.row, callback)
 
     def restart(self, states: States, incarnation: int, now_s: float) -> None:
         """Begin anew at step 0 from `states`. The caller has waited until nothing is in flight."""
         self.model.arena.write(self.slot, states)
-        self.model.columns.clear(self._row)
+        self.model.columns.clear(self.row)
         self.incarnation = incarnation
         self.last_used_s = now_s
 
     def put(self, record: SessionRecord) -> None:
         """Become what a record says, its epoch excepted. The record fits the model."""
-        columns, row = self.model.columns, self._row
+        columns, row = self.model.columns, self.row
         self.model.arena.write(self.slot, list(record.states))
         columns.clear(row)
         columns.step[row] = record.step
@@ -198,7 +191,7 @@ class Session(Generic[ModelT]):
 
     def record(self) -> SessionRecord:
         """Return a copy of the session as a value. The caller has waited until nothing is in flight."""
-        columns, row, model = self.model.columns, self._row, self.model
+        columns, row, model = self.model.columns, self.row, self.model
         has_begun = self.step > 0
         return SessionRecord(
             session_id=self.id,

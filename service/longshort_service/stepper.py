@@ -14,12 +14,12 @@ import numpy as np
 from longshort_service import errors
 from longshort_service.arena import Slots
 from longshort_service.batching import Job
-from longshort_service.served_model import allocate_row, check_fit
+from longshort_service.served_model import allocate_row, check_fit, not_finite
 from longshort_service.session import Answers, Replay, select_answers
 from longshort_service.values import check_values
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from concurrent.futures import Executor
 
     from numpy.typing import NDArray
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from longshort_service.repository import Model
     from longshort_service.scheduler import Scheduler
     from longshort_service.session import Session
+    from longshort_service.singles import SingleWaiter
 
 MAX_EXPLAINS_AT_ONCE: Final = 4
 
@@ -63,6 +64,21 @@ class Stepper:
         self._clock = clock
         self._explain_thread = explain_thread
         self._num_explains = 0
+
+    def submit(self, model: Model, job: Job) -> None:
+        """Queue a job whose `on_end` says when it has ended. Raises what Scheduler.submit raises."""
+        self._scheduler.submit(model.lane, job)
+
+    def submit_single(
+        self, session: Session[Model], values: Sequence[float], answer_rows: int, waiter: SingleWaiter
+    ) -> None:
+        """Queue one step of a session that is not busy; see Singles.add. Raises QueueFull or EngineDead."""
+        session.last_used_s = self._clock()
+        self._scheduler.submit_single(session.model.lane, session.slot, values, answer_rows, waiter)
+
+    def replayed(self, model: Model) -> None:
+        """Note that a message was answered from the stored answer."""
+        self._observer.replay(model.name)
 
     async def step(
         self, session: Session[Model], rows: NDArray[np.float32], step: int | None, answers: Answers
@@ -173,13 +189,6 @@ class Stepper:
         finally:
             self._num_explains -= 1
         return outputs
-
-
-def not_finite(model_name: str) -> errors.NonFiniteResult:
-    """Return the error of a message whose result is not finite."""
-    return errors.NonFiniteResult(
-        "the model's answer to these values is not finite; the session has not moved", model=model_name
-    )
 
 
 def _explain(

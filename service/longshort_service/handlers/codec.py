@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError, Message
 from longshort.v1 import model_pb2, sequence_pb2, session_pb2, types_pb2
 
 from longshort_service import errors
+from longshort_service.keeper import OpenRequest
 from longshort_service.record import SESSION_ID
 from longshort_service.session import Answers
 from longshort_service.signature import MissingValue
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from longshort_service.management import SessionView
     from longshort_service.repository import Model, Repository
+    from longshort_service.session import Session
     from longshort_service.signature import Signature
 
 MessageT = TypeVar("MessageT", bound=Message)
@@ -70,6 +72,41 @@ def session_id(key: types_pb2.SessionKey, *, may_be_empty: bool = False) -> str:
     if not SESSION_ID.fullmatch(key.id):
         raise errors.InvalidSessionId("a session id is 1 to 256 characters of printable ASCII without space")
     return key.id
+
+
+def open_request(request: sequence_pb2.Open) -> OpenRequest:
+    """Return what an opening asks for. Raises InvalidMessage or InvalidSessionId."""
+    if len(request.client_id) > MAX_CLIENT_ID:
+        raise errors.InvalidMessage(f"client_id is longer than {MAX_CLIENT_ID} characters")
+    return OpenRequest(
+        session_id(request.session, may_be_empty=True),
+        open_mode(request.mode),
+        request.model,
+        request.version,
+        request.client_id,
+    )
+
+
+def opened_message(
+    session: Session[Model], *, created: bool, durable_step: int, max_steps: int
+) -> sequence_pb2.Opened:
+    """Return what was opened."""
+    model = session.model
+    return sequence_pb2.Opened(
+        session=types_pb2.SessionKey(id=session.id),
+        model=model.name,
+        version=model.version,
+        created=created,
+        step=session.step,
+        durable_step=durable_step,
+        durability=types_pb2.DURABILITY_NONE,
+        incarnation=session.incarnation,
+        epoch=session.epoch,
+        num_features=len(model.signature.features),
+        num_outputs=len(model.signature.outputs),
+        max_steps=max_steps,
+        fingerprint=model.signature.fingerprint,
+    )
 
 
 def open_mode(mode: types_pb2.OpenMode) -> OpenMode:

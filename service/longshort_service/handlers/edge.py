@@ -37,8 +37,8 @@ class EdgeObserver(Protocol):
     def conflict(self, reason: str) -> None:
         """Note that a message was refused by its step number."""
 
-    def step_total(self, model: str, seconds: float) -> None:
-        """Note that a message of values was read, applied and answered in so many seconds."""
+    def step_total(self, model: str, seconds: float, num_messages: int = 1) -> None:
+        """Note that messages of values were read, applied and answered in so many seconds each."""
 
 
 @dataclass(slots=True)
@@ -53,21 +53,30 @@ class Edge:
     max_steps: int
     max_message_bytes: int
     max_streams: int
+    max_batch_rows: int
     num_calls: int = 0  # calls being handled now, streams included
     is_draining: bool = False
     _quiet: asyncio.Event = field(default_factory=asyncio.Event)
 
+    def call_began(self) -> None:
+        """Count a call until `call_ended`."""
+        self.num_calls += 1
+        self._quiet.clear()
+
+    def call_ended(self) -> None:
+        """Note that a call is handled."""
+        self.num_calls -= 1
+        if not self.num_calls:
+            self._quiet.set()
+
     @contextmanager
     def call(self) -> Iterator[None]:
         """Count a call while it is handled."""
-        self.num_calls += 1
-        self._quiet.clear()
+        self.call_began()
         try:
             yield
         finally:
-            self.num_calls -= 1
-            if not self.num_calls:
-                self._quiet.set()
+            self.call_ended()
 
     async def until_quiet(self) -> None:
         """Wait until no call is being handled."""

@@ -10,15 +10,20 @@ from longshort.v1 import sequence_pb2
 
 from longshort_service import errors
 from longshort_service.handlers import codec, status
+from longshort_service.handlers.frames import FrameConversation
 from longshort_service.handlers.stream import StreamConversation
 from longshort_service.keeper import OpenRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from longshort.v1 import types_pb2
 
+    from longshort_service.handlers.conversation import Conversation
     from longshort_service.handlers.edge import Edge
     from longshort_service.record import SessionRecord
     from longshort_service.repository import Model
+    from longshort_service.transport.call import Call
 
 SERVICE_NAME: Final = "longshort.v1.SequenceService"
 
@@ -28,14 +33,19 @@ class SequenceHandler:
 
     def __init__(self, edge: Edge) -> None:
         self._edge = edge
-        self._streams: set[StreamConversation] = set()
+        self._streams: set[Conversation] = set()
+
+    def routes(self) -> dict[str, Callable[[Call], None]]:
+        """Return who takes the calls of the streaming methods, by path."""
+        return {
+            f"/{SERVICE_NAME}/Stream": lambda call: self._converse(call, StreamConversation),
+            f"/{SERVICE_NAME}/StreamFrames": lambda call: self._converse(call, FrameConversation),
+        }
 
     def generic_handler(self) -> grpc.GenericRpcHandler[Any, Any]:
         """Return what a gRPC server is given. Messages pass as bytes: parsing them is the edge's affair."""
         edge = self._edge
         methods = {
-            "Stream": grpc.stream_stream_rpc_method_handler(self._stream),
-            "StreamFrames": grpc.stream_stream_rpc_method_handler(self._stream_frames),
             "Step": edge.unary(sequence_pb2.StepRequest, self._step),
             "Forecast": edge.unary(sequence_pb2.ForecastRequest, self._forecast),
             "Explain": edge.unary(sequence_pb2.ExplainRequest, self._explain),
@@ -51,19 +61,14 @@ class SequenceHandler:
         for stream in list(self._streams):
             stream.end(error)
 
-    async def _stream(self, _requests: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
-        with self._edge.call():
-            try:
-                self._admit()
-            except errors.ServiceError as error:
-                self._edge.count(error)
-                await status.abort(context, error)
-            stream = StreamConversation(self._edge, context)
-            self._streams.add(stream)
-            try:
-                await stream.run()
-            finally:
-                self._streams.discard(stream)
+    def _converse(self, call: Call, kind: type[StreamConversation | FrameConversation]) -> None:
+        try:
+            self._admit()
+        except errors.ServiceError as error:
+            self._edge.count(error)
+            status.finish(call, error)
+        else:
+            self._streams.add(kind(self._edge, call, self._streams.discard))
 
     def _admit(self) -> None:
         """Refuse a stream at the door. Raises Draining or StreamsExhausted."""
@@ -73,15 +78,6 @@ class SequenceHandler:
                 f"{len(self._streams)} streams are open, the most that this server takes: wait and connect again",
                 max_streams=self._edge.max_streams,
             )
-
-    async def _stream_frames(
-        self, _requests: object, context: grpc.aio.ServicerContext[bytes, bytes]
-    ) -> None:
-        error = errors.NotBuilt(
-            "StreamFrames is declared and not built yet: use Stream, one session a stream"
-        )
-        self._edge.count(error)
-        await status.abort(context, error)
 
     async def _step(self, request: sequence_pb2.StepRequest) -> sequence_pb2.StepResponse:
         edge, begin_s = self._edge, time.perf_counter()

@@ -14,6 +14,8 @@ from longshort_service import errors
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from longshort_service.transport.call import Call
+
 DOMAIN: Final = "longshort"
 DETAILS_KEY: Final = "grpc-status-details-bin"
 
@@ -49,7 +51,9 @@ TABLE: Final[dict[type[errors.ServiceError], tuple[grpc.StatusCode, float | None
     errors.ExplainUnavailable: (_Code.FAILED_PRECONDITION, None),
     errors.Stale: (_Code.FAILED_PRECONDITION, None),
     errors.InvalidRecord: (_Code.INVALID_ARGUMENT, None),
-    errors.NotBuilt: (_Code.UNIMPLEMENTED, None),
+    errors.UnknownHandle: (_Code.NOT_FOUND, None),
+    errors.HandleTwice: (_Code.INVALID_ARGUMENT, None),
+    errors.HandleOutOfRange: (_Code.INVALID_ARGUMENT, None),
     errors.SessionMoved: (_Code.ABORTED, None),
     errors.SessionsExhausted: (_Code.RESOURCE_EXHAUSTED, 1.0),
     errors.StreamsExhausted: (_Code.RESOURCE_EXHAUSTED, 1.0),
@@ -70,11 +74,23 @@ def in_band(error: errors.ServiceError) -> types_pb2.Error:
     return message
 
 
+def finish(call: Call, error: errors.ServiceError) -> None:
+    """End a call with the error as its status."""
+    code, message, metadata = _status(error)
+    call.finish(code, message, metadata)
+
+
 async def abort(context: grpc.aio.ServicerContext[bytes, bytes], error: errors.ServiceError) -> None:
     """End the call with the error as its status. Raises what grpc raises to unwind the handler."""
+    code, message, metadata = _status(error)
+    await context.abort(code, message, trailing_metadata=metadata)
+
+
+def _status(error: errors.ServiceError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes]]]:
+    """Return code, words and trailing metadata."""
     code, _ = TABLE[type(error)]
     status = status_pb2.Status(code=code.value[0], message=error.message, details=_details(error))
-    await context.abort(code, error.message, trailing_metadata=((DETAILS_KEY, status.SerializeToString()),))
+    return code, error.message, ((DETAILS_KEY, status.SerializeToString()),)
 
 
 def _details(error: errors.ServiceError) -> Iterator[any_pb2.Any]:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
+import math
 import time
 from typing import TYPE_CHECKING, Final
 
-import grpc
 from longshort.v1 import sequence_pb2, types_pb2
 
 from longshort_service import errors
 from longshort_service.handlers import codec, status
-from longshort_service.keeper import OpenRequest
+from longshort_service.handlers.conversation import Conversation
+from longshort_service.handlers.frame_codec import varint
 from longshort_service.protocol import StreamEvent, StreamProtocol, StreamState, ends_stream
+from longshort_service.served_model import not_finite
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from longshort_service.batching import Job
     from longshort_service.handlers.edge import Edge
     from longshort_service.repository import Model
     from longshort_service.session import Session
-
-# A stream that says nothing holds a place that another could use.
-OPEN_TIMEOUT_S: Final = 30.0
+    from longshort_service.transport.call import Call
 
 _EVENTS: Final = {
     "open": StreamEvent.OPEN,
@@ -31,79 +32,21 @@ _EVENTS: Final = {
 }
 
 
-class StreamConversation:
+class StreamConversation(Conversation):
     """The server's half of a Stream call. It owns its session from `opened` on until it ends or another takes it."""
 
-    def __init__(self, edge: Edge, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
-        self._edge = edge
-        self._context = context
+    def __init__(self, edge: Edge, call: Call, is_over: Callable[[Conversation], None]) -> None:
         self._protocol = StreamProtocol()
         self._session: Session[Model] | None = None
         self._is_numbered = True  # whether the message in hand has a step
-        self._end_error: errors.ServiceError | None = None
-        self._end_task: asyncio.Task[None] | None = None
+        super().__init__(edge, call, is_over)
 
-    async def run(self) -> None:
-        """Converse until the client half-closes, leaves, or an error ends the stream."""
-        loop = asyncio.get_running_loop()
-        overdue = errors.NotOpen(f"the stream was not opened within {OPEN_TIMEOUT_S:.0f} s")
-        self._open_timer = loop.call_later(OPEN_TIMEOUT_S, self.end, overdue)
-        try:
-            while await self._exchange():
-                pass
-        finally:
-            self._open_timer.cancel()
-            if self._session is not None:
-                self._edge.keeper.table.detach(self._session, self, self._edge.keeper.clock())
-            if self._end_task is not None:
-                await asyncio.wait([self._end_task])
-
-    def lose(self, session_id: str, error: errors.ServiceError) -> None:  # noqa: ARG002
-        """See StreamOwner: the stream has only the one."""
+    def lose(self, session_id: str, error: errors.ServiceError) -> None:  # noqa: ARG002  it has only the one
+        """See StreamOwner."""
         self.end(error)
 
-    def end(self, error: errors.ServiceError) -> None:
-        """End the stream: at once where it is between messages, otherwise after the answer in hand."""
-        if self._end_error is not None or self._protocol.state is StreamState.ENDED:
-            return
-        self._end_error = error
-        if self._protocol.state in (StreamState.READY, StreamState.AWAITING_OPEN):
-            # The handler sleeps in read(); a status sent from here makes that read return.
-            self._end_task = asyncio.get_running_loop().create_task(self._abort_asleep(error))
-
-    async def _abort_asleep(self, error: errors.ServiceError) -> None:
-        # abort() unwinds whoever calls it by raising; the client may also have left meanwhile.
-        with contextlib.suppress(grpc.aio.BaseError, asyncio.InvalidStateError):
-            await self._fail(error)
-
-    async def _exchange(self) -> bool:
-        """Read one message and answer it; return whether the stream goes on."""
-        raw = await self._context.read()
-        if self._end_error is not None:
-            return False
-        if raw is grpc.aio.EOF:  # type: ignore[attr-defined]
-            self._protocol.handle(StreamEvent.HALF_CLOSE)
-            return False
-        begin_s = time.perf_counter()
+    def _take(self, raw: bytes) -> None:
         self._is_numbered = True
-        try:
-            response = await self._answer(raw)
-        except errors.ServiceError as error:
-            if ends_stream(error, self._protocol.state, numbered=self._is_numbered):
-                await self._fail(error)
-            self._edge.count(error)
-            response = sequence_pb2.StreamResponse(error=status.in_band(error))
-        except Exception as error:  # noqa: BLE001  the edge: a bug ends this stream and no other
-            await self._fail(self._edge.wrap(error), is_counted=True)
-        await self._context.write(response.SerializeToString())
-        self._protocol.handle(StreamEvent.ANSWERED)
-        if self._session is not None and response.HasField("answer") and not response.answer.forecast:
-            self._edge.observer.step_total(self._session.model.name, time.perf_counter() - begin_s)
-        if self._end_error is not None:
-            await self._fail(self._end_error)
-        return True
-
-    async def _answer(self, raw: bytes) -> sequence_pb2.StreamResponse:
         # A message too large is refused in band: it is known to be one, if not of which kind.
         if self._protocol.state is StreamState.READY and len(raw) > self._edge.max_message_bytes:
             self._protocol.handle(StreamEvent.VALUES)
@@ -113,76 +56,118 @@ class StreamConversation:
             raise errors.InvalidMessage("the message says nothing: set open, values, forecast or flush")
         self._protocol.handle(_EVENTS[kind])
         if kind == "values":
-            return await self._values(request.values)
-        if kind == "open":
-            return await self._open(request.open)
-        session = self._settled_session()
-        if kind == "forecast":
-            return await self._forecast(session, request.forecast.horizon)
-        durable_step = self._edge.keeper.durable_step(session.step)
-        return sequence_pb2.StreamResponse(flushed=sequence_pb2.Flushed(durable_step=durable_step))
+            self._is_numbered = request.values.HasField("step")
+            if not self._take_single(request.values):
+                self._slowly(self._values(request.values))
+        elif kind == "open":
+            self._slowly(self._open(request.open))
+        elif kind == "forecast":
+            self._slowly(self._forecast(request.forecast.horizon))
+        else:
+            durable_step = self._edge.keeper.durable_step(self._settled_session().step)
+            flushed = sequence_pb2.Flushed(durable_step=durable_step)
+            self._answer(sequence_pb2.StreamResponse(flushed=flushed).SerializeToString())
 
-    async def _open(self, request: sequence_pb2.Open) -> sequence_pb2.StreamResponse:
-        self._edge.refuse_while_draining()
-        if len(request.client_id) > codec.MAX_CLIENT_ID:
-            raise errors.InvalidMessage(f"client_id is longer than {codec.MAX_CLIENT_ID} characters")
-        session, created = await self._edge.keeper.open(
-            OpenRequest(
-                codec.session_id(request.session, may_be_empty=True),
-                codec.open_mode(request.mode),
-                request.model,
-                request.version,
-                request.client_id,
-            ),
-            self,
+    def _take_single(self, message: sequence_pb2.Values) -> bool:
+        """Take what most messages are: one finite step in its place, for a session that nobody else is at.
+
+        Return whether it was one; everything else goes the general way. The two differ in cost alone.
+        """
+        session = self._session
+        values = tuple(message.values)
+        if (
+            session is None
+            or session.owner is not self
+            or len(values) != self._num_features
+            or not all(map(math.isfinite, values))
+            or message.tensors
+            or session.is_busy
+            or not (message.step == session.step if self._is_numbered else session.is_gapless)
+        ):
+            return False
+        answer_rows = 0 if message.answers == types_pb2.ANSWERS_NONE else 1
+        if not types_pb2.ANSWERS_UNSPECIFIED <= message.answers <= types_pb2.ANSWERS_NONE:
+            return False
+        self._edge.stepper.submit_single(session, values, answer_rows, self)
+        return True
+
+    def answered(self, outputs: bytes, step: int) -> None:
+        """See SingleWaiter: the answer is written as protobuf would write it."""
+        body = (
+            b"\x0a" + varint(len(outputs)) + outputs + b"\x18" + varint(step)
+            if outputs
+            else b"\x18" + varint(step)
         )
+        durable_step = self._edge.keeper.durable_step(step)
+        if durable_step:
+            body += b"\x20" + varint(durable_step)
+        self._answer(b"\x12" + varint(len(body)) + body)
+
+    def failed(self, job: Job, position: int) -> None:  # noqa: ARG002  one row's failure is like another's
+        """See SingleWaiter."""
+        assert self._session is not None  # noqa: S101  it has sent a message
+        self._refuse(job.failure or not_finite(self._session.model.name))
+
+    def _answer(self, response: bytes) -> None:
+        self._protocol.handle(StreamEvent.ANSWERED)
+        super()._answer(response)
+
+    def _refuse(self, error: errors.ServiceError) -> None:
+        if ends_stream(error, self._protocol.state, numbered=self._is_numbered):
+            self._fail(error)
+            return
+        self._edge.count(error)
+        self._answer(sequence_pb2.StreamResponse(error=status.in_band(error)).SerializeToString())
+
+    def _fail(self, error: errors.ServiceError, *, is_counted: bool = False) -> None:
+        self._protocol.handle(StreamEvent.FAIL)
+        super()._fail(error, is_counted=is_counted)
+
+    def _leave(self) -> None:
+        if self._session is not None:
+            self._edge.keeper.table.detach(self._session, self, self._edge.keeper.clock())
+
+    async def _open(self, request: sequence_pb2.Open) -> bytes:
+        edge = self._edge
+        edge.refuse_while_draining()
+        session, created = await edge.keeper.open(codec.open_request(request), self)
         self._open_timer.cancel()
         self._session = session
-        model = session.model
-        return sequence_pb2.StreamResponse(
-            opened=sequence_pb2.Opened(
-                session=types_pb2.SessionKey(id=session.id),
-                model=model.name,
-                version=model.version,
-                created=created,
-                step=session.step,
-                durable_step=self._edge.keeper.durable_step(session.step),
-                durability=types_pb2.DURABILITY_NONE,
-                incarnation=session.incarnation,
-                epoch=session.epoch,
-                num_features=len(model.signature.features),
-                num_outputs=len(model.signature.outputs),
-                max_steps=self._edge.max_steps,
-                fingerprint=model.signature.fingerprint,
-            )
+        self._num_features = len(session.model.signature.features)
+        opened = codec.opened_message(
+            session,
+            created=created,
+            durable_step=edge.keeper.durable_step(session.step),
+            max_steps=edge.max_steps,
         )
+        return sequence_pb2.StreamResponse(opened=opened).SerializeToString()
 
-    async def _values(self, message: sequence_pb2.Values) -> sequence_pb2.StreamResponse:
+    async def _values(self, message: sequence_pb2.Values) -> bytes:
+        begin_s = time.perf_counter()
         session = self._settled_session()
-        self._is_numbered = message.HasField("step")
         signature = session.model.signature
         rows = codec.rows(message, signature, self._edge.max_steps)
         wanted = codec.answers(message.answers)
-        if session.is_busy:  # a unary call is moving the session just now
-            await self._edge.keeper.until_settled(session)
-            self._settled_session()
+        await self._edge.keeper.until_settled(session)  # a unary call may be moving it just now
+        self._settled_session()
         applied = await self._edge.stepper.step(
             session, rows, message.step if self._is_numbered else None, wanted
         )
         response = sequence_pb2.StreamResponse()
-        answer = response.answer
         codec.fill_answer(
-            answer,
+            response.answer,
             applied.outputs,
             signature,
             step=applied.step,
             durable_step=self._edge.keeper.durable_step(applied.step),
             as_tensors=bool(message.tensors),
         )
-        answer.replayed = applied.is_replayed
-        return response
+        response.answer.replayed = applied.is_replayed
+        self._edge.observer.step_total(session.model.name, time.perf_counter() - begin_s)
+        return response.SerializeToString()
 
-    async def _forecast(self, session: Session[Model], horizon: int) -> sequence_pb2.StreamResponse:
+    async def _forecast(self, horizon: int) -> bytes:
+        session = self._settled_session()
         await self._edge.keeper.until_settled(session)
         record = self._settled_session().record()
         outputs = await self._edge.stepper.forecast(record, session.model, horizon, self._edge.max_steps)
@@ -196,7 +181,7 @@ class StreamConversation:
             as_tensors=False,
         )
         response.answer.forecast = True
-        return response
+        return response.SerializeToString()
 
     def _settled_session(self) -> Session[Model]:
         """Return the stream's session. Raises SessionMoved where it was taken or ended meanwhile."""
@@ -208,10 +193,3 @@ class StreamConversation:
                 f"session {session.id} has ended", cause="ended", client_id=""
             )
         return session
-
-    async def _fail(self, error: errors.ServiceError, *, is_counted: bool = False) -> None:
-        """End the stream with the error as its status. Raises AbortError to unwind the handler."""
-        self._protocol.handle(StreamEvent.FAIL)
-        if not is_counted:
-            self._edge.count(error)
-        await status.abort(self._context, error)

@@ -1,0 +1,85 @@
+"""What a frame's rows came to, as the columns of its answer. Pure functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from longshort_service.served_model import ModelT, not_finite
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from longshort_service.frames import FrameWork, Part
+
+
+@dataclass(frozen=True, slots=True)
+class FrameAnswer:
+    """The columns of the rows that were answered, in the order of the frame."""
+
+    handles: NDArray[np.uint32]
+    counts: NDArray[np.int64]  # rows of `values` of each
+    steps: NDArray[np.int64]  # after each
+    values: NDArray[np.float32]  # flat
+    replayed: NDArray[np.uint32]  # handles of those that got their stored answer
+
+
+def collect(work: FrameWork[ModelT]) -> FrameAnswer:
+    """Gather the answers of a frame whose jobs have ended; rows that came to nothing are put into its failures."""
+    frame, num_rows = work.frame, len(work.frame.handles)
+    pieces = [_piece(work, part) for part in work.parts]
+    replayed = np.array(sorted(work.replays), np.intp)
+    if len(pieces) == 1 and len(pieces[0].positions) == num_rows:
+        (piece,) = pieces  # of all rows; they are in the frame's order
+        return FrameAnswer(
+            frame.handles, piece.counts, piece.steps, piece.values.ravel(), frame.handles[replayed]
+        )
+    for position, replay in work.replays.items():
+        outputs = replay.outputs.reshape(1, -1)
+        counts, steps = np.array([len(replay.outputs)]), np.array([replay.step])
+        pieces.append(_Piece(np.array([position]), outputs, counts, steps))
+    counts, steps, lengths = (np.zeros(num_rows, np.int64) for _ in range(3))
+    is_answered = np.zeros(num_rows, np.bool_)
+    for piece in pieces:
+        counts[piece.positions] = piece.counts
+        steps[piece.positions] = piece.steps
+        lengths[piece.positions] = piece.values.shape[1]
+        is_answered[piece.positions] = True
+    starts = np.cumsum(lengths) - lengths
+    values = np.empty(int(lengths.sum()), np.float32)
+    for piece in pieces:
+        values[starts[piece.positions, None] + np.arange(piece.values.shape[1])] = piece.values
+    return FrameAnswer(
+        frame.handles[is_answered], counts[is_answered], steps[is_answered], values, frame.handles[replayed]
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Answers of equal length."""
+
+    positions: NDArray[np.intp]
+    values: NDArray[np.float32]  # [rows, outputs of all steps that go back]
+    counts: NDArray[np.int64]
+    steps: NDArray[np.int64]
+
+
+def _piece(work: FrameWork[ModelT], part: Part[ModelT]) -> _Piece:
+    job, positions = part.job, part.positions
+    applied = job.applied
+    rows, outputs = job.slots.rows, job.outputs
+    if applied is not None:
+        error = job.failure or not_finite(part.model.name)
+        work.failures.update(dict.fromkeys(positions[~applied].tolist(), error))
+        positions, rows = positions[applied], rows[applied]
+        outputs = outputs[applied] if job.failure is None else outputs
+    num_answered = work.frame.num_answer_rows(job.num_steps)
+    outputs = outputs[:, outputs.shape[1] - num_answered :]
+    return _Piece(
+        positions,
+        outputs.reshape(len(positions), -1) if outputs.size else np.empty((len(positions), 0), np.float32),
+        np.full(len(positions), num_answered),
+        part.model.columns.step[rows],
+    )

@@ -1,0 +1,245 @@
+"""The rows of one frame on their way to jobs and back: checked, judged and collected as columns.
+
+What is right about a frame costs a few array operations, however many sessions it has; a Python loop looks only at the
+rows that something is wrong with, or that were sent before. Knows no gRPC, no asyncio, no stores; time is an argument.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic
+
+import numpy as np
+
+from longshort_service import errors
+from longshort_service.batching import Job
+from longshort_service.columns import Moves, as_bytes
+from longshort_service.served_model import ModelT, allocate_scratch
+from longshort_service.session import Answers, Replay, num_answer_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from longshort_service.handles import Found, HandleTable
+    from longshort_service.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The columns of a frame's values, as they came. A row is one session's message."""
+
+    handles: NDArray[np.uint32]  # [rows]
+    counts: NDArray[np.int64] | None  # [rows] steps of each; None: 1 each
+    steps: NDArray[np.int64] | None  # [rows] the step before each; None: not numbered
+    values: NDArray[np.float32]  # flat, all rows one after the other
+    answers: Answers
+
+    def num_answer_rows(self, num_steps: int) -> int:
+        """Return how many rows of outputs go back for a message of so many steps."""
+        return num_answer_rows(self.answers, num_steps)
+
+
+@dataclass(slots=True)
+class Part(Generic[ModelT]):
+    """Rows of one model and one length, in their order in the frame, that go as one job."""
+
+    model: ModelT
+    positions: NDArray[np.intp]
+    job: Job
+
+
+@dataclass(slots=True)
+class FrameWork(Generic[ModelT]):
+    """What a frame came to: jobs to be run, and what was settled at once."""
+
+    frame: Frame
+    found: Found
+    starts: NDArray[np.int64]  # [rows] where in the flat values each begins
+    now_s: float
+    parts: list[Part[ModelT]] = field(default_factory=list)
+    failures: dict[int, errors.ServiceError] = field(default_factory=dict)  # by position
+    replays: dict[int, Replay] = field(default_factory=dict)  # by position
+
+    def give_up(self, part: Part[ModelT], error: errors.ServiceError) -> None:
+        """Take back a part that the scheduler did not take: nothing has moved."""
+        self.parts.remove(part)
+        if part.job.scratch is not None:
+            part.model.arena.free(part.job.scratch)
+        part.model.columns.is_busy[part.job.slots.rows] = False
+        self.failures.update(dict.fromkeys(part.positions.tolist(), error))
+
+
+class FrameReader(Generic[ModelT]):
+    """Turns the frames of one stream into jobs."""
+
+    def __init__(self, handles: HandleTable[ModelT], max_steps: int, max_rows: int) -> None:
+        self._handles = handles
+        self._max_steps = max_steps
+        self._max_rows = max_rows  # of one job
+
+    def busy_sessions(self, frame: Frame) -> list[Session[ModelT]]:
+        """Return the sessions of a frame that somebody else is moving just now: they are waited for first."""
+        found = self._handles.find(frame.handles)
+        busy: list[Session[ModelT]] = []
+        for index, model in enumerate(self._handles.models):
+            rows = found.rows[(found.models == index) & (found.rows >= 0)]
+            if model.columns.is_busy[rows].any():
+                handles = model.columns.handle[rows[model.columns.is_busy[rows]]]
+                busy.extend(self._handles.get(handle) for handle in set(handles.tolist()))
+        return busy
+
+    def begin(self, frame: Frame, now_s: float) -> FrameWork[ModelT]:
+        """Make jobs of what may be applied; the sessions in them are busy from now on.
+
+        The caller has waited for `busy_sessions`. Raises InvalidMessage where the columns do not fit one another, and
+        then nothing has changed. What is wrong with a row is in `failures`.
+        """
+        found = self._handles.find(frame.handles)
+        work: FrameWork[ModelT] = FrameWork(frame, found, self._starts(frame, found), now_s)
+        is_open = found.rows >= 0
+        repeated = self._handles.repeated(found)
+        if repeated is not None:
+            repeated &= found.is_known
+            for position in np.flatnonzero(repeated).tolist():
+                handle = int(frame.handles[position])
+                work.failures[position] = errors.HandleTwice(
+                    f"handle {handle} is in the frame more than once: a session has one message a frame",
+                    handle=handle,
+                )
+            is_open &= ~repeated
+        if not is_open.all():
+            for position in np.flatnonzero(~is_open).tolist():
+                if position not in work.failures:
+                    work.failures[position] = self._handles.refusal(int(frame.handles[position]))
+        for model, count, positions in self._groups(frame, found, is_open):
+            self._begin_group(work, model, count, positions)
+        return work
+
+    def _starts(self, frame: Frame, found: Found) -> NDArray[np.int64]:
+        """Return where in the flat values each row begins. Raises InvalidMessage where they do not add up."""
+        num_rows = len(frame.handles)
+        for name, column in (("counts", frame.counts), ("steps", frame.steps)):
+            if column is not None and len(column) != num_rows:
+                raise errors.InvalidMessage(f"{len(column)} {name} do not fit {num_rows} handles")
+        widths = np.array([len(model.signature.features) for model in self._handles.models] or [1])
+        if not found.is_known.all() and widths.min() != widths.max():
+            raise errors.InvalidMessage(
+                "a handle of the frame is not open and models of different width are: whose values are which "
+                "cannot be told"
+            )
+        lengths = widths[found.models] if frame.counts is None else widths[found.models] * frame.counts
+        ends = np.cumsum(lengths, dtype=np.int64)
+        total = int(ends[-1]) if num_rows else 0
+        if total != frame.values.size:
+            raise errors.InvalidMessage(
+                f"the frame holds {frame.values.size} values, its handles and counts ask for {total}"
+            )
+        return ends - lengths
+
+    def _groups(
+        self, frame: Frame, found: Found, chosen: NDArray[np.bool_]
+    ) -> Iterator[tuple[ModelT, int, NDArray[np.intp]]]:
+        """Yield model, count of steps and positions of the rows that can share a job."""
+        models = self._handles.models
+        if frame.counts is None and len(models) == 1:
+            if chosen.any():
+                yield models[0], 1, np.flatnonzero(chosen)
+            return
+        positions = np.flatnonzero(chosen)
+        counts = np.ones(len(chosen), np.int64) if frame.counts is None else frame.counts
+        keys = np.stack([found.models[positions].astype(np.int64), counts[positions]])
+        kinds, inverse = np.unique(keys, axis=1, return_inverse=True)
+        for kind, (index, count) in enumerate(kinds.T.tolist()):
+            yield models[index], count, positions[inverse.ravel() == kind]
+
+    def _begin_group(
+        self,
+        work: FrameWork[ModelT],
+        model: ModelT,
+        count: int,
+        positions: NDArray[np.intp],
+    ) -> None:
+        """Make jobs of rows of equal length, or note why not."""
+        refusal = self._wrong_count(count)
+        if refusal is not None:
+            work.failures.update(dict.fromkeys(positions.tolist(), refusal))
+            return
+        width = len(model.signature.features)
+        values = work.frame.values
+        if len(positions) * count * width != values.size:
+            values = values[work.starts[positions, None] + np.arange(count * width)]
+        values = values.reshape(len(positions), count, width)  # [rows, time, features] f32
+        rows = work.found.rows[positions]
+        columns = model.columns
+        if work.frame.steps is None:
+            is_right = columns.is_gapless[rows]
+        else:
+            is_right = work.frame.steps[positions] == columns.step[rows]
+        is_right &= np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        for begin in range(0, len(positions), self._max_rows):
+            chunk = slice(begin, begin + self._max_rows)
+            right = np.flatnonzero(is_right[chunk]) + begin
+            if len(right):
+                self._begin_job(work, model, positions[right], values[right])
+        for place in np.flatnonzero(~is_right).tolist():
+            self._begin_alone(work, model, int(positions[place]), values[place])
+
+    def _begin_job(
+        self,
+        work: FrameWork[ModelT],
+        model: ModelT,
+        positions: NDArray[np.intp],
+        values: NDArray[np.float32],
+    ) -> None:
+        """Make a job of rows that are right in every respect."""
+        num_rows, num_steps = values.shape[:2]
+        columns, slots = model.columns, self._handles.slots(work.found, positions)
+        try:
+            scratch = allocate_scratch(model, num_rows) if num_steps > model.piece_steps(num_rows) else None
+        except errors.SessionsExhausted as error:
+            work.failures.update(dict.fromkeys(positions.tolist(), error))
+            return
+        answer_rows = work.frame.num_answer_rows(num_steps)
+        crcs = None
+        if num_steps > 1:
+            crcs = np.fromiter(map(zlib.crc32, as_bytes(values)), np.uint32, num_rows)
+        moves = Moves(columns, values[:, -1], crcs, np.full(num_rows, answer_rows, np.int32))
+        columns.is_busy[slots.rows] = True
+        columns.used_s[slots.rows] = work.now_s
+        work.parts.append(Part(model, positions, Job(values, slots, scratch=scratch, owner=moves)))
+
+    def _begin_alone(
+        self,
+        work: FrameWork[ModelT],
+        model: ModelT,
+        position: int,
+        values: NDArray[np.float32],
+    ) -> None:
+        """Give a row that is out of place, or misses a value, to the rules for one message."""
+        frame = work.frame
+        session = self._handles.get(int(frame.handles[position]))
+        # As the client counts: what does not fit into 63 bits is a gap, not a number below zero.
+        step = None if frame.steps is None else int(frame.steps[position]) % (1 << 64)
+        try:
+            begun = session.begin(values, step, frame.answers, work.now_s)
+        except errors.ServiceError as error:
+            work.failures[position] = error
+            return
+        if isinstance(begun, Replay):
+            work.replays[position] = begun
+        else:
+            work.parts.append(Part(model, np.array([position]), begun))
+
+    def _wrong_count(self, count: int) -> errors.ServiceError | None:
+        if count < 1:
+            return errors.EmptyValues("the row holds no values: send at least one step")
+        if count > self._max_steps:
+            return errors.TooManySteps(
+                f"{count} steps in one row: send at most {self._max_steps}",
+                num_steps=count,
+                max_steps=self._max_steps,
+            )
+        return None

@@ -1,0 +1,131 @@
+"""A call in which the client asks and is answered in turn, until either side ends it: what both kinds of stream share.
+
+Callbacks, no coroutine: a message that needs nothing but a run is answered without a task and without a future. What
+has to wait for something else goes on in a task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from longshort_service import errors
+from longshort_service.handlers import status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from longshort_service.handlers.edge import Edge
+    from longshort_service.transport.call import Call
+
+# A stream that says nothing holds a place that another could use.
+OPEN_TIMEOUT_S: Final = 30.0
+
+
+class Conversation:
+    """The server's half of a call. It reads the next message once the answer to this one is written."""
+
+    def __init__(self, edge: Edge, call: Call, is_over: Callable[[Conversation], None]) -> None:
+        self._edge = edge
+        self._call = call
+        self._is_over = is_over  # told once, when nothing is left to do
+        self._is_answering = False  # a message is in hand
+        self._is_writing = False  # the last answer is not with gRPC yet
+        self._held: bytes | None = None  # a message that came before that
+        self._end_error: errors.ServiceError | None = None
+        self._task: asyncio.Task[None] | None = None
+        call.on_closed = self._closed
+        edge.call_began()
+        overdue = errors.NotOpen(f"the stream was not opened within {OPEN_TIMEOUT_S:.0f} s")
+        self._open_timer = asyncio.get_running_loop().call_later(OPEN_TIMEOUT_S, self.end, overdue)
+        call.read(self._received)
+
+    # What a kind of stream says
+
+    def _take(self, raw: bytes) -> None:
+        """Take a message, and answer it now or later. May raise a ServiceError."""
+        raise NotImplementedError
+
+    def _refuse(self, error: errors.ServiceError) -> None:
+        """Tell the client that its message came to nothing."""
+        raise NotImplementedError
+
+    def _leave(self) -> None:
+        """Let go of what the stream has: the call is over."""
+        raise NotImplementedError
+
+    # What it is built of
+
+    def end(self, error: errors.ServiceError) -> None:
+        """End the stream: at once where it is between messages, otherwise after the answer in hand."""
+        if self._end_error is None:
+            self._end_error = error
+            if not self._is_answering:
+                self._fail(error)
+
+    def _received(self, raw: bytes | None) -> None:
+        if self._end_error is not None or not self._call.is_active:
+            return
+        if raw is None:
+            self._call.finish()
+        elif self._is_writing:
+            self._held = raw
+        else:
+            self._is_answering = True
+            self._guarded(raw)
+
+    def _guarded(self, raw: bytes) -> None:
+        try:
+            self._take(raw)
+        except errors.ServiceError as error:
+            self._refuse(error)
+        except Exception as error:  # noqa: BLE001  the edge: a bug ends this stream and no other
+            self._fail(self._edge.wrap(error), is_counted=True)
+
+    def _slowly(self, work: Coroutine[None, None, bytes]) -> None:
+        """Answer with what a coroutine returns; it is cancelled where the call ends."""
+        self._task = asyncio.get_running_loop().create_task(self._awaited(work))
+
+    async def _awaited(self, work: Coroutine[None, None, bytes]) -> None:
+        try:
+            response = await work
+        except errors.ServiceError as error:
+            self._task = None
+            self._refuse(error)
+        except Exception as error:  # noqa: BLE001  as above
+            self._task = None
+            self._fail(self._edge.wrap(error), is_counted=True)
+        else:
+            self._task = None
+            self._answer(response)
+
+    def _answer(self, response: bytes) -> None:
+        """Write the answer to the message in hand, and read the next message."""
+        self._is_answering = False
+        self._is_writing = True
+        self._call.write(response, self._written)
+        if self._end_error is not None:
+            self._fail(self._end_error)
+        else:
+            self._call.read(self._received)
+
+    def _written(self, is_sent: bool) -> None:  # noqa: FBT001, ARG002  a callback; that the call is over is said by its end
+        self._is_writing = False
+        raw, self._held = self._held, None
+        if raw is not None:
+            self._received(raw)
+
+    def _fail(self, error: errors.ServiceError, *, is_counted: bool = False) -> None:
+        """End the call with the error as its status."""
+        self._end_error = error
+        if not is_counted:
+            self._edge.count(error)
+        status.finish(self._call, error)
+
+    def _closed(self, is_cancelled: bool) -> None:  # noqa: FBT001, ARG002  a callback; both ends are the same to us
+        self._open_timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+        self._leave()
+        self._edge.call_ended()
+        self._is_over(self)

@@ -1,0 +1,224 @@
+"""Many sessions on one bidirectional stream: a frame in, a frame out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from longshort.v1 import sequence_pb2
+
+from longshort_service import errors
+from longshort_service.frame_answer import collect
+from longshort_service.frames import FrameReader, FrameWork
+from longshort_service.handlers import codec, frame_codec, status
+from longshort_service.handlers.conversation import Conversation
+from longshort_service.handles import MAX_HANDLES, HandleTable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from longshort_service.batching import Job
+    from longshort_service.frames import Frame
+    from longshort_service.handlers.edge import Edge
+    from longshort_service.repository import Model
+    from longshort_service.transport.call import Call
+
+_OPEN, _VALUES, _FORECAST = (
+    sequence_pb2.FRAME_PART_OPEN,
+    sequence_pb2.FRAME_PART_VALUES,
+    sequence_pb2.FRAME_PART_FORECAST,
+)
+_NOTHING = sequence_pb2.StreamFramesResponse()
+
+
+class FrameConversation(Conversation):
+    """The server's half of a StreamFrames call. It owns the sessions that its handles name."""
+
+    def __init__(self, edge: Edge, call: Call, is_over: Callable[[Conversation], None]) -> None:
+        self._handles: HandleTable[Model] = HandleTable()
+        self._reader = FrameReader(self._handles, edge.max_steps, edge.max_batch_rows)
+        self._num_running = 0  # jobs of the frame in hand
+        self._all_ended: Callable[[], None] = _do_nothing
+        super().__init__(edge, call, is_over)
+
+    def lose(self, session_id: str, error: errors.ServiceError) -> None:
+        """See StreamOwner: only the next row of that session hears of it."""
+        session = self._edge.keeper.table.get(session_id)
+        if session is not None:
+            self._handles.lose(session.row, session.model, error)
+
+    def _take(self, raw: bytes) -> None:
+        begin_s = time.perf_counter()
+        self._open_timer.cancel()
+        request = frame_codec.parse(raw, self._edge.max_message_bytes)
+        frame = request.frame
+        if request.opens or len(request.closes) or request.forecasts or self._reader.busy_sessions(frame):
+            self._slowly(self._take_slowly(request, begin_s))
+            return
+        work = self._begin(request.frame)
+        if self._num_running:
+            self._all_ended = lambda: self._answer(self._response(work, begin_s, None))
+        else:
+            self._answer(self._response(work, begin_s, None))
+
+    async def _take_slowly(self, request: frame_codec.FrameRequest, begin_s: float) -> bytes:
+        """Answer a frame that has to wait for more than its jobs."""
+        self._close(request.closes.tolist())
+        rest = sequence_pb2.StreamFramesResponse()
+        if request.opens:
+            await self._open(request.opens, rest)
+        while busy := self._reader.busy_sessions(request.frame):
+            for session in busy:
+                await self._edge.keeper.until_settled(session)
+        work = self._begin(request.frame)
+        if self._num_running:
+            ended = asyncio.Event()
+            self._all_ended = ended.set
+            await ended.wait()
+        await self._forecast(request.forecasts, rest)
+        return self._response(work, begin_s, rest)
+
+    def _refuse(self, error: errors.ServiceError) -> None:
+        """End the stream: an error of a whole frame leaves nobody knowing what it held."""
+        self._fail(error)
+
+    def _leave(self) -> None:
+        now_s = self._edge.keeper.clock()
+        for session in self._handles:
+            self._edge.keeper.table.detach(session, self, now_s)
+
+    # -- values --------------------------------------------------------------------------------------------------
+
+    def _begin(self, frame: Frame) -> FrameWork[Model]:
+        """Start the jobs of a frame."""
+        work = self._reader.begin(frame, self._edge.keeper.clock())
+        for part in list(work.parts):
+            part.job.on_end = self._job_ended
+            try:
+                self._edge.stepper.submit(part.model, part.job)
+            except errors.ServiceError as error:
+                work.give_up(part, error)
+            else:
+                self._num_running += 1
+        return work
+
+    def _job_ended(self, _job: Job) -> None:
+        self._num_running -= 1
+        if not self._num_running:
+            self._all_ended()
+
+    def _response(
+        self, work: FrameWork[Model], begin_s: float, rest: sequence_pb2.StreamFramesResponse | None
+    ) -> bytes:
+        answer = collect(work)
+        if work.replays:
+            for position in work.replays:
+                self._edge.stepper.replayed(self._handles.get(int(work.frame.handles[position])).model)
+        if work.failures:
+            rest = sequence_pb2.StreamFramesResponse() if rest is None else rest
+            for position in sorted(work.failures):
+                self._add_error(rest, int(work.frame.handles[position]), _VALUES, work.failures[position])
+        seconds = time.perf_counter() - begin_s
+        for part in work.parts:
+            self._edge.observer.step_total(part.model.name, seconds, part.job.num_applied)
+        return frame_codec.response(answer, _NOTHING if rest is None else rest)
+
+    def _add_error(
+        self,
+        rest: sequence_pb2.StreamFramesResponse,
+        handle: int,
+        part: sequence_pb2.FramePart,
+        error: errors.ServiceError,
+    ) -> None:
+        self._edge.count(error)
+        if isinstance(error, errors.EngineDead | errors.OurFault) and self._end_error is None:
+            self._end_error = error  # after this answer
+        rest.errors.append(sequence_pb2.FrameError(handle=handle, error=status.in_band(error), part=part))
+
+    # -- sessions ------------------------------------------------------------------------------------------------
+
+    def _close(self, handles: Iterable[int]) -> None:
+        now_s = self._edge.keeper.clock()
+        for handle in handles:
+            session = self._handles.close(handle)
+            if session is not None:
+                self._edge.keeper.table.detach(session, self, now_s)
+
+    async def _open(
+        self, opens: list[sequence_pb2.FrameOpen], rest: sequence_pb2.StreamFramesResponse
+    ) -> None:
+        """Open sessions; each is answered in `opened` or in `errors`."""
+        edge = self._edge
+        requests, handles = [], []
+        for each in opens:
+            try:
+                edge.refuse_while_draining()
+                if each.handle >= MAX_HANDLES:
+                    raise errors.HandleOutOfRange(
+                        f"handle {each.handle} is too great: handles are below {MAX_HANDLES}",
+                        handle=each.handle,
+                        max_handles=MAX_HANDLES,
+                    )
+                requests.append(codec.open_request(each.open))
+                handles.append(each.handle)
+            except errors.ServiceError as error:
+                self._add_error(rest, each.handle, _OPEN, error)
+        self._close(handles)  # those that are open already change hands
+        for handle, opened in zip(handles, await self._open_many(requests), strict=True):
+            if isinstance(opened, errors.ServiceError):
+                self._add_error(rest, handle, _OPEN, opened)
+                continue
+            session, created = opened
+            if session.owner is not self:  # taken by another stream before all of them were open
+                moved = errors.SessionMoved(
+                    f"session {session.id} was opened by another stream", cause="opened", client_id=""
+                )
+                self._add_error(rest, handle, _OPEN, moved)
+                continue
+            self._close([handle])
+            self._handles.open(handle, session)
+            message = codec.opened_message(
+                session,
+                created=created,
+                durable_step=edge.keeper.durable_step(session.step),
+                max_steps=edge.max_steps,
+            )
+            rest.opened.append(sequence_pb2.FrameOpened(handle=handle, opened=message))
+
+    async def _open_many(self, requests):  # INTERIM
+        out = []
+        for r in requests:
+            try:
+                out.append(await self._edge.keeper.open(r, self))
+            except errors.ServiceError as error:
+                out.append(error)
+        return out
+
+    async def _forecast(
+        self, forecasts: list[sequence_pb2.FrameForecast], rest: sequence_pb2.StreamFramesResponse
+    ) -> None:
+        """Look ahead from each session, all of them at once; the scheduler lets live steps through between."""
+        results = await asyncio.gather(
+            *(self._forecast_one(each.handle, each.horizon) for each in forecasts), return_exceptions=True
+        )
+        for each, result in zip(forecasts, results, strict=True):
+            if isinstance(result, errors.ServiceError):
+                self._add_error(rest, each.handle, _FORECAST, result)
+            elif isinstance(result, BaseException):
+                raise result
+            else:
+                rest.forecasts.append(result)
+
+    async def _forecast_one(self, handle: int, horizon: int) -> sequence_pb2.FrameForecastAnswer:
+        session = self._handles.get(handle)
+        await self._edge.keeper.until_settled(session)
+        record = self._handles.get(handle).record()
+        outputs = await self._edge.stepper.forecast(record, session.model, horizon, self._edge.max_steps)
+        return sequence_pb2.FrameForecastAnswer(
+            handle=handle, values=outputs.ravel().tolist(), step=record.step
+        )
+
+
+def _do_nothing() -> None:
+    pass
