@@ -77,10 +77,12 @@ def test_other_shapes_are_refused_and_change_nothing():
     assert [state.tolist() for state in states.read(0)] == [state.tolist() for state in before]
 
 
-def test_last_row_is_the_trash_row():
+def test_row_behind_the_last_is_nobody_s():
     states = DeviceStates(ODD, 2, provider="cpu")
-    assert states.trash_row == 2
-    states.initialise(2)
+    states.initialise(np.array([0, 1]))
+    states.write(-1, [np.full(5, 9, np.float32)])
+    assert all((states.read(row)[0] == 0.25).all() for row in (0, 1))
+    assert (states.read(2)[0] == 9).all()
     with pytest.raises(Exception, match="indice"):
         states.initialise(3)
 

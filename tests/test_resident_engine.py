@@ -173,10 +173,9 @@ def test_rows_may_be_read_and_written_crosswise_in_one_run(adder):
     assert [sum_in(engine, row) for row in (0, 1)] == [22, 11]
 
 
-def test_trash_row_takes_what_nobody_needs(adder):
+def test_target_of_minus_one_is_nowhere(adder):
     engine = load(adder)
-    trash = engine.states.trash_row
-    assert one_each(engine, 1, 2, 3, source=rows(0, 1, 2), target=rows(trash, trash, 2))[0] == [1, 2, 3]
+    assert one_each(engine, 1, 2, 3, source=rows(0, 1, 2), target=rows(-1, -1, 2))[0] == [1, 2, 3]
     assert [sum_in(engine, row) for row in range(NUM_ROWS)] == [0, 0, 3] + [0] * (NUM_ROWS - 3)
 
 
@@ -187,6 +186,14 @@ def test_row_that_is_not_finite_does_not_move_and_its_neighbours_do(adder):
     assert finite == [False, True, False]
     assert answers[:2] == [np.inf, 2]
     assert [sum_in(engine, row) for row in (0, 1, 2)] == [np.float32(3e38), 2, 1]
+
+
+def test_last_piece_that_is_not_finite_leaves_the_session_s_row_and_not_what_its_scratch_row_holds(adder):
+    engine = load(adder)
+    one_each(engine, 1, source=rows(0), target=rows(0))
+    one_each(engine, 3e38, source=rows(0), target=rows(5))
+    assert one_each(engine, 3e38, source=rows(5), target=rows(0))[1] == [False]
+    assert sum_in(engine, 0) == 1
 
 
 def test_largest_finite_numbers_are_finite(adder):

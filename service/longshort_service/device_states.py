@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 class DeviceStates:
     """The rows `0..num_rows` of state in the memory of `provider`, "cpu" or "cuda", taken at once.
 
-    One more row, `trash_row`, takes what nobody needs; nothing may be read from it. It is the last one because CUDA's
-    scatter does not refuse a row beyond the end, as the CPU's does, but takes the last one for it.
+    One more row behind them is nobody's: `resident_graph.NOWHERE` is its number, and it takes what is not to be kept.
+    On CUDA it also takes what is written beyond the end by mistake: the scatter there does not refuse but clamps.
 
     Used from one thread at a time, which need not be the engine's, for rows that the engine does not run meanwhile.
     Raises ModelError where the provider is not there or its memory does not suffice.
@@ -40,7 +40,6 @@ class DeviceStates:
         ]
         pool_layout = resident_graph.PoolLayout.of(self._shapes)
         self.row_bytes = 4 * pool_layout.size
-        self.trash_row = num_rows
         self._row_shape = (pool_layout.segments, pool_layout.width)
         self._ends = np.cumsum([math.prod(shape) for shape in self._shapes])[:-1]
         self._initial = np.concatenate(

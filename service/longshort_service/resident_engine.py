@@ -68,10 +68,10 @@ class ResidentEngine:
         """Run `values` `[batch, time, features]` on from the states in `source_rows` `[batch]`.
 
         Returns the answers `[batch, time, outputs]` and which rows are finite `[batch]`, answers and states. The new
-        states of a finite row are in its target row then, those of another are its source's, unchanged. Target rows
-        are each other's equals only where they are `states.trash_row`. `counts` `[batch]` says how many steps of each
-        row are real; None: all. Answers beyond a row's count are padding. All is done on return, on the device too.
-        Raises whatever onnxruntime raises; no row has changed then, unless the device itself has failed.
+        states of a finite row are in its target row then, the target of another is unchanged. A target of -1 is
+        nowhere; no other may be given twice. `counts` `[batch]` says how many steps of each row are real; None: all.
+        Answers beyond a row's count are padding. All is done on return, on the device too. Raises whatever
+        onnxruntime raises; no row has changed then, unless the device itself has failed.
         """
         shape = (*values.shape[:2], len(self.signature.outputs))
         answers, finite = np.empty(shape, np.float32), np.empty(len(values), np.bool_)
@@ -91,7 +91,7 @@ class ResidentEngine:
     def warm_up(self, max_rows: int, piece_steps: int) -> RunCost:
         """Run the shapes that serving will use, so that no caller pays for first runs, and measure what they cost.
 
-        Moves no row but the trash row. Raises ModelError where a run fails.
+        Moves no session's row. Raises ModelError where a run fails.
         """
         try:
             return measure_cost(self._run_of_zeros, max_rows, piece_steps)
@@ -100,5 +100,5 @@ class ResidentEngine:
 
     def _run_of_zeros(self, num_rows: int, num_steps: int) -> Callable[[], object]:
         values = np.zeros((num_rows, num_steps, len(self.signature.features)), np.float32)
-        rows = np.full(num_rows, self.states.trash_row, np.intp)
+        rows = np.full(num_rows, resident_graph.NOWHERE, np.intp)
         return partial(self.run, values, None, rows, rows)

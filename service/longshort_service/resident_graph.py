@@ -33,6 +33,7 @@ TARGET_ROWS: Final = "longshort.target_rows"  # [batch, 1, 2] i64: the row, then
 FINITE: Final = "longshort.finite"  # [batch] bool
 ROWS: Final = "longshort.rows"  # [batch, segments, width] f32
 
+NOWHERE: Final = -1  # as a row to write: the pool's last one, which is nobody's
 WIDEST_SEGMENT: Final = 4  # numbers that one thread writes, one after the other
 OLDEST_OPSET: Final = 13  # where Split and ReduceSum take their sizes and axes as inputs
 _OPSET: Final = 17
@@ -68,11 +69,12 @@ def resident(model: onnx.ModelProto, signature: Signature) -> onnx.ModelProto:
 
     Inputs: the values and, where the signature has them, the sequence lengths, as before; the pool, the rows to start
     from, and the rows to write. Outputs: the answers as before; which rows are finite, answers and states; and the
-    pool, which the caller binds to the memory of the input, so that only the written rows are touched. A row that is
-    not finite writes what it has read. Where two rows write the same target, its content is any mixture of theirs.
+    pool, which the caller binds to the memory of the input, so that only the written rows are touched. What is not
+    finite goes to NOWHERE instead of its target. Where two write the same row, its content is any mixture of theirs.
 
-    The scatter depends on the gather and on every answer, so that no row changes before all rows are read, nor where
-    a node of the model fails. `model` is not changed. Raises UnsuitableGraph.
+    The scatter depends on all new states and answers, and thereby on the gather, of which there is one for all states:
+    no row changes before all are read, nor where a node of the model fails. `model` is not changed. Raises
+    UnsuitableGraph.
     """
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     if opset < OLDEST_OPSET:
@@ -112,7 +114,7 @@ def reading(layout: PoolLayout) -> onnx.ModelProto:
 def writing(layout: PoolLayout) -> onnx.ModelProto:
     """Return a graph that puts rows into a pool."""
     nodes = _Nodes("write")
-    nodes.add("ScatterND", [POOL, _places(nodes, layout), ROWS], NEXT_POOL)
+    nodes.add("ScatterND", [POOL, _places(nodes, TARGET_ROWS, layout), ROWS], NEXT_POOL)
     return nodes.model([_pool(POOL, layout), _target_rows(), _rows(layout)], [_pool(NEXT_POOL, layout)])
 
 
@@ -168,7 +170,7 @@ class _Nodes:
 
 def _gather(nodes: _Nodes, states: Sequence[State], layout: PoolLayout) -> None:
     """Add what gives each state input its rows, `[..., batch, ...]`."""
-    old = nodes.add("Gather", [POOL, SOURCE_ROWS], f"{ROWS}.old", axis=0)
+    old = nodes.add("Gather", [POOL, SOURCE_ROWS], axis=0)
     flat = nodes.reshape(old, [-1, layout.size])
     parts = nodes.split(flat, [math.prod(state.row_shape()) for state in states])
     for state, part in zip(states, parts, strict=True):
@@ -198,16 +200,17 @@ def _scatter(nodes: _Nodes, signature: Signature, layout: PoolLayout) -> None:
     total = nodes.add("ReduceSum", [zeros, nodes.constant(np.array([1], np.int64))], keepdims=0)
     finite = nodes.add("Equal", [total, nodes.constant(np.array(0, np.float32))], FINITE)
     mask = nodes.reshape(finite, [-1, 1, 1])
+    nowhere = nodes.constant(np.array([[[NOWHERE, 0]]], np.int64))
+    targets = nodes.add("Where", [mask, TARGET_ROWS, nowhere])
     segments = nodes.reshape(new, [-1, layout.segments, layout.width])
-    kept = nodes.add("Where", [mask, segments, f"{ROWS}.old"])
-    nodes.add("ScatterND", [POOL, _places(nodes, layout), kept], NEXT_POOL)
+    nodes.add("ScatterND", [POOL, _places(nodes, targets, layout), segments], NEXT_POOL)
 
 
-def _places(nodes: _Nodes, layout: PoolLayout) -> str:
-    """Return the place of every segment of the target rows, `[batch, segments, 2]` i64."""
+def _places(nodes: _Nodes, targets: str, layout: PoolLayout) -> str:
+    """Return the place of every segment of rows to write, `[batch, segments, 2]` i64."""
     offsets = np.zeros((1, layout.segments, 2), np.int64)
     offsets[0, :, 1] = np.arange(layout.segments)
-    return nodes.add("Add", [TARGET_ROWS, nodes.constant(offsets)])
+    return nodes.add("Add", [targets, nodes.constant(offsets)])
 
 
 def _pool(name: str, layout: PoolLayout) -> onnx.ValueInfoProto:
