@@ -82,10 +82,11 @@ class Singles:
             np.array(self._rows[:max_rows], np.intp), np.array(self._generations[:max_rows], np.int64)
         )
         moves = Moves(columns, sent, None, np.array(self._answer_rows[:max_rows], np.int32))
-        delivery = _Delivery(columns, self._waiters[:max_rows], moves, self._observe)
+        arrivals_s = np.array(self._arrivals_s[:max_rows])
+        delivery = _Delivery(moves, self._waiters[:max_rows], arrivals_s, self._observe)
         job = Job(sent[:, None, :], slots, owner=moves, on_end=delivery)
         job.enqueued_s = self._arrivals_s[0]
-        job.arrivals_s = np.array(self._arrivals_s[:max_rows])
+        job.arrivals_s = arrivals_s
         for column in (
             self._rows, self._generations, self._values, self._answer_rows, self._waiters, self._arrivals_s
         ):  # fmt: skip
@@ -96,24 +97,23 @@ class Singles:
 class _Delivery:
     """Tells every waiter of a job what became of its message."""
 
-    __slots__ = ("_columns", "_moves", "_observe", "_waiters")
+    __slots__ = ("_arrivals_s", "_moves", "_observe", "_waiters")
 
     def __init__(
         self,
-        columns: SessionColumns,
-        waiters: list[SingleWaiter],
         moves: Moves,
+        waiters: list[SingleWaiter],
+        arrivals_s: NDArray[np.float64],
         observe: Callable[[NDArray[np.float64]], None],
     ) -> None:
-        self._columns = columns
-        self._observe = observe
-        self._waiters = waiters
         self._moves = moves
+        self._waiters = waiters
+        self._arrivals_s = arrivals_s
+        self._observe = observe
 
     def __call__(self, job: Job) -> None:
-        if job.arrivals_s is not None:
-            self._observe(time.perf_counter() - job.arrivals_s)
-        steps = self._columns.step[job.slots.rows].tolist()
+        self._observe(time.perf_counter() - self._arrivals_s)
+        steps = self._moves.columns.step[job.slots.rows].tolist()
         applied = job.applied
         if applied is None and self._moves.answer_rows.all():
             for waiter, outputs, step in zip(self._waiters, as_bytes(job.outputs), steps, strict=True):
