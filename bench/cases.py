@@ -74,8 +74,10 @@ def profiles() -> dict[str, Profile]:
     )
     return {
         "smoke": Profile(_cases(SMALL, (1, 128), ()), seconds=0.5, repetitions=1),
-        "quick": Profile(small, seconds=2.5, repetitions=2),
-        "full": Profile(everything + _cases(LARGE, (1, 16, 128, 1024), ()), seconds=5.0, repetitions=3),
+        "quick": Profile(small, seconds=4.0, repetitions=2),
+        "full": Profile(
+            everything + _cases(LARGE, (1, 16, 128, 1024), ()), seconds=5.0, repetitions=3, million=True
+        ),
         "million": Profile((), seconds=5.0, repetitions=2, million=True),
     }
 

@@ -15,7 +15,7 @@ from bench.measured import Measured
 from bench.processes import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from bench.processes import Server
@@ -66,10 +66,10 @@ def python_load(module: str, server: Server, **options: object) -> Measured:
     return run(command, server)
 
 
-def run(command: Sequence[str], server: Server) -> Measured:
+def run(command: Sequence[str], server: Server, on_begun: Callable[[], object] = lambda: None) -> Measured:
     """Run a load program, reading the server's clock where it says that the measuring begins and ends.
 
-    RuntimeError where it ends without a word or nothing was answered.
+    `on_begun` is told when it begins. RuntimeError where it ends without a word or nothing was answered.
     """
     cpu_s = {"begun": server.cpu_s()}
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True) as process:
@@ -77,6 +77,8 @@ def run(command: Sequence[str], server: Server) -> Measured:
         for line in process.stdout:
             if line.strip() in ("measuring", "measured"):
                 cpu_s[line.strip()] = server.cpu_s()
+                if line.strip() == "measuring":
+                    on_begun()
                 continue
             said: dict[str, Any] = json.loads(line)
             if said["messages"] == 0:

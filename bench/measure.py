@@ -6,6 +6,9 @@ import contextlib
 import json
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from longshort_model.synthetic import write_random_model
@@ -28,6 +31,8 @@ ANSWERS_LAST: Final = 2  # of enum longshort.v1.Answers
 ANSWERS_NONE: Final = 3
 REPLAYED_STEPS: Final = 4096  # in a message: as many as the service takes
 RAMP_TIMEOUT_S: Final = 30.0
+SETTLE_S: Final = 0.5
+BESIDE_S: Final = 1.5  # the ramp and the settling of the load beside it
 # Connections that a load's streams share: one would make gRPC's own fairness between streams of a connection the
 # thing that is measured, one for each stream is what gateways avoid.
 MAX_CHANNELS: Final = 8
@@ -55,8 +60,11 @@ def measure(case: Case, seconds: float) -> Measured:
             return load_client.python_load(
                 "bench.load.gateway_load", running, calls=calls, sessions=case.sessions, seconds=seconds
             )
-        with replaying(running) if case.load == "replay" else contextlib.nullcontext():
+        if case.load != "replay":
             return _streams(case, running, seconds)
+        with replay(running, seconds) as replayed:
+            live = _streams(case, running, seconds)
+        return replace(live, replayed_per_s=replayed[0].steps_per_s)
 
 
 def rival(case: Case) -> list[str]:
@@ -82,24 +90,28 @@ def model_file(model: Model) -> Path:
 
 
 @contextlib.contextmanager
-def replaying(running: Server) -> Iterator[None]:
-    """Have one session replay values as fast as it can until the block ends."""
+def replay(running: Server, seconds: float) -> Iterator[list[Measured]]:
+    """Have one session replay values as fast as it can beside a load that measures for so long.
+
+    Gives a list that holds what was measured of it after the block. RuntimeError where the replay broke off.
+    """
     options: dict[str, object] = {
         "target": running.address,
         "id_prefix": "replay-",
         "steps": REPLAYED_STEPS,
         "answers": ANSWERS_NONE,
-        "seconds": 3600,
+        "seconds": seconds + BESIDE_S,
     }
-    with subprocess.Popen(
-        [str(load_client.build()), *load_client.flags(options)], stdout=subprocess.PIPE, text=True
-    ) as replay:
-        assert replay.stdout is not None
-        replay.stdout.readline()  # it is under way
-        try:
-            yield
-        finally:
-            replay.terminate()
+    replayed: list[Measured] = []
+    with ThreadPoolExecutor(1) as thread:
+        begun = threading.Event()
+        command = [str(load_client.build()), *load_client.flags(options)]
+        other = thread.submit(load_client.run, command, running, begun.set)
+        begun.wait(RAMP_TIMEOUT_S)
+        yield replayed
+        replayed.append(other.result())
+    if replayed[0].errors:
+        raise RuntimeError(f"the replay broke off: {replayed[0].errors}")
 
 
 def _bare(case: Case, seconds: float) -> Measured:
@@ -118,7 +130,7 @@ def _streams(case: Case, running: Server, seconds: float) -> Measured:
         channels=MAX_CHANNELS,
         rate=case.rate,
         seconds=seconds,
-        settle_s=min(0.5, seconds / 2),
+        settle_s=SETTLE_S,
         ramp_timeout_s=RAMP_TIMEOUT_S,
         **windows,
     )

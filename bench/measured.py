@@ -11,6 +11,8 @@ class Measured:
 
     A latency is that of one message: of a frame, where there are frames. `served` are the streams that got an
     answer while it was measured, of `streams` that were wanted and `opened` that had been answered before.
+    `lag_p99_us` is how late the load client's own timer was, `unsent` the messages that were due and still waited for
+    an answer on their stream, `replayed_per_s` the steps of a replay beside it.
     """
 
     seconds: float
@@ -31,6 +33,7 @@ class Measured:
     ramp_cpu_s: float = 0.0
     lag_p99_us: float = 0.0
     unsent: int = 0
+    replayed_per_s: float = 0.0
     resident_bytes: int = 0
     errors: dict[str, int] = field(default_factory=dict)
 
@@ -38,6 +41,11 @@ class Measured:
     def steps_per_s(self) -> float:
         """Steps a second."""
         return self.steps / self.seconds
+
+    @property
+    def slowest_share(self) -> float:
+        """Answers that the slowest stream got, over the mean of all."""
+        return self.least_answers * self.streams / max(self.messages, 1)
 
     @property
     def server_us_per_step(self) -> float:

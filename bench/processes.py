@@ -74,14 +74,13 @@ def server(arguments: Sequence[str]) -> Iterator[Server]:
 
 def _ready(process: subprocess.Popen[str], arguments: Sequence[str]) -> dict[str, Any]:
     assert process.stderr is not None
-    lines = []
+    line = "it said nothing"
     for line in process.stderr:
-        lines.append(line)
         with contextlib.suppress(json.JSONDecodeError):
             said = json.loads(line)
             if isinstance(said, dict) and "grpc" in said:
                 return said
-    raise RuntimeError(f"{' '.join(arguments)} did not start: {''.join(lines[-20:])}")
+    raise RuntimeError(f"{' '.join(arguments)} did not start: {line.strip()}")
 
 
 def _swallow(process: subprocess.Popen[str]) -> None:

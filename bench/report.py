@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from bench.million import Million
     from bench.results import Figure, Results
 
+    Metric = Callable[[Measured], float]
+
 IN_BATCHES: Final = (cases.BARE, cases.FRAMES, cases.GATEWAY_ARRAYS, cases.GATEWAY_CALLS)
 
 
@@ -74,30 +76,31 @@ def _closed(of_model: list[Case]) -> list[Case]:
 
 
 _HEAD: Final = (
-    *("rival", "sessions", "load", "streams served", "steps/s", "p50 ms", "p99 ms", "p99.9 ms"),
+    *("rival", "sessions", "load", "served", "slowest stream", "steps/s", "p50 ms", "p99 ms", "p99.9 ms"),
     *("server us/step", "client us/step"),
 )
 
 
 def _row(case: Case, results: Results) -> tuple[str, ...]:
     runs = results.runs[case]
-    served = min(run.served for run in runs)
-    load = {
-        "closed": "closed",
-        "open": f"{case.rate:,.0f}/s",
-        "replay": f"{case.rate:,.0f}/s, a replay beside it",
-    }
+    served = slowest = ""
+    if case.rival in (*cases.STREAMED, cases.WINDOW):
+        served = f"{min(run.served for run in runs):,} of {case.sessions:,}"
+        slowest = f"{min(run.slowest_share for run in runs):.0%}"
+    load = case.load if case.load == "closed" else f"{case.rate:,.0f}/s"
+    if case.load == "replay":
+        load += f" beside a replay of {min(run.replayed_per_s for run in runs):,.0f}/s"
+    latencies: tuple[Metric, ...] = (p50, p99, lambda run: run.p999_us)
     return (
         case.rival,
         f"{case.sessions:,}",
-        load[case.load],
-        "" if case.rival == cases.BARE else f"{served:,} of {runs[0].streams:,}",
+        load,
+        served,
+        slowest,
         _shown(results.of(case, steps_per_s_of)),
-        *(
-            _shown(results.of(case, metric))
-            for metric in (_milliseconds(p50), _milliseconds(p99), _milliseconds(lambda run: run.p999_us))
-        ),
-        _shown(results.of(case, lambda run: run.server_us_per_step)),
+        *(_shown(results.of(case, _milliseconds(latency))) for latency in latencies),
+        # That of a replay beside it would be counted too.
+        "" if case.load == "replay" else _shown(results.of(case, lambda run: run.server_us_per_step)),
         "" if case.rival == cases.BARE else _shown(results.of(case, lambda run: run.client_us_per_step)),
     )
 
@@ -123,7 +126,7 @@ def _failures(results: Results) -> Iterator[str]:
         yield from ("", "### Failed", "", *(f"- {words}" for words in results.failures))
 
 
-def _milliseconds(metric: Callable[[Measured], float]) -> Callable[[Measured], float]:
+def _milliseconds(metric: Metric) -> Metric:
     return lambda run: metric(run) / 1e3
 
 

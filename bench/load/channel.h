@@ -1,5 +1,5 @@
 // A bidirectional call of raw messages on gRPC's C core: a message out and one in are one operation with one event,
-// where the C++ API has two. That is a third of the client's cost.
+// where the C++ API has two, a fifth of the cost.
 #pragma once
 
 #include <grpc/byte_buffer.h>

@@ -2,7 +2,7 @@
 // closed or open loop and prints what came back as one line of JSON. Before that it prints `measuring` and `measured`
 // where the measuring begins and ends, so that whoever started it can read the server's clock of CPU time there.
 //
-// One thread, and about 7 us a message: less than any of the servers takes.
+// One thread, and about 10 us a message at 128 streams: half of what an empty echo takes.
 #include <sys/resource.h>
 
 #include <chrono>
@@ -157,7 +157,9 @@ class Load {
     const Tag& tag = *static_cast<Tag*>(event.tag);
     Stream& stream = streams_[tag.call->stream];
     if (tag.kind == Tag::kEnd) {
-      if (!is_leaving_ || !stream.call->HasSucceeded()) ++errors_[stream.call->Status()];
+      // One that was half-closed ends well; any other end was not asked for.
+      const bool was_asked_for = is_leaving_ || stream.state == Stream::kOver;
+      if (!was_asked_for || !stream.call->HasSucceeded()) ++errors_[stream.call->Status()];
       GiveUp(stream);
       ++num_ended_;
     } else if (stream.call->TakeMessage(message_) && stream.state != Stream::kOver) {
