@@ -128,16 +128,13 @@ class Call:
     def send_initial_metadata(self, metadata: Iterable[tuple[str, str | bytes]]) -> None:
         """Send initial metadata now; otherwise empty ones go with the first message.
 
-        Raises RuntimeError where they have been sent, ValueError where gRPC refuses these.
+        Raises RuntimeError where they have been sent. Metadata that HTTP/2 does not allow end the call: INTERNAL.
         """
         if not self._opening:
             raise RuntimeError("initial metadata have been sent")
         if self._start is None:
             return
-        if self._start((SendInitialMetadataOperation(tuple(metadata), _NO_FLAGS),), _ignore):
-            raise ValueError(
-                "metadata need keys in lower case and values in printable ASCII, or a key in -bin"
-            )
+        self._start((SendInitialMetadataOperation(tuple(metadata), _NO_FLAGS),), _ignore)
         self._opening = ()
 
     def finish(
@@ -148,7 +145,7 @@ class Call:
     ) -> None:
         """End the call with a status, after what was written before. On a call that has its end this does nothing.
 
-        Raises ValueError where gRPC refuses the metadata; the call has no end then.
+        Metadata that HTTP/2 does not allow make the status INTERNAL.
         """
         if self._is_finished:
             return
@@ -183,10 +180,7 @@ class Call:
 
     def _end(self, ending: tuple[Any, ...]) -> None:
         assert self._start is not None  # noqa: S101  as above
-        if self._start((*self._opening, *ending), self._was_ended):
-            raise ValueError(
-                "metadata need keys in lower case and values in printable ASCII, or a key in -bin"
-            )
+        self._start((*self._opening, *ending), self._was_ended)
         self._opening = ()
         self._is_ending = True
 
