@@ -14,27 +14,38 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from longshort_service import errors
 from longshort_service.protocol import MessageIdentity
-from longshort_service.record import MAGIC, SessionRecord, decode, encode
+from longshort_service.record import MAGIC, MAX_STEP, SessionRecord, decode, encode
+
+
+def with_last_message(record: SessionRecord, num_steps: int, crc: int) -> SessionRecord:
+    """Return the record with a last message that has led to its step; a session at step 0 has none."""
+    num_steps = min(num_steps, record.step)
+    message = MessageIdentity(record.step - num_steps, num_steps, crc) if num_steps else None
+    return dataclasses.replace(record, last_message=message)
+
 
 FLOATS = arrays(np.float32, array_shapes(min_dims=0, max_dims=3, max_side=3))
 COUNTS = st.integers(0, 2**64 - 1)
 
-RECORDS = st.builds(
+BARE_RECORDS = st.builds(
     SessionRecord,
     session_id=st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=256),
     model=st.text(),
     version=st.integers(1, 2**63),
     fingerprint=st.text(max_size=64),
-    step=st.integers(0, 2**63 - 1),
+    step=st.integers(0, MAX_STEP),
     incarnation=COUNTS,
     epoch=COUNTS,
     is_gapless=st.booleans(),
     last_used_s=st.floats(0, 1e10),
     states=st.lists(FLOATS, max_size=3).map(tuple),
-    last_message=st.none() | st.builds(MessageIdentity, COUNTS, COUNTS, st.integers(0, 2**32 - 1)),
+    last_message=st.none(),
     last_answer=st.none() | FLOATS,
     last_values=st.none() | FLOATS,
     last_output=st.none() | FLOATS,
+)
+RECORDS = BARE_RECORDS | st.builds(
+    with_last_message, BARE_RECORDS, st.integers(1, 2**31 - 1), st.integers(0, 2**32 - 1)
 )
 
 EXAMPLE = SessionRecord(
@@ -153,6 +164,10 @@ def test_record_of_another_encoding_says_which_versions():
         {"last_used_s": "x"},
         {"last_message": [1, 2]},
         {"last_message": [1, 2, 3, 4]},
+        {"last_message": [3, 1, 9]},
+        {"last_message": [4, 2, 9]},
+        {"last_message": [5, 0, 9]},
+        {"last_message": [4, 1, 2**32]},
         {"shapes": []},
         {"shapes": [[1, 2], [1, 3], [1], [4]]},
         {"shapes": [[1, 2], [1, 3], [1], [2]]},
@@ -179,6 +194,6 @@ def test_header_nested_without_end_is_an_invalid_record():
 
 
 def test_step_that_no_session_can_count_through_is_refused():
-    record = dataclasses.replace(EXAMPLE, step=2**63)
+    record = dataclasses.replace(EXAMPLE, step=MAX_STEP + 1)
     with pytest.raises(errors.InvalidRecord, match="beyond any session's life"):
         decode(encode(record))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAGIC: Final = b"LSREC\x00\x00\x01"  # the last byte is the version of the encoding
-MAX_STEP: Final = 2**63 - 1  # what is left above it no session can count through
+MAX_STEP: Final = 2**62  # steps are 64-bit and signed: what is left above it no session can count through
 _PREFIX: Final = struct.Struct("<8sII")
 # Printable ASCII without space: an id travels in headers, and gRPC takes nothing else there.
 SESSION_ID: Final = re.compile(r"[\x21-\x7e]{1,256}")
@@ -125,13 +125,16 @@ def _record(header: dict[str, Any], arrays: list[NDArray[np.float32] | None]) ->
     *states, last_answer, last_values, last_output = arrays
     if int(header["step"]) > MAX_STEP:
         raise ValueError(f"step {header['step']} is beyond any session's life")
-    message = header["last_message"]
+    message = (
+        None if header["last_message"] is None else MessageIdentity(*map(_uint64, header["last_message"]))
+    )
     last_used_s = float(header["last_used_s"])
     is_sane = (
         SESSION_ID.fullmatch(header["session_id"])
         and int(header["version"]) > 0
         and math.isfinite(last_used_s)
         and all(state is not None for state in states)
+        and (message is None or _ends_at(message, header["step"]))
     )
     if not is_sane:
         raise ValueError(header)
@@ -146,11 +149,16 @@ def _record(header: dict[str, Any], arrays: list[NDArray[np.float32] | None]) ->
         is_gapless=bool(header["is_gapless"]),
         last_used_s=last_used_s,
         states=tuple(state for state in states if state is not None),
-        last_message=None if message is None else MessageIdentity(*map(_uint64, message)),
+        last_message=message,
         last_answer=last_answer,
         last_values=last_values,
         last_output=last_output,
     )
+
+
+def _ends_at(message: MessageIdentity, step: int) -> bool:
+    """Whether a message can be the last one of a session at `step`."""
+    return message.num_steps > 0 and message.first_step + message.num_steps == step and message.crc < 1 << 32
 
 
 def _uint64(number: object) -> int:
