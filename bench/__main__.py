@@ -17,7 +17,7 @@ from bench.machine import machine
 from bench.measure import measure
 from bench.million import measure_million
 from bench.plot import plot
-from bench.processes import ROOT
+from bench.processes import LOG, ROOT
 from bench.report import report
 
 OUT: Final = ROOT / "build" / "bench.json"
@@ -36,6 +36,7 @@ def main() -> int:
     except load_client.NoCompiler as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
+    LOG.unlink(missing_ok=True)
     found = results.Results(profile_name, machine(), profile.seconds)
     begin_s = time.monotonic()
     # Repetition by repetition, so that a machine's slow hour meets all rivals.
@@ -60,7 +61,10 @@ def main() -> int:
     plot(OUT.with_suffix(".png"), found)
     print(report(found))
     _say("saved build/bench.json, .md and .png; `python -m bench.document` puts them into docs/benchmarks.md")
-    return 1 if found.failures else 0
+    if not found.failures:
+        return 0
+    _say(f"{len(found.failures)} failed, see above; what servers said is in {LOG.relative_to(ROOT)}")
+    return 1
 
 
 def _say(words: str) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 ROOT: Final = Path(__file__).parent.parent
 START_TIMEOUT_S: Final = 60.0
+LOG: Final = ROOT / "build" / "bench" / "servers.log"  # what they say after their start
 STOP_TIMEOUT_S: Final = 30.0  # the service drains for 20 s at most
 
 
@@ -62,7 +63,7 @@ def server(arguments: Sequence[str]) -> Iterator[Server]:
             said = _ready(process, arguments)
             deadline.cancel()
             # The pipe must not fill up: the server would wait for us to read it.
-            threading.Thread(target=_swallow, args=(process,), daemon=True).start()
+            threading.Thread(target=_keep, args=(process, arguments), daemon=True).start()
             yield Server(process.pid, said)
         finally:
             deadline.cancel()
@@ -83,11 +84,13 @@ def _ready(process: subprocess.Popen[str], arguments: Sequence[str]) -> dict[str
     raise RuntimeError(f"{' '.join(arguments)} did not start: {line.strip()}")
 
 
-def _swallow(process: subprocess.Popen[str]) -> None:
+def _keep(process: subprocess.Popen[str], arguments: Sequence[str]) -> None:
     assert process.stderr is not None
-    with contextlib.suppress(ValueError):  # closed with the process
-        for _ in process.stderr:
-            pass
+    LOG.parent.mkdir(parents=True, exist_ok=True)
+    with LOG.open("a", encoding="utf-8") as log, contextlib.suppress(ValueError):  # closed with the process
+        log.write(f"--- {' '.join(arguments)}\n")
+        for line in process.stderr:
+            log.write(line)
 
 
 def _tree(pid: int) -> list[int]:
