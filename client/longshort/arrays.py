@@ -27,23 +27,27 @@ _DTYPES: dict[int, str] = {
 _AGES_S = 1e9  # in place of infinity, which gRPC takes for a time that has passed
 
 
-def one_row(value: ArrayLike, num_features: int) -> NDArray[np.float32]:
-    """Return one step's value, a number or [features], as [1, features] f32, or raise InvalidRequest."""
-    array = _floats(value)
+def one_row(value: ArrayLike, num_features: int | None) -> NDArray[np.float32]:
+    """Return one step's value, a number or [features], as [1, features] f32, or raise InvalidRequest.
+
+    `num_features` None: not known yet, any width passes.
+    """
+    array = floats(value)
     if array.ndim > 1:
-        raise _wrong_shape(f"a step takes a number or an array of one axis, not of {array.ndim}")
-    return _with_width(array.reshape(1, -1), num_features)
+        raise wrong_shape(f"a step takes a number or an array of one axis, not of {array.ndim}")
+    row = array.reshape(1, -1)
+    return row if num_features is None else _with_width(row, num_features)
 
 
 def many_rows(values: ArrayLike, num_features: int) -> NDArray[np.float32]:
     """Return [time] (one feature) or [time, features] as [time, features] f32, or raise InvalidRequest."""
-    array = _floats(values)
+    array = floats(values)
     if array.ndim == 0:
-        raise _wrong_shape("expected an array of values, got a single one: use step() for it")
+        raise wrong_shape("expected an array of values, got a single one: use step() for it")
     if array.ndim == 1 and num_features == 1:
         return array.reshape(-1, 1)
     if array.ndim != 2:
-        raise _wrong_shape(f"expected [time, {num_features}], got an array of {array.ndim} axes")
+        raise wrong_shape(f"expected [time, {num_features}], got an array of {array.ndim} axes")
     return _with_width(array, num_features)
 
 
@@ -93,12 +97,12 @@ def tensors(messages: Iterable[types_pb2.Tensor]) -> dict[str, NDArray[np.generi
     return arrays
 
 
-def _floats(values: ArrayLike) -> NDArray[np.float32]:
+def floats(values: ArrayLike) -> NDArray[np.float32]:
     """Return a copy as float32. Text and objects are refused: NumPy would turn "12" into 12."""
     try:
         array = np.asarray(values)
     except ValueError as error:  # a ragged list
-        raise _wrong_shape(str(error)) from None
+        raise wrong_shape(str(error)) from None
     if array.dtype.kind not in "fiub":
         raise InvalidRequest(f"values must be real numbers, not {_kind(array)}", reason="WRONG_TYPE")
     with np.errstate(over="ignore"):  # 1e300 becomes infinity, which the server refuses
@@ -117,9 +121,10 @@ def _kind(array: NDArray[np.generic]) -> str:
 def _with_width(rows: NDArray[np.float32], num_features: int) -> NDArray[np.float32]:
     # A flat message cannot say how wide its rows are: six numbers would pass for six steps of one feature.
     if rows.shape[1] != num_features:
-        raise _wrong_shape(f"the model takes {num_features} features a step, got {rows.shape[1]}")
+        raise wrong_shape(f"the model takes {num_features} features a step, got {rows.shape[1]}")
     return rows
 
 
-def _wrong_shape(message: str) -> InvalidRequest:
+def wrong_shape(message: str) -> InvalidRequest:
+    """Return the error of an array of the wrong shape."""
     return InvalidRequest(message, reason="WRONG_SHAPE")

@@ -181,6 +181,21 @@ class SessionLost(SessionEnded):
     """The server's session and the answers held here no longer fit together; start it anew from history."""
 
 
+class RowsFailed(LongshortError):
+    """Some rows of a gateway's array call have failed; the others were answered.
+
+    `answers` is the result of the call with NaN in the rows that failed, f32, or None where none was answered;
+    `errors` has the error of each of those rows by its index.
+    """
+
+    def __init__(
+        self, message: str, *, answers: NDArray[np.float32] | None, errors: Mapping[int, LongshortError]
+    ) -> None:
+        super().__init__(message, reason="ROWS_FAILED")
+        self.answers = answers
+        self.errors = errors
+
+
 class ResourceExhausted(LongshortError):
     """A limit is reached; `retry_delay_s` says when to come again."""
 

@@ -124,7 +124,7 @@ def count_from(refusal: LongshortError, num_before: int) -> None:
 def doubt() -> LongshortError:
     """Return the error of a call on a session that is in doubt."""
     return errors.StepInDoubt(
-        "an earlier call ended after its values were sent; session.retry() returns its answer",
+        "an earlier call ended after its values were sent; retry() returns its answer",
         reason="STEP_IN_DOUBT",
     )
 

@@ -1,0 +1,280 @@
+"""What callers ask of a gateway, and how their answers are put together.
+
+It owns results, failures by row, and doubts. It does not know frames, or when anything is sent.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from longshort import errors, recovery
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from longshort.errors import LongshortError
+
+
+class Waiter(Protocol):
+    """Where a result goes: a future, or what looks like one."""
+
+    def done(self) -> bool:
+        """Return whether nobody awaits it any more."""
+
+    def set_result(self, result: Any, /) -> None:
+        """Take the result."""
+
+    def set_exception(self, error: LongshortError, /) -> None:
+        """Take the failure."""
+
+
+class Sink(Protocol):
+    """Where the answers of a row go."""
+
+    def note_sent(self, index: int) -> None:
+        """Take that the row may have left: from now on its values belong to the sequence."""
+
+    def is_gone(self, index: int) -> bool:
+        """Return whether nobody awaits the row."""
+
+    def row_answered(self, index: int, start: int, answers: NDArray[np.float32], num_left: int) -> int:
+        """Take [count, outputs] f32 for the row's steps from `start` on; `num_left` steps are to come.
+
+        Return by how many steps less is waited for: the whole call's, once nothing of it is left.
+        """
+
+    def row_failed(self, index: int, error: LongshortError) -> int:
+        """Take that the row has failed. Return as `row_answered`."""
+
+    def told_before(self, index: int, num_before: int, error: LongshortError) -> LongshortError:
+        """Return the refusal of a row's later message with the answers of the `num_before` steps before it."""
+
+    def row_doubted(self, index: int, error: LongshortError) -> tuple[Doubt, int]:
+        """Take that the row was sent and is given up; return where its outcome goes, and as `row_answered`."""
+
+
+class Doubt:
+    """A row whose caller has gone after it was sent: it holds the outcome for `retry`."""
+
+    __slots__ = ("_error", "_result", "is_settled", "waiter")
+
+    def __init__(self) -> None:
+        self.waiter: Waiter | None = None
+        self.is_settled = False
+        self._result: NDArray[np.float32] | None = None
+        self._error: LongshortError | None = None
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a retry waits for it."""
+        return self.waiter is not None and not self.waiter.done()
+
+    def put_off(self, error: LongshortError) -> None:
+        """Fail the retry that waits for it; the outcome may still come."""
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_exception(error)
+        self.waiter = None
+
+    def settle(self, result: NDArray[np.float32] | None, error: LongshortError | None = None) -> None:
+        """Take the outcome."""
+        self.is_settled, self._result, self._error = True, result, error
+        if self.is_awaited:
+            self.tell()
+
+    def tell(self) -> None:
+        """Hand the outcome to the retry that waits for it."""
+        waiter = self.waiter
+        if waiter is None:
+            return
+        if self._error is None:
+            waiter.set_result(self._result)
+        else:
+            waiter.set_exception(recovery.again(self._error))
+
+
+class StepCall:
+    """One step of one session. The shell mixes it into its future, so that a call is one object.
+
+    `value` is a number where the model has one feature, else [features] f32.
+    """
+
+    slot: int
+    value: float | NDArray[np.float32]
+    is_sent = False
+    heir: Doubt | None = None
+
+    def done(self) -> bool:
+        """Return whether nobody awaits it any more."""
+        raise NotImplementedError
+
+    def set_result(self, result: NDArray[np.float32], /) -> None:
+        """Take the answer [outputs] f32."""
+        raise NotImplementedError
+
+    def set_exception(self, error: LongshortError, /) -> None:
+        """Take the failure."""
+        raise NotImplementedError
+
+    # As the sink of its row
+
+    def note_sent(self, _index: int) -> None:
+        """See Sink."""
+        self.is_sent = True
+
+    def is_gone(self, _index: int) -> bool:
+        """See Sink."""
+        return self.done() and not (self.heir is not None and self.heir.is_awaited)
+
+    def row_answered(self, _index: int, _start: int, answers: NDArray[np.float32], _num_left: int) -> int:
+        """See Sink."""
+        return self.answered(answers[0])
+
+    def answered(self, answer: NDArray[np.float32]) -> int:
+        """Take [outputs] f32. Return as `row_answered`."""
+        row = answer.copy()  # whoever keeps a view would keep the whole frame
+        if self.done():
+            if self.heir is not None:
+                self.heir.settle(row)
+            return 0
+        self.set_result(row)
+        return 1
+
+    def row_failed(self, _index: int, error: LongshortError) -> int:
+        """See Sink."""
+        if self.done():
+            if self.heir is not None:
+                self.heir.settle(None, error)
+            return 0
+        self.set_exception(error)
+        return 1
+
+    def told_before(self, _index: int, _num_before: int, error: LongshortError) -> LongshortError:
+        """See Sink."""
+        return error  # it has one step
+
+    def row_doubted(self, _index: int, error: LongshortError) -> tuple[Doubt, int]:
+        """See Sink."""
+        if self.heir is not None:
+            self.heir.put_off(error)
+            return self.heir, 0
+        self.heir = Doubt()
+        self.set_exception(error)
+        return self.heir, 1
+
+
+class ArrayCall:
+    """Values or forecasts of many sessions, a row each. The result is one array, or RowsFailed.
+
+    `num_steps` is the length of each row's answer; `is_flat` leaves the axis of time out of the result.
+    """
+
+    def __init__(
+        self, waiter: Waiter, ids: Sequence[str], slots: NDArray[np.intp], num_steps: int, *, is_flat: bool
+    ) -> None:
+        self.slots = slots  # [n]
+        self.is_sent = np.zeros(len(slots), np.bool_)  # of each unanswered row whether it may have left
+        self.is_abandoned = False
+        self.heirs: dict[int, Doubt] = {}  # of its rows that are in doubt
+        self.num_steps = num_steps
+        self._waiter = waiter
+        self._ids = ids
+        self._is_flat = is_flat
+        self._num_left = len(slots)
+        self._answers: NDArray[np.float32] | None = None  # [n, time, outputs] f32
+        self._errors: dict[int, LongshortError] = {}
+
+    @property
+    def weight(self) -> int:
+        """The steps that it waits for."""
+        return len(self.slots) * self.num_steps
+
+    def note_sent(self, index: int) -> None:
+        """See Sink."""
+        self.is_sent[index] = True
+
+    def is_gone(self, index: int) -> bool:
+        """See Sink."""
+        return self.is_abandoned and not (index in self.heirs and self.heirs[index].is_awaited)
+
+    def row_answered(self, index: int, start: int, answers: NDArray[np.float32], num_left: int) -> int:
+        """See Sink."""
+        return self.rows_answered(np.array([index]), start, answers[None], num_left)
+
+    def rows_answered(
+        self, rows: NDArray[np.intp], start: int, answers: NDArray[np.float32], num_left: int
+    ) -> int:
+        """Take [rows, count, outputs] f32 for the steps from `start` on. Return as `row_answered`."""
+        end = start + answers.shape[1]
+        if len(answers) == len(self.slots) and answers.shape[1] == self.num_steps:
+            self._answers = answers.copy()  # all at once: the common case
+        else:
+            if self._answers is None:
+                shape = (len(self.slots), self.num_steps, answers.shape[2])
+                self._answers = np.full(shape, np.nan, np.float32)
+            self._answers[rows, start:end] = answers
+        if num_left:
+            return 0
+        self.is_sent[rows] = False
+        num_told = 0
+        for index in self.heirs.keys() & set(rows.tolist()) if self.heirs else ():
+            self.heirs[index].settle(self._row(index, self.num_steps))
+            num_told += index in self._errors
+        return self._finished(len(rows) - num_told)
+
+    def row_failed(self, index: int, error: LongshortError) -> int:
+        """See Sink. What came before of a long row is in the error's `partial`."""
+        self.is_sent[index] = False
+        is_told = index in self._errors  # when it was given up
+        self._errors.setdefault(index, error)
+        if index in self.heirs:
+            self.heirs[index].settle(None, error)
+        return 0 if is_told else self._finished(1)
+
+    def row_doubted(self, index: int, error: LongshortError) -> tuple[Doubt, int]:
+        """See Sink."""
+        if index in self.heirs:
+            self.heirs[index].put_off(error)
+            return self.heirs[index], 0
+        self.heirs[index] = Doubt()
+        self._errors[index] = error
+        return self.heirs[index], self._finished(1)
+
+    def told_before(self, index: int, num_before: int, error: LongshortError) -> LongshortError:
+        """See Sink."""
+        if num_before:
+            recovery.count_from(error, num_before)
+            error.partial = self._row(index, num_before)
+        return error
+
+    def _row(self, index: int, num_steps: int) -> NDArray[np.float32]:
+        rows: NDArray[np.float32] = self._answers[index, :num_steps].copy()  # type: ignore[index]
+        return rows[-1] if self._is_flat else rows
+
+    def _finished(self, num_rows: int) -> int:
+        self._num_left -= num_rows
+        if self._num_left or self.is_abandoned or self._waiter.done():
+            return 0
+        answers = self._answers
+        if answers is not None and self._is_flat:
+            answers = answers[:, -1]
+        if not self._errors:
+            self._waiter.set_result(answers)
+        else:
+            self._waiter.set_exception(self._failure(answers))
+        return self.weight
+
+    def _failure(self, answers: NDArray[np.float32] | None) -> LongshortError:
+        for index, error in self._errors.items():
+            if error.partial is not None and answers is not None:
+                answers[index] = np.nan  # the row is not whole: its answers are in its error
+        first = min(self._errors)
+        return errors.RowsFailed(
+            f"{len(self._errors)} of {len(self.slots)} rows failed; the first, {self._ids[first]}: "
+            f"{self._errors[first]}",
+            answers=answers,
+            errors=dict(sorted(self._errors.items())),
+        )

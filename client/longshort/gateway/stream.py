@@ -1,0 +1,341 @@
+"""The conversation of many sessions with one server over one frame stream, without I/O.
+
+It owns the frame in flight, and what answers and failures mean. It knows no sockets, threads or clocks: the shell
+asks `next_action`, does what it says, and tells the time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from longshort import arrays, errors, recovery
+from longshort.gateway import placing, wire
+from longshort.gateway.actions import CONNECT, RECEIVE, Action, Idle, SendFrame
+from longshort.gateway.delivery import deliver
+from longshort.gateway.frame import Frame
+from longshort.gateway.openings import Openings
+from longshort.gateway.rows import (
+    MAX_FRAME_STEPS,
+    MAX_FRAME_VALUES,
+    MAX_ROW_STEPS,
+    CloseRow,
+    ForecastRow,
+    Part,
+    Row,
+)
+from longshort.gateway.storing import Storing
+from longshort.gateway.table import ENDED, OPEN, SessionTable
+from longshort.gateway.turns import Turns
+from longshort.recovery import Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from longshort.backoff import Backoff
+    from longshort.errors import LongshortError
+    from longshort.gateway.calls import ArrayCall, StepCall, Waiter
+    from longshort.gateway.rows import Item
+    from longshort.opening import Opening
+
+
+class FrameStream:
+    """Sessions on one server. Its methods do no I/O and never block; waiters are told from within them.
+
+    `new_backoff` makes the delays between tries: of the stream, of openings, of asking what is stored.
+    """
+
+    def __init__(self, opening: Opening, new_backoff: Callable[[], Backoff], max_kept_steps: int) -> None:
+        self.table = SessionTable()
+        self.turns = Turns(self.table)
+        self.failure: LongshortError | None = None  # why there is no stream
+        self._storing = Storing(self.table, new_backoff(), max_kept_steps)
+        self._openings = Openings(opening, self.table, self.turns, self._storing.kept, new_backoff())
+        self._backoff = new_backoff()
+        self._is_connected = False
+        self._connects_at_s = 0.0
+        self._inflight: Frame | None = None
+        self._asks_what_is_stored = False  # the frame in flight
+        self._broken: LongshortError | None = None  # what the frame answered last says of the whole server
+        self._end: LongshortError | None = None
+
+    # What callers ask
+
+    def step(self, call: StepCall, session_id: str, value: ArrayLike, at: int | None) -> None:
+        """Take one step, a number or [features]. What is wrong raises, and nothing was asked."""
+        self._check()
+        table = self.table
+        call.slot = slot = table.slot_of(session_id)
+        if not isinstance(value, float) or table.num_features != 1:
+            row = arrays.one_row(value, table.num_features or None)
+            value = row[0] if row.shape[1] > 1 else float(row[0, 0])
+        call.value = value
+        table.check(slot)
+        if at is None:
+            self.turns.ask_step(call)
+        else:
+            first_step = arrays.whole_number(at, "at", 2**63)
+            row = np.array(value, np.float32).reshape(1, -1)
+            self.turns.enqueue(Row(slot, call, 0, row, first_step=first_step))
+            self.turns.num_waiting_steps += 1
+
+    def steps(self, call: ArrayCall, values: NDArray[np.float32]) -> None:
+        """Take [n, time, features] f32 of n sessions. Rows that cannot be asked fail by themselves."""
+        self._check()
+        self.turns.ask_array(call, values)
+
+    def forecast(self, call: ArrayCall, horizon: int) -> None:
+        """Look ahead from n sessions. Rows that cannot be asked fail by themselves."""
+        self._check()
+        self.turns.num_waiting_steps += call.weight
+        for index, slot in enumerate(call.slots.tolist()):
+            self.turns.try_enqueue(ForecastRow(slot, call, index, horizon))
+
+    def flush(self, waiter: Waiter, slots: NDArray[np.intp] | None) -> None:
+        """Tell a waiter when all that was answered of these sessions (None: all) is stored."""
+        self._check()
+        known = np.array(sorted(self.table.slots.values()), np.intp) if slots is None else slots
+        self._storing.flush(waiter, known)
+
+    def close_session(self, waiter: Waiter, session_id: str) -> None:
+        """Give a session's handle back after all that was asked of it; what is in doubt raises."""
+        self._check()
+        slot = self.table.slots.get(session_id)
+        if slot is None or self.table.flag_bytes[slot] in (0, ENDED):
+            if slot is not None:
+                self._release([slot])
+            waiter.set_result(None)
+        else:
+            self.turns.enqueue(CloseRow(slot, waiter))
+
+    def _check(self) -> None:
+        if self._end is not None:
+            raise recovery.again(self._end)
+
+    # What the shell does
+
+    def next_action(self, now_s: float) -> Action:
+        """Return what the shell is to do now."""
+        if self._inflight is not None:
+            return RECEIVE
+        wakes_at_s = self._openings.resume(now_s)
+        for slot in self._storing.unopened().tolist():
+            self.turns.open_for(slot)
+        asking, asks_at_s = self._storing.next_frame(now_s)
+        if asking is None and not (self.turns.ready or self.turns.unopened):
+            return Idle(_earliest(wakes_at_s, asks_at_s))
+        if not self._is_connected:
+            if now_s < self._connects_at_s:
+                return Idle(self._connects_at_s)
+            self._is_connected = True
+            return CONNECT
+        frame = asking or self._next_frame()
+        self._asks_what_is_stored = asking is not None
+        opens = self._openings.take(frame) if asking is None else []
+        if not frame:
+            return Idle(_earliest(wakes_at_s, asks_at_s))
+        self._inflight = frame
+        return SendFrame(frame.encode(self.table, opens))
+
+    def _next_frame(self) -> Frame:
+        """Take what is ready, in order, as far as a frame holds it."""
+        table, ready = self.table, self.turns.ready
+        frame = Frame()
+        held: list[Item] = []
+        withdrawn: list[int] = []
+        width = max(table.num_features, table.num_outputs, 1)
+        left = min(MAX_FRAME_STEPS, MAX_FRAME_VALUES // width)
+        is_full = self._storing.is_full
+        while ready and left > 0:
+            item = ready.popleft()
+            if self.turns.is_withdrawn(item):
+                withdrawn += item.slots.tolist() if isinstance(item, Part) else [item.slot]
+            elif is_full and _is_new(item):
+                held.append(item)
+            else:
+                left -= self._put(frame, item, left)
+        ready.extendleft(reversed(held))
+        if withdrawn:
+            self.turns.free(np.array(withdrawn))
+        return frame
+
+    def _put(self, frame: Frame, item: Item, left: int) -> int:
+        """Put one thing in a frame; return the steps that it takes."""
+        max_steps = min(self.table.max_steps, MAX_ROW_STEPS)
+        if isinstance(item, Row):
+            item.count = item.next_count(max_steps)
+            frame.rows.append(item)
+            return item.count
+        if isinstance(item, Part):
+            rest = item.cut(left, max_steps)
+            if rest is not None:
+                self.turns.ready.appendleft(rest)
+            frame.parts.append(item)
+            return item.count * len(item.rows)
+        if isinstance(item, ForecastRow):
+            frame.forecasts.append(item)
+            return item.horizon
+        if isinstance(item, CloseRow):
+            frame.closes.append(item)
+            return 1
+        frame.calls.append(item)
+        return 1
+
+    def received(self, raw: bytes, now_s: float) -> None:
+        """Take one message of the stream."""
+        frame = self._inflight
+        if frame is None:
+            self.disconnected(
+                errors.ServerFault("a frame that was not asked", reason="PROTOCOL_VIOLATION"), now_s
+            )
+            return
+        try:
+            answer = wire.response(raw)
+            placed = placing.place(frame, answer, self.table.num_outputs)
+            placing.check_all_told(frame, answer)
+        except errors.ServerFault as fault:
+            self.disconnected(fault, now_s)
+            return
+        self._inflight = None
+        self.failure = None
+        self._backoff.reset()
+        self._take_positions(frame, placed)
+        if self._asks_what_is_stored:
+            self._storing.heard()  # what is wrong with a session, its next row is told
+            return
+        self._release([row.slot for row in frame.closes])
+        for row in frame.closes:
+            if not row.waiter.done():
+                row.waiter.set_result(None)
+        for opened in answer.messages.opened:
+            self._openings.opened(opened.handle, opened.opened)
+        for slot, error in placing.errors_of(answer, placing.OPEN_PART).items():
+            self._openings.failed(slot, error, now_s)
+        self._hand_out(frame, placed, now_s)
+        self._hand_out_forecasts(frame, answer, now_s)
+        self._storing.heard()
+        self.turns.sweep()
+        if self._broken is not None:
+            broken, self._broken = self._broken, None
+            self.disconnected(broken, now_s)
+
+    def _take_positions(self, frame: Frame, placed: placing.Placed) -> None:
+        table, slots = self.table, frame.slots[placed.taken]
+        self._storing.taken(frame, placed)
+        ends = frame.steps[placed.taken] + frame.counts[placed.taken].astype(np.uint64)
+        table.position[slots] = np.maximum(table.position[slots], ends)
+        table.durable_step[slots] = placed.durable_steps
+
+    def _hand_out(self, frame: Frame, placed: placing.Placed, now_s: float) -> None:
+        failed = [(frame.row_at(number), error) for number, error in placed.refused.items()]
+        mute = [frame.row_at(number) for number in placed.mute]
+        self.turns.free(deliver(frame, placed, self.turns))
+        for row in mute:
+            mute_error = errors.FailedPrecondition("the step was taken without an answer", reason="NO_ANSWER")
+            self.turns.fail(row, mute_error)
+            self.turns.free(np.array([row.slot]))
+        for row, error in failed:
+            self._row_refused(row, error, now_s)
+
+    def _hand_out_forecasts(self, frame: Frame, answer: wire.FrameAnswer, now_s: float) -> None:
+        refused = placing.errors_of(answer, placing.FORECAST_PART)
+        answers = {item.handle: item for item in answer.messages.forecasts}
+        for row in frame.forecasts:
+            if row.slot in answers:
+                values = arrays.answer_rows(answers[row.slot].values, self.table.num_outputs)
+                self.turns.num_waiting_steps -= row.sink.row_answered(row.index, 0, values, 0)
+                self.turns.free(np.array([row.slot]))
+            else:
+                self._row_refused(row, refused[row.slot], now_s)
+
+    def _row_refused(self, row: Row | ForecastRow, error: LongshortError, now_s: float) -> None:
+        """Take that one row was refused: it goes on later, its caller is told, or its session has ended."""
+        turns, slot = self.turns, row.slot
+        is_taken = isinstance(row, Row) and row.is_taken  # it cannot be refused any more
+        if error.code is errors.Code.UNAVAILABLE:
+            self._broken = error  # draining, say: elsewhere, or here a moment later
+            turns.put_back(row)
+            return
+        verdict = recovery.judge(error, client_id=self._openings.client_id, was_open=True)
+        if isinstance(error, errors.SessionTaken) and verdict is Verdict.RETRY:
+            turns.put_back(row)
+            self.table.flag_bytes[slot] &= ~OPEN
+            turns.open_for(slot)
+        elif is_taken and error.retry_delay_s is not None:
+            turns.put_back(row)
+            self._openings.postpone(slot, error, now_s)
+        elif verdict is Verdict.LOST or is_taken:
+            position = int(self.table.position[slot])
+            end = recovery.ending(error, self.table.ids[slot], position)
+            end = end if verdict is Verdict.LOST else errors.SessionLost.like(error)
+            turns.end(slot, end)
+            turns.fail(row, end)
+        else:
+            if isinstance(row, Row) and row.sink is not None:
+                error = row.sink.told_before(row.index, row.start, error)
+            turns.num_waiting_steps -= row.sink.row_failed(row.index, error)  # type: ignore[union-attr]
+            turns.free(np.array([slot]))
+
+    def _release(self, slots: list[int]) -> None:
+        """Forget sessions that were closed."""
+        if not slots:
+            return
+        self._storing.kept.forget(np.array(slots))
+        for slot in slots:
+            waiting = errors.SessionClosed("the session was closed before", reason="CLOSED")
+            self.turns.fail_behind(slot, waiting)
+            self._openings.forget(slot)
+            self.table.release(slot)
+
+    def disconnected(self, failure: LongshortError, now_s: float) -> None:
+        """Take the end of the stream, whatever ended it: connect again, or fail what waits."""
+        frame, self._inflight = self._inflight or Frame(), None
+        self._is_connected = False
+        self.failure = failure
+        verdict = recovery.judge(failure, client_id="", was_open=bool(self.table.num_features))
+        self._take_back(frame, is_refused=verdict is not Verdict.RETRY and recovery.refuses(failure))
+        self._openings.stop(frame.opens)
+        self.turns.stop()
+        if verdict is Verdict.RETRY:
+            self._connects_at_s = now_s + self._backoff.next_delay_s(failure.retry_delay_s)
+        else:
+            self._give_up(failure)
+
+    def _take_back(self, frame: Frame, *, is_refused: bool) -> None:
+        """Put what was in flight back in its sessions' lines, as sent, or as never sent where it was refused."""
+        if self._asks_what_is_stored:
+            return
+        rows = [frame.row_at(number) for number in range(len(frame.slots))]
+        for row in rows:
+            if is_refused and row.sink is not None:
+                row.count = 0
+            self.turns.put_back(row)
+        for forecast in frame.forecasts:
+            self.turns.put_back(forecast)
+        self._release([row.slot for row in frame.closes])
+        for close in frame.closes:
+            if not close.waiter.done():
+                close.waiter.set_result(None)
+
+    def _give_up(self, error: LongshortError) -> None:
+        self.turns.unopened.clear()
+        for slot in self.turns.slots_behind():
+            self.turns.give_up_behind(slot, error)
+        self._storing.fail(error)
+
+    def close(self, error: LongshortError) -> None:
+        """End it: whatever waits and whatever is asked from now on raises an error like this one."""
+        self.disconnected(error, 0.0)
+        self._end = error
+
+
+def _is_new(item: Item) -> bool:
+    """Return whether it moves a session beyond what it has seen."""
+    return not isinstance(item, ForecastRow | CloseRow) and not (isinstance(item, Row) and item.count)
+
+
+def _earliest(*times_s: float | None) -> float | None:
+    return min((time_s for time_s in times_s if time_s is not None), default=None)

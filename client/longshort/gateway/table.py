@@ -1,0 +1,113 @@
+"""The sessions of one frame stream as columns. A session's slot is its place in them, and its handle on the wire.
+
+It owns ids, slots, positions and what a session may do now. It does not know calls or frames.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from longshort import arrays, errors, recovery
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from longshort.errors import LongshortError
+    from longshort.v1 import sequence_pb2
+
+# What is true of a session. One that is OPEN and nothing else takes the next row at once.
+OPEN: Final = 1  # on the stream that is there now, and where the answers here end
+BUSY: Final = 2  # one row of it is ready to be sent, or sent
+QUEUED: Final = 4  # calls wait for it
+OPENING: Final = 8  # it is to be opened, or its opening was sent
+DOUBT: Final = 16  # a call ended without its answer after its values were sent
+ENDED: Final = 32  # nothing can be asked of it any more
+
+MAX_SESSIONS: Final = 4_194_304  # handles are below this
+_FIRST_CAPACITY: Final = 1_024
+
+
+class SessionTable:
+    """Ids and columns of the sessions that were asked for and not closed since.
+
+    `flags` and `flag_bytes` are the same memory: NumPy is slow with one number, a bytearray with many.
+    `generation` changes with every slot that is given back, so that slots looked up before are known as old.
+    """
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []  # by slot; empty: free
+        self.slots: dict[str, int] = {}
+        self.opened: list[sequence_pb2.Opened | None] = []  # by slot, as last opened
+        self.ends: dict[int, LongshortError] = {}  # why there is no session any more
+        self.num_features = 0  # of every session; 0 until one was opened
+        self.num_outputs = 0
+        self.max_steps = 0
+        self.keeps_any = False
+        self.generation = 0
+        self._free: list[int] = []
+        self.flag_bytes = bytearray(_FIRST_CAPACITY)
+        self.flags: NDArray[np.uint8] = np.frombuffer(self.flag_bytes, np.uint8)  # [capacity], writable
+        self.position = np.zeros(_FIRST_CAPACITY, np.uint64)  # [capacity] the step after the last answer
+        self.durable_step = np.zeros(_FIRST_CAPACITY, np.uint64)  # [capacity]
+        self.keeps = np.zeros(
+            _FIRST_CAPACITY, np.bool_
+        )  # [capacity] may the server lose what it has answered?
+
+    def _grow(self) -> None:
+        capacity = len(self.flag_bytes)
+        self.flag_bytes = self.flag_bytes.ljust(2 * capacity, b"\0")
+        self.flags = np.frombuffer(self.flag_bytes, np.uint8)
+        self.position = np.pad(self.position, (0, capacity))
+        self.durable_step = np.pad(self.durable_step, (0, capacity))
+        self.keeps = np.pad(self.keeps, (0, capacity))
+
+    def slot_of(self, session_id: str) -> int:
+        """Return the slot of an id, a new one where it is new; InvalidRequest for what is no id."""
+        slot = self.slots.get(session_id)
+        if slot is not None:
+            return slot
+        if not arrays.text(session_id, "session_id"):
+            raise errors.InvalidRequest("session_id is empty", reason="INVALID_OPTION")
+        if self._free:
+            slot = self._free.pop()
+            self.ids[slot] = session_id
+        else:
+            slot = len(self.ids)
+            if slot == MAX_SESSIONS:
+                raise errors.ResourceExhausted(
+                    f"a gateway follows at most {MAX_SESSIONS} sessions: close some", reason="GATEWAY_FULL"
+                )
+            if slot == len(self.flag_bytes):
+                self._grow()
+            self.ids.append(session_id)
+            self.opened.append(None)
+        self.slots[session_id] = slot
+        return slot
+
+    def release(self, slot: int) -> None:
+        """Forget a session."""
+        del self.slots[self.ids[slot]]
+        self.ids[slot] = ""
+        self.opened[slot] = None
+        self.ends.pop(slot, None)
+        self.flag_bytes[slot] = 0
+        self.position[slot] = self.durable_step[slot] = 0
+        self.keeps[slot] = False
+        self._free.append(slot)
+        self.generation += 1
+
+    def end(self, slot: int, error: LongshortError) -> None:
+        """Mark a session as ended: whatever is asked of it raises an error like this one."""
+        self.flag_bytes[slot] = ENDED
+        self.ends[slot] = error
+        self.durable_step[slot] = np.iinfo(np.uint64).max  # nothing of it needs to be kept
+
+    def check(self, slot: int) -> None:
+        """Raise where nothing can be asked of a session now."""
+        flags = self.flag_bytes[slot]
+        if flags & ENDED:
+            raise recovery.again(self.ends[slot])
+        if flags & DOUBT:
+            raise recovery.doubt()

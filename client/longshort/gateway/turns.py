@@ -1,0 +1,311 @@
+"""Whose turn it is: what may go into the next frame, and what waits behind a session's earlier calls.
+
+It owns the order of calls, withdrawals, doubts, and how many steps wait. It does not know frames or the stream.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from longshort import errors, recovery
+from longshort.gateway.calls import ArrayCall, Doubt, StepCall
+from longshort.gateway.rows import CloseRow, ForecastRow, Part, Row
+from longshort.gateway.table import BUSY, DOUBT, ENDED, OPEN, OPENING, QUEUED
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from longshort.errors import LongshortError
+    from longshort.gateway.calls import Waiter
+    from longshort.gateway.rows import Item
+    from longshort.gateway.table import SessionTable
+
+Queued = Row | ForecastRow | CloseRow
+
+MAX_WITHDRAWN = 1_024  # that lie in the queues before they are searched
+
+
+class Turns:
+    """The queues of one frame stream.
+
+    A session has at most one row that is ready or sent: it is BUSY. What comes meanwhile waits in `behind`, in
+    order. What is withdrawn stays where it lies until its turn, or until there is too much of it.
+    """
+
+    def __init__(self, table: SessionTable) -> None:
+        self.ready: deque[Item] = deque()
+        self.unopened: deque[int] = deque()  # slots to be opened
+        self.doubts: dict[int, Doubt] = {}  # by slot
+        self.num_waiting_steps = 0
+        self._table = table
+        self._behind: dict[int, deque[Queued]] = {}
+        self._num_withdrawn = 0
+
+    # Asking
+
+    def ask_step(self, call: StepCall) -> None:
+        """Take one step of a session whose width is known and kept."""
+        flags = self._table.flag_bytes
+        slot = call.slot
+        if flags[slot] == OPEN:
+            flags[slot] = OPEN | BUSY
+            self.ready.append(call)
+        else:
+            values = np.array(call.value, np.float32).reshape(1, -1)
+            self.enqueue(Row(slot, call, 0, values))
+        self.num_waiting_steps += 1
+
+    def ask_array(self, call: ArrayCall, values: NDArray[np.float32]) -> None:
+        """Take [n, time, features] f32: together what is free, row by row what has to wait. None fails the rest."""
+        table = self._table
+        self.num_waiting_steps += call.weight
+        free = table.flags[call.slots] == OPEN
+        if table.num_features != values.shape[2]:
+            free[:] = False  # told where its turn comes, or not known yet
+        rows = np.flatnonzero(free)
+        if len(rows):
+            part = Part(call, values, rows, call.slots[rows])
+            table.flags[part.slots] = OPEN | BUSY
+            self.ready.append(part)
+        for index in np.flatnonzero(~free).tolist():
+            self.try_enqueue(Row(int(call.slots[index]), call, index, values[index]))
+
+    def try_enqueue(self, row: Row | ForecastRow) -> None:
+        """Put a row in its session's line; where that is not possible, it fails."""
+        try:
+            self.enqueue(row)
+        except errors.LongshortError as error:
+            self.num_waiting_steps -= row.sink.row_failed(row.index, error)  # type: ignore[union-attr]
+
+    def enqueue(self, item: Queued) -> None:
+        """Put something in its session's line; raise where nothing can be asked of the session."""
+        table, slot = self._table, item.slot
+        table.check(slot)
+        self._behind.setdefault(slot, deque()).append(item)
+        table.flag_bytes[slot] |= QUEUED
+        self.open_for(slot)
+        self.advance(slot)
+
+    def open_for(self, slot: int) -> None:
+        """Have a session opened, unless it is open or about to be."""
+        if not self._table.flag_bytes[slot] & (OPEN | OPENING):
+            self._table.flag_bytes[slot] |= OPENING
+            self.unopened.append(slot)
+
+    # The order of a session's calls
+
+    def advance(self, slot: int) -> None:
+        """Let the next in a session's line be ready, if the session is free."""
+        flags = self._table.flag_bytes
+        if flags[slot] & (OPEN | QUEUED | BUSY | DOUBT) != OPEN | QUEUED:
+            return
+        queue = self._behind[slot]
+        while queue and not flags[slot] & BUSY:
+            item = queue.popleft()
+            if self._is_to_go(item):
+                flags[slot] |= BUSY
+                self.ready.append(item)
+        if not queue:
+            del self._behind[slot]
+            flags[slot] &= ~QUEUED
+
+    def _is_to_go(self, item: Queued) -> bool:
+        if self.is_withdrawn(item):
+            self._num_withdrawn = max(self._num_withdrawn - 1, 0)
+            return False
+        width = self._table.num_features
+        if isinstance(item, Row) and item.sink is not None and item.values.shape[1] != width:
+            error = errors.InvalidRequest(
+                f"the model takes {width} features a step, got {item.values.shape[1]}", reason="WRONG_SHAPE"
+            )
+            self.num_waiting_steps -= item.sink.row_failed(item.index, error)
+            return False
+        return True
+
+    @staticmethod
+    def is_withdrawn(item: Item) -> bool:
+        """Return whether nobody awaits it and nothing of it was sent."""
+        if isinstance(item, StepCall):
+            return item.done() and not item.is_sent
+        if isinstance(item, Part):
+            return item.call.is_abandoned and item.start == 0
+        if isinstance(item, Row):
+            return item.is_idle and not item.is_begun
+        return isinstance(item, ForecastRow) and item.is_idle
+
+    def free(self, slots: NDArray[np.intp]) -> None:
+        """Take that the rows of these sessions are done with: whoever waits behind them is next."""
+        flags = self._table.flags
+        now = flags[slots] & ~np.uint8(BUSY)
+        flags[slots] = now
+        for slot in slots[now != OPEN].tolist():
+            self.advance(slot)
+
+    def put_back(self, item: Row | ForecastRow | CloseRow) -> None:
+        """Put what was ready or sent at the front of its session's line."""
+        slot = item.slot
+        self._table.flag_bytes[slot] = self._table.flag_bytes[slot] & ~BUSY | QUEUED
+        self._behind.setdefault(slot, deque()).appendleft(item)
+
+    def pending(self, slot: int) -> Row | None:
+        """Return the unanswered message of a session that has no row under way."""
+        for item in self._behind.get(slot, ()):
+            if isinstance(item, Row) and item.is_begun and item.sink is not None:
+                return item
+        return None
+
+    def stop(self) -> None:
+        """Take that there is no stream any more: all wait again, and what is wanted is to be opened."""
+        flags = self._table.flags
+        flags &= ~np.uint8(OPEN | OPENING)
+        self.unopened.clear()
+        items, self.ready = self.ready, deque()
+        for item in items:
+            if isinstance(item, StepCall):
+                self.put_back(Row(item.slot, item, 0, np.array(item.value, np.float32).reshape(1, -1)))
+            elif isinstance(item, Part):
+                for place in range(len(item.rows)):
+                    self.put_back(item.row_at(place, None))
+            else:
+                self.put_back(item)
+        for slot, queue in list(self._behind.items()):
+            while queue and isinstance(queue[0], Row) and queue[0].sink is None:
+                queue.popleft()  # what the server has forgotten is found out anew
+            if not queue:
+                del self._behind[slot]
+                flags[slot] &= ~np.uint8(QUEUED)
+        self._open_wanted()
+
+    def _open_wanted(self) -> None:
+        """Have the sessions opened that somebody waits for, those with an unanswered message first."""
+        wanted = [slot for slot in self._behind if self.is_wanted(slot)]
+        wanted.sort(key=lambda slot: self.pending(slot) is None)
+        for slot in wanted:
+            self.open_for(slot)
+
+    def is_wanted(self, slot: int) -> bool:
+        """Return whether somebody waits for a session that is not open."""
+        return any(isinstance(item, CloseRow) or not item.is_idle for item in self._behind.get(slot, ()))
+
+    # Endings
+
+    def end(self, slot: int, error: LongshortError) -> None:
+        """End a session: all that waits for it fails."""
+        self._table.end(slot, error)
+        self.fail_behind(slot, error)
+        doubt = self.doubts.pop(slot, None)
+        if doubt is not None:
+            doubt.settle(None, error)
+
+    def fail_behind(self, slot: int, error: LongshortError) -> None:
+        """Fail all that waits for a session."""
+        self._table.flag_bytes[slot] &= ~QUEUED
+        for item in self._behind.pop(slot, ()):
+            self.fail(item, error)
+
+    def fail(self, item: Queued, error: LongshortError) -> None:
+        """Fail one thing, with an error object of its own."""
+        if isinstance(item, CloseRow):
+            if not item.waiter.done():
+                item.waiter.set_exception(recovery.again(error))
+        elif item.sink is not None:
+            self.num_waiting_steps -= item.sink.row_failed(item.index, recovery.again(error))
+
+    def slots_behind(self) -> list[int]:
+        """Return the sessions that something waits for."""
+        return list(self._behind)
+
+    # Withdrawals and doubts
+
+    def abandon(self, call: StepCall | ArrayCall) -> bool:
+        """Take that nobody awaits a call any more; return whether values of it are in doubt.
+
+        What was sent is in doubt, the rest is withdrawn. The caller marks the call as done.
+        """
+        if isinstance(call, StepCall):
+            self.num_waiting_steps -= 1
+            self._num_withdrawn += 1
+            if call.is_sent:
+                call.heir = Doubt()
+                self._doubt(call.slot, call.heir)
+            return call.is_sent
+        call.is_abandoned = True
+        self.num_waiting_steps -= call.weight
+        self._num_withdrawn += len(call.slots)
+        sent = np.flatnonzero(call.is_sent).tolist()
+        for index in sent:
+            call.heirs[index] = Doubt()
+            self._doubt(int(call.slots[index]), call.heirs[index])
+        return bool(sent)
+
+    def give_up(self, row: Row, error: LongshortError) -> None:
+        """Fail a row whose session lives on: what was sent of it is in doubt."""
+        if row.sink is not None and row.is_begun:
+            doubt, num_steps = row.sink.row_doubted(row.index, error)
+            self.num_waiting_steps -= num_steps
+            self.put_back(row)
+            self._doubt(row.slot, doubt)
+        else:
+            self.fail(row, error)
+
+    def give_up_behind(self, slot: int, error: LongshortError) -> None:
+        """Give up all that waits for a session, which lives on."""
+        queue = self._behind.pop(slot, deque())
+        self._table.flag_bytes[slot] &= ~QUEUED
+        for item in reversed(queue):  # the one that was sent is the first, and is to stay
+            if isinstance(item, Row):
+                self.give_up(item, recovery.again(error))
+            else:
+                self.fail(item, error)
+
+    def _doubt(self, slot: int, doubt: Doubt) -> None:
+        flags = self._table.flag_bytes
+        self.doubts[slot] = doubt
+        flags[slot] |= DOUBT
+        queue = self._behind.pop(slot, deque())
+        flags[slot] &= ~QUEUED
+        begun: deque[Queued] = deque(item for item in queue if isinstance(item, Row) and item.is_begun)
+        if begun:
+            self._behind[slot] = begun
+            flags[slot] |= QUEUED
+        for item in queue:
+            if item not in begun:
+                self.fail(item, recovery.doubt())
+
+    def retry(self, slot: int, waiter: Waiter) -> Doubt:
+        """Hand the outcome of a row in doubt to a waiter, now or when it is there; raise where there is none."""
+        flags = self._table.flag_bytes
+        if flags[slot] & ENDED:
+            self._table.check(slot)
+        doubt = self.doubts.pop(slot, None)
+        if doubt is None:
+            raise errors.FailedPrecondition("no call of this session is in doubt", reason="NOT_IN_DOUBT")
+        flags[slot] &= ~DOUBT
+        doubt.waiter = waiter
+        if doubt.is_settled:
+            doubt.tell()
+        elif flags[slot] & QUEUED:
+            self.open_for(slot)
+        self.advance(slot)
+        return doubt
+
+    def abandon_retry(self, slot: int, doubt: Doubt) -> None:
+        """Take that nobody awaits a retry any more: what has no outcome is in doubt again."""
+        doubt.waiter = None
+        if not doubt.is_settled:
+            self._doubt(slot, doubt)
+
+    def sweep(self) -> None:
+        """Forget what was withdrawn, once it is more than what waits."""
+        if self._num_withdrawn <= self.num_waiting_steps + MAX_WITHDRAWN:
+            return
+        self._num_withdrawn = 0
+        for slot, queue in list(self._behind.items()):
+            left = deque(item for item in queue if not self.is_withdrawn(item))
+            self._behind[slot] = left
+            if not left:
+                del self._behind[slot]
+                self._table.flag_bytes[slot] &= ~QUEUED
