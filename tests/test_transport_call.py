@@ -41,8 +41,8 @@ class ExchangingEcho(Echo):
 def kept(run):
     """Play a scenario with a server whose one method keeps its calls: `kept(scenario)(queue, method)`."""
 
-    def play(scenario):
-        async def served():
+    def play(scenario) -> None:
+        async def served() -> None:
             queue: asyncio.Queue[Kept] = asyncio.Queue()
             async with serving({"/test/Kept": Kept.into(queue)}) as (_, channel):
                 await scenario(queue, channel.stream_stream("/test/Kept"))
@@ -54,7 +54,7 @@ def kept(run):
 
 @pytest.mark.parametrize("echo", [Echo, ExchangingEcho])
 def test_messages_are_answered_in_order_until_the_half_close(run, echo):
-    async def scenario():
+    async def scenario() -> None:
         async with serving({"/test/Echo": echo}) as (_, channel):
             call = channel.stream_stream("/test/Echo")()
             for message in (b"", b"one", BIG[: 3 * 2**20], b"last"):
@@ -70,7 +70,7 @@ def test_messages_are_answered_in_order_until_the_half_close(run, echo):
 
 @pytest.mark.parametrize("echo", [Echo, ExchangingEcho])
 def test_messages_sent_ahead_are_answered_in_order(run, echo):
-    async def scenario():
+    async def scenario() -> None:
         async with serving({"/test/Echo": echo}) as (_, channel):
             sent = [b"%d" % k for k in range(500)]
             call = channel.stream_stream("/test/Echo")(iter(sent))
@@ -80,7 +80,7 @@ def test_messages_sent_ahead_are_answered_in_order(run, echo):
 
 
 def test_metadata_go_both_ways_binary_ones_too(kept):
-    async def scenario(queue, method):
+    async def scenario(queue, method) -> None:
         sent = (("session-id", "s1"), ("proof-bin", b"\x00\xff"))
         client = method(metadata=sent)
         server = await queue.get()
@@ -100,7 +100,7 @@ def test_metadata_go_both_ways_binary_ones_too(kept):
 
 
 def test_metadata_that_http_does_not_allow_end_the_call(kept):
-    async def scenario(queue, method):
+    async def scenario(queue, method) -> None:
         for end in (
             lambda call: call.send_initial_metadata((("Upper", "case"),)),
             lambda call: call.finish(trailing_metadata=(("name", "zähler"),)),
@@ -116,7 +116,7 @@ def test_metadata_that_http_does_not_allow_end_the_call(kept):
 
 
 def test_messages_written_at_once_are_queued_and_come_before_the_status(kept):
-    async def scenario(queue, method):
+    async def scenario(queue, method) -> None:
         client = method()
         server = await queue.get()
         sent = [b"%d" % k for k in range(100)]
@@ -132,7 +132,7 @@ def test_messages_written_at_once_are_queued_and_come_before_the_status(kept):
 
 
 def test_message_is_taken_only_as_fast_as_the_client_reads(kept):
-    async def scenario(queue, method):
+    async def scenario(queue, method) -> None:
         client = method()
         server = await queue.get()
         server.call.write(BIG, server.tell)
@@ -149,7 +149,7 @@ def test_message_is_taken_only_as_fast_as_the_client_reads(kept):
 
 
 def test_end_comes_after_an_answer_that_the_client_has_not_read_yet(kept):
-    async def scenario(queue, method):
+    async def scenario(queue, method) -> None:
         client = method()
         server = await queue.get()
         server.call.exchange(BIG, server.tell)
@@ -164,7 +164,7 @@ def test_end_comes_after_an_answer_that_the_client_has_not_read_yet(kept):
 
 
 def test_message_written_during_an_exchange_waits_for_it(kept):
-    async def scenario(queue, method):
+    async def scenario(queue, method) -> None:
         client = method()
         server = await queue.get()
         server.call.exchange(b"one", server.tell)
@@ -184,7 +184,7 @@ def test_message_written_during_an_exchange_waits_for_it(kept):
 
 
 def test_status_ends_a_read_and_nothing_is_sent_after_it(kept):
-    async def scenario(queue, method):
+    async def scenario(queue, method) -> None:
         client = method()
         server = await queue.get()
         server.call.read(server.tell)
@@ -243,7 +243,7 @@ PHASES = [nothing, reading, writing, exchanging, exchanging_with_flow_control, f
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_cancel_is_told_last_and_once(kept, phase):
-    async def scenario(queue, method):
+    async def scenario(queue, method) -> None:
         client = method()
         server = await queue.get()
         told = phase(server)
@@ -264,7 +264,7 @@ def test_cancel_is_told_last_and_once(kept, phase):
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_deadline_ends_a_call_in_every_phase(kept, phase):
-    async def scenario(queue, method):
+    async def scenario(queue, method) -> None:
         client = method(timeout=0.2)
         server = await queue.get()
         assert 0 < server.call.deadline_s - time.time() < 0.3
@@ -277,7 +277,7 @@ def test_deadline_ends_a_call_in_every_phase(kept, phase):
 
 
 def test_lost_connection_cancels_its_calls(run):
-    async def scenario():
+    async def scenario() -> None:
         queue: asyncio.Queue[Kept] = asyncio.Queue()
         async with serving({"/test/Kept": Kept.into(queue)}) as (_, channel):
             clients = [channel.stream_stream("/test/Kept")() for _ in range(3)]
@@ -304,7 +304,7 @@ def test_failing_callback_ends_its_call_and_no_other(run, caplog):
         else:
             Echo(call)
 
-    async def scenario():
+    async def scenario() -> None:
         async with serving({"/test/Echo": accept}) as (_, channel):
             method = channel.stream_stream("/test/Echo")
             good = method()
@@ -328,7 +328,7 @@ def test_failing_callback_ends_its_call_and_no_other(run, caplog):
 
 
 def test_call_that_is_over_is_freed_at_once(run):
-    async def scenario():
+    async def scenario() -> None:
         async with serving({"/test/Echo": ExchangingEcho}) as (_, channel):
             method = channel.stream_stream("/test/Echo")
             gc.collect()

@@ -20,8 +20,8 @@ PATIENCE_S = 20.0
 @asynccontextmanager
 async def serving(
     routes: dict[str, Callable[[Call], Any]] | None = None, **handlers: Any
-) -> AsyncIterator[tuple[Server, grpc.aio.Channel]]:
-    """Serve raw handlers by path, and coroutine handlers by name as /test/<name>, until the block ends."""
+) -> AsyncIterator[tuple[int, grpc.aio.Channel]]:
+    """Serve raw handlers by path, and coroutine handlers by name as /test/<name>; give the port and a channel to it."""
     server = Server([("grpc.so_reuseport", 0)])
     for path, accept in (routes or {}).items():
         server.route(path, accept)
@@ -34,7 +34,7 @@ async def serving(
             asyncio.timeout(PATIENCE_S),
             grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel,
         ):
-            yield server, channel
+            yield port, channel
     finally:
         await server.stop(0)
 
@@ -63,6 +63,6 @@ class Kept:
         """Note what a callback was told."""
         self.told.append(fact)
 
-    def _on_closed(self, is_cancelled: bool) -> None:
+    def _on_closed(self, is_cancelled: bool) -> None:  # noqa: FBT001  callbacks are told by position
         self.told.append("cancelled" if is_cancelled else "closed")
         self.over.set()

@@ -57,8 +57,8 @@ class CoroutineCalls:
 
 async def _handle(call: Call, method: Method, context: Context) -> None:
     try:
-        if await _respond(method, context):
-            context.finish()
+        await _respond(method, context)
+        context.finish()
     except (grpc.aio.AbortError, CallEnded):
         pass  # the call has its end
     except asyncio.CancelledError:
@@ -69,12 +69,12 @@ async def _handle(call: Call, method: Method, context: Context) -> None:
         call.finish(grpc.StatusCode.UNKNOWN, f"Unexpected {type(error)}: {error}")
 
 
-async def _respond(method: Method, context: Context) -> bool:
-    """Run the handler and write its responses. Return whether the call is to be finished: not without a request."""
+async def _respond(method: Method, context: Context) -> None:
+    """Run the handler and write its responses."""
     if method.request_streaming:
         request: Any = context.requests()
     elif (request := await context.read()) is grpc.aio.EOF:  # type: ignore[attr-defined]
-        return False
+        await context.abort(grpc.StatusCode.INTERNAL, "the call ended before its request")
     name = f"{'stream' if method.request_streaming else 'unary'}_{'stream' if method.response_streaming else 'unary'}"
     handler = getattr(method, name)
     if inspect.isasyncgenfunction(handler):
@@ -86,4 +86,3 @@ async def _respond(method: Method, context: Context) -> bool:
         response = await handler(request, context)
         if context.is_successful():
             await context.write(response)
-    return True
