@@ -10,6 +10,7 @@ from typing import Never
 import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from longshort_service.transport.event_loop import CompletionLoop
 from longshort_service.transport.server import Server
 from raw_calls import Kept, serving
 
@@ -176,3 +177,24 @@ def test_handler_that_does_not_end_is_left_behind_and_told_of(run, caplog, monke
 
     run(scenario())
     assert "does not end although it was cancelled" in caplog.text
+
+
+def test_loop_that_is_closed_ends_the_servers_that_nobody_has_stopped():
+    begin_s = time.monotonic()
+    with asyncio.Runner(loop_factory=CompletionLoop) as runner:
+
+        async def start() -> tuple[grpc.Channel, grpc.Future]:
+            queue: asyncio.Queue[Kept] = asyncio.Queue()
+            server = Server()
+            server.route("/test/Kept", Kept.into(queue))
+            port = server.add_port("127.0.0.1:0")
+            server.start()
+            channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+            call = channel.unary_unary("/test/Kept", None, None).future(b"")
+            (await queue.get()).call.read(lambda _message: None)
+            return channel, call
+
+        channel, call = runner.run(start())
+    assert time.monotonic() - begin_s < 2
+    assert call.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
+    channel.close()

@@ -30,9 +30,8 @@ class Server:
         loop = asyncio.get_running_loop()
         if not isinstance(loop, CompletionLoop):
             raise TypeError("a server needs the loop that waits in its queue: run it on a CompletionLoop")
-        self._queue = loop.queue
+        self._loop = loop
         self._server = cygrpc.Server(tuple(options), False)  # noqa: FBT003  (xds) takes no keyword
-        self._server.register_completion_queue(self._queue)
         self._routes: dict[str, Callable[[Call], None]] = {}
         self._generic_handlers: list[grpc.GenericRpcHandler[Any, Any]] = []
         self._coroutines = CoroutineCalls()
@@ -62,28 +61,31 @@ class Server:
 
     def start(self) -> None:
         """Begin to take calls."""
+        self._loop.add_server(self._server)
         self._server.start()
         self._is_taking = True
         for _ in range(NUM_REQUESTS):
-            self._server.request_call(self._queue, self._queue, self._on_call)
+            self._request_call()
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, give those there are `grace_s` to end, cancel the rest and wait for their handlers."""
         self._is_taking = False
-        self._server.shutdown(self._queue, self._on_gone)
+        self._loop.end_server(self._server, lambda: self._gone.set_result(None))
         try:
             await asyncio.wait_for(asyncio.shield(self._gone), grace_s)
         except TimeoutError:
             self._server.cancel_all_calls()
             await self._gone
         await self._coroutines.until_done()
-        self._server.destroy()
+
+    def _request_call(self) -> None:
+        self._server.request_call(self._loop.queue, self._loop.queue, self._on_call)
 
     def _on_call(self, event: Any) -> None:
         if not event.success:  # the server has stopped
             return
         if self._is_taking:
-            self._server.request_call(self._queue, self._queue, self._on_call)
+            self._request_call()
         call = Call(event)
         if not self._is_taking:
             call.finish(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
@@ -107,9 +109,6 @@ class Server:
             if method is not None:
                 return method
         return None
-
-    def _on_gone(self, _event: object) -> None:
-        self._gone.set_result(None)
 
 
 class _CallDetails(NamedTuple):
