@@ -98,7 +98,8 @@ def _tree(pid: int) -> list[int]:
     found = [pid]
     for parent in found:  # grows while it is walked
         for task in Path(f"/proc/{parent}/task").iterdir():
-            found += map(int, (task / "children").read_text("ascii").split())
+            with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+                found += map(int, (task / "children").read_text("ascii").split())
     return found
 
 
