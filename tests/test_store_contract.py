@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from longshort_service import errors
-from longshort_service.stores.base import Found, OpenMode, Store, StoreOpening
+from longshort_service.stores.base import Found, OpenMode, Store, StoreOpening, open_one
 from longshort_service.stores.memory import MemoryStore
 from tables import TableModel, move, new_session, rows_of
 
@@ -32,11 +32,11 @@ def store(request: pytest.FixtureRequest, run: Run):
 def record_of(session_id: str, epoch: int, last_used_s: float = 0.0) -> SessionRecord:
     table, session = new_session(TableModel(), session_id)
     move(session, rows_of(1), 0)
-    return dataclasses.replace(table.record(session), epoch=epoch, last_used_s=last_used_s)
+    return dataclasses.replace(session.record(), epoch=epoch, last_used_s=last_used_s)
 
 
 async def created(store: Store, session_id: str) -> int:
-    opening = await store.open(session_id, OpenMode.CREATE)
+    opening = await open_one(store, session_id, OpenMode.CREATE)
     assert opening.found is Found.CREATED
     return opening.epoch
 
@@ -45,6 +45,16 @@ async def stored(store: Store, session_id: str, last_used_s: float = 0.0) -> Ses
     record = record_of(session_id, await created(store, session_id), last_used_s)
     assert await store.write([record]) == [True]
     return record
+
+
+async def delete_one(store: Store, session_id: str) -> bool:
+    (was_there,) = await store.delete_many([session_id])
+    return was_there
+
+
+async def bury_one(store: Store, session_id: str, epoch: int, now_s: float) -> bool:
+    (is_buried,) = await store.bury_many([(session_id, epoch)], now_s)
+    return is_buried
 
 
 # -- opening -----
@@ -59,7 +69,7 @@ async def stored(store: Store, session_id: str, last_used_s: float = 0.0) -> Ses
     ],
 )
 def test_opening_what_is_not_there(store: Store, run: Run, mode: OpenMode, found: Found):
-    opening = run(store.open("s", mode))
+    opening = run(open_one(store, "s", mode))
     assert (opening.found, opening.record) == (found, None)
     assert run(store.list_ids("", "", 9)) == (["s"] if found is Found.CREATED else [])
 
@@ -74,7 +84,7 @@ def test_opening_what_is_not_there(store: Store, run: Run, mode: OpenMode, found
 )
 def test_opening_what_is_there(store: Store, run: Run, mode: OpenMode, found: Found):
     record = run(stored(store, "s"))
-    opening = run(store.open("s", mode))
+    opening = run(open_one(store, "s", mode))
     assert opening.found is found
     if found is Found.OPENED:
         assert opening.previous_epoch == record.epoch
@@ -94,8 +104,8 @@ def test_opening_what_is_there(store: Store, run: Run, mode: OpenMode, found: Fo
 )
 def test_opening_what_has_expired(store: Store, run: Run, mode: OpenMode, found: Found):
     record = run(stored(store, "s"))
-    assert run(store.bury("s", record.epoch, 1.0))
-    opening = run(store.open("s", mode))
+    assert run(bury_one(store, "s", record.epoch, 1.0))
+    opening = run(open_one(store, "s", mode))
     assert opening == StoreOpening(found, 0, opening.epoch)
     if found is Found.EXPIRED:
         with pytest.raises(errors.SessionExpired):
@@ -107,16 +117,16 @@ def test_opening_what_has_expired(store: Store, run: Run, mode: OpenMode, found:
 
 def test_opening_what_was_never_written_finds_no_record(store: Store, run: Run):
     epoch = run(created(store, "s"))
-    opening = run(store.open("s", OpenMode.OPEN))
+    opening = run(open_one(store, "s", OpenMode.OPEN))
     assert (opening.found, opening.previous_epoch, opening.record) == (Found.OPENED, epoch, None)
 
 
 def test_epochs_are_never_used_again_over_delete_and_expiry(store: Store, run: Run):
     async def epochs() -> list[int]:
-        found = [await created(store, "s"), (await store.open("s", OpenMode.OPEN)).epoch]
-        await store.delete("s")
+        found = [await created(store, "s"), (await open_one(store, "s", OpenMode.OPEN)).epoch]
+        await delete_one(store, "s")
         found += [await created(store, "s"), await created(store, "t")]
-        await store.bury("s", found[2], 1.0)
+        await bury_one(store, "s", found[2], 1.0)
         return [*found, await created(store, "s")]
 
     found = run(epochs())
@@ -129,7 +139,7 @@ def test_epochs_are_never_used_again_over_delete_and_expiry(store: Store, run: R
 def test_write_is_accepted_only_with_the_entry_s_very_epoch(store: Store, run: Run):
     async def scenario() -> None:
         record = await stored(store, "s")
-        newer = await store.open("s", OpenMode.OPEN)
+        newer = await open_one(store, "s", OpenMode.OPEN)
         stale = dataclasses.replace(record, step=99)
         future = dataclasses.replace(record, epoch=newer.epoch + 1)
         nobody = dataclasses.replace(record, session_id="nobody")
@@ -145,10 +155,10 @@ def test_write_is_accepted_only_with_the_entry_s_very_epoch(store: Store, run: R
 
 def test_write_after_delete_is_refused(store: Store, run: Run):
     record = run(stored(store, "s"))
-    assert run(store.delete("s"))
+    assert run(delete_one(store, "s"))
     assert run(store.write([record])) == [False]
     assert run(store.read("s")) is None
-    assert not run(store.delete("s"))
+    assert not run(delete_one(store, "s"))
 
 
 def test_reading_raises_no_epoch(store: Store, run: Run):
@@ -162,9 +172,9 @@ def test_reading_raises_no_epoch(store: Store, run: Run):
 
 def test_burying_needs_the_entry_s_epoch(store: Store, run: Run):
     record = run(stored(store, "s"))
-    assert not run(store.bury("s", record.epoch + 1, 1.0))
-    assert not run(store.bury("nobody", 1, 1.0))
-    assert run(store.bury("s", record.epoch, 1.0))
+    assert not run(bury_one(store, "s", record.epoch + 1, 1.0))
+    assert not run(bury_one(store, "nobody", 1, 1.0))
+    assert run(bury_one(store, "s", record.epoch, 1.0))
     assert store.num_records() == 0
     assert run(store.list_ids("", "", 9)) == []
 
@@ -173,10 +183,10 @@ def test_tombstones_are_forgotten_when_they_are_old_enough(store: Store, run: Ru
     async def scenario() -> None:
         for made_s, name in enumerate("abc"):
             record = await stored(store, name)
-            await store.bury(name, record.epoch, float(made_s))
+            await bury_one(store, name, record.epoch, float(made_s))
         assert await store.forget_tombstones(2.0) == 2
-        assert (await store.open("a", OpenMode.OPEN)).found is Found.ABSENT
-        assert (await store.open("c", OpenMode.OPEN)).found is Found.EXPIRED
+        assert (await open_one(store, "a", OpenMode.OPEN)).found is Found.ABSENT
+        assert (await open_one(store, "c", OpenMode.OPEN)).found is Found.EXPIRED
 
     run(scenario())
 
@@ -212,13 +222,13 @@ def test_memory_takes_no_more_sessions_than_its_limit(run: Run):
         record = await stored(store, "a")
         await created(store, "b")
         with pytest.raises(errors.SessionsExhausted) as caught:
-            await store.open("c", OpenMode.OPEN_OR_CREATE)
+            await open_one(store, "c", OpenMode.OPEN_OR_CREATE)
         assert caught.value.metadata == {"max_stored_sessions": "2"}
-        assert (await store.open("c", OpenMode.OPEN)).found is Found.ABSENT
-        assert (await store.open("b", OpenMode.OPEN)).found is Found.OPENED  # what is there is served
+        assert (await open_one(store, "c", OpenMode.OPEN)).found is Found.ABSENT
+        assert (await open_one(store, "b", OpenMode.OPEN)).found is Found.OPENED  # what is there is served
         assert await store.write([record]) == [True]
-        await store.delete("a")
-        assert (await store.open("c", OpenMode.OPEN_OR_CREATE)).found is Found.CREATED
+        await delete_one(store, "a")
+        assert (await open_one(store, "c", OpenMode.OPEN_OR_CREATE)).found is Found.CREATED
 
     run(scenario())
 
@@ -227,8 +237,8 @@ def test_memory_forgets_the_oldest_tombstone_beyond_its_limit(run: Run):
     async def scenario() -> None:
         store = MemoryStore(max_entries=2)
         for made_s, name in enumerate("abc"):
-            await store.bury(name, await created(store, name), float(made_s))
-        found = [(await store.open(name, OpenMode.OPEN)).found for name in "abc"]
+            await bury_one(store, name, await created(store, name), float(made_s))
+        found = [(await open_one(store, name, OpenMode.OPEN)).found for name in "abc"]
         assert found == [Found.ABSENT, Found.EXPIRED, Found.EXPIRED]
 
     run(scenario())
@@ -256,7 +266,7 @@ def test_records_are_counted(store: Store, run: Run):
     assert store.num_records() == 1
     run(store.write([record]))
     assert store.num_records() == 1
-    run(store.delete("s"))
+    run(delete_one(store, "s"))
     assert store.num_records() == 0
 
 
@@ -268,7 +278,7 @@ def test_stored_records_are_known_by_model_and_version(store: Store, run: Run):
         assert await store.has_records_of("toy", 1)
         assert not await store.has_records_of("toy", 2)
         assert not await store.has_records_of("other", 1)
-        await store.delete("s")
+        await delete_one(store, "s")
         assert not await store.has_records_of("toy", 1)
 
     run(scenario())

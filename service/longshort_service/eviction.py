@@ -6,6 +6,8 @@ Off the path of a value. Does not know gRPC or how sessions are opened.
 from __future__ import annotations
 
 import asyncio
+import itertools
+import operator
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
@@ -14,7 +16,7 @@ from longshort_service import errors
 from longshort_service.turns import until_settled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from longshort_service.record import SessionRecord
     from longshort_service.repository import Model
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
     from longshort_service.stores.base import Store
     from longshort_service.turns import Turns
 
-SWEEP_BATCH: Final = 256  # sessions spilled or buried between two looks at the event loop
+EVICTION_BATCH: Final = 256  # sessions spilled or buried between two looks at the event loop, some 4 ms
+SWEEP_SCAN: Final = 4096  # idle sessions found at once: a look at a million rows takes 1 ms
+SLACK_SHARE: Final = 1024  # one in so many sessions may leave before its room is needed
 
 
 class EvictionObserver(Protocol):
@@ -66,36 +70,52 @@ class Evictor:
         self._clock = clock
         self._observer = observer
 
-    async def make_room(self) -> None:
-        """Spill the longest idle session where as many are in memory as may be. Raises SessionsExhausted."""
-        while len(self._table) >= self._limits.max_sessions:
+    async def make_room(self, count: int) -> int:
+        """Return for how many more sessions there is room in memory, 1 to `count`; the longest idle make some.
+
+        Raises SessionsExhausted. The room is the caller's until its next await.
+        """
+        limit = self._limits.max_sessions
+        while (num_rooms := limit - len(self._table)) <= 0:
+            # A few more than are asked for, so that where every opening drives one out they go in batches.
+            wanted = min(count + limit // SLACK_SHARE, EVICTION_BATCH)
             # Not one that somebody is at: waiting for one's turn at a second session could go round in circles.
-            idle = self._table.longest_idle(self._turns.is_free)
-            if idle is None:
+            idle = self._table.longest_idle(wanted, self._turns.is_free)
+            if not idle:
                 raise errors.SessionsExhausted(
                     f"all {len(self._table)} sessions that memory may hold are in use: wait, or raise max_sessions",
-                    max_sessions=self._limits.max_sessions,
+                    max_sessions=limit,
                 )
             await self._spill(idle, "capacity")
+        return min(num_rooms, count)
 
-    async def _spill(self, session: Session[Model], cause: str) -> None:
-        """Write a session to the store and free its row, unless somebody is at it or it was used meanwhile."""
-        if session.is_ended or not self._turns.is_free(session.id):
-            return
-        async with self._turns.of(session.id):
-            await self._spill_in_turn(session, cause)
+    async def _spill(self, sessions: Sequence[Session[Model]], cause: str) -> None:
+        """Write sessions to the store and free their rows, but not those that anyone is at or uses meanwhile."""
+        idle = [
+            session
+            for session in sessions
+            if not session.is_ended
+            and session.owner is None
+            and not session.is_busy
+            and self._turns.is_free(session.id)
+        ]
+        with self._turns.of_free([session.id for session in idle]):
+            records = [session.record() for session in idle]
+            begin_s = time.perf_counter()
+            accepted = await self._store.write(records)
+            self._observer.store_seconds("write", time.perf_counter() - begin_s)
+            written = list(zip(idle, records, strict=True))
+            # Where an opening on this server came first, or a step, what is here is newer than what was written.
+            unused = [pair for pair, is_accepted in zip(written, accepted, strict=True) if is_accepted]
+            self._take_off([session for session, record in unused if _is_as_written(session, record)], cause)
+            for session, record in itertools.compress(written, map(operator.not_, accepted)):
+                await until_settled(session)
+                if not session.is_ended and session.epoch == record.epoch:
+                    self._take_off([session], cause)  # another server has it: what is here is old
 
-    async def _spill_in_turn(self, session: Session[Model], cause: str) -> None:
-        record = session.record()
-        begin_s = time.perf_counter()
-        (accepted,) = await self._store.write([record])
-        self._observer.store_seconds("write", time.perf_counter() - begin_s)
-        is_used = session.owner is not None or session.is_busy or session.step != record.step
-        if session.is_ended or session.epoch != record.epoch or (accepted and is_used):
-            return  # an opening on this server came first, or a step: what is here is newer than what was written
-        await until_settled(session)
-        if not session.is_ended and session.epoch == record.epoch:
-            self._table.remove(session)  # also where the write was refused: another server has it
+    def _take_off(self, sessions: Sequence[Session[Model]], cause: str) -> None:
+        self._table.remove_many(sessions)
+        for _ in sessions:
             self._observer.eviction(cause)
 
     async def sweep(self) -> None:
@@ -103,25 +123,38 @@ class Evictor:
         now_s = self._clock()
         limits = self._limits
         spill_before_s = now_s - min(limits.idle_timeout_s, limits.session_ttl_s)
-        while idle := self._table.idle_since(spill_before_s, SWEEP_BATCH):
+        while idle := self._table.idle_since(spill_before_s, SWEEP_SCAN):
             num_live = len(self._table)
-            for session in idle:
-                await self._spill(session, "idle")
-            await asyncio.sleep(0)
-            if len(self._table) == num_live:
+            for begin in range(0, len(idle), EVICTION_BATCH):
+                await self._spill(idle[begin : begin + EVICTION_BATCH], "idle")
+                await asyncio.sleep(0)
+            if len(self._table) >= num_live:
                 break  # somebody is at all of them: the next sweep sees
-        is_progress = True
-        while is_progress:
-            expired = await self._store.idle_since(now_s - limits.session_ttl_s, SWEEP_BATCH)
-            is_progress = any([await self._bury(record, now_s) for record in expired])
+        while expired := await self._store.idle_since(now_s - limits.session_ttl_s, EVICTION_BATCH):
+            if not await self._bury(expired, now_s):
+                break
             await asyncio.sleep(0)
         await self._store.forget_tombstones(now_s - limits.tombstone_ttl_s)
 
-    async def _bury(self, record: SessionRecord, now_s: float) -> bool:
-        async with self._turns.of(record.session_id):
-            if self._table.get(record.session_id) is not None:
-                return False
-            is_buried = await self._store.bury(record.session_id, record.epoch, now_s)
-        if is_buried:
+    async def _bury(self, records: Sequence[SessionRecord], now_s: float) -> int:
+        """End sessions that expired, but not those that anyone is at; return how many have ended."""
+        entries = [
+            (record.session_id, record.epoch)
+            for record in records
+            if self._turns.is_free(record.session_id) and self._table.get(record.session_id) is None
+        ]
+        with self._turns.of_free([session_id for session_id, _ in entries]):
+            num_buried = sum(await self._store.bury_many(entries, now_s))
+        for _ in range(num_buried):
             self._observer.eviction("expired")
-        return is_buried
+        return num_buried
+
+
+def _is_as_written(session: Session[Model], record: SessionRecord) -> bool:
+    return (
+        not session.is_ended
+        and session.epoch == record.epoch
+        and session.owner is None
+        and not session.is_busy
+        and session.step == record.step
+    )

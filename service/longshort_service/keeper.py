@@ -1,24 +1,22 @@
-"""Bringing sessions to a row: opening them, from memory, from the store, or new. Off the path of a value.
+"""Whose turn it is at a session, and which stream has it open. Off the path of a value.
 
-Owns the store and the order in which table and store change. Openings of one session happen one after the other.
-Does not know gRPC.
+Owns the store and when sessions are opened and closed; the opener brings them to rows. Openings of one session happen
+one after the other. Does not know gRPC.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-import sys
-import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from longshort_service import errors
-from longshort_service.stores.base import Found, OpenMode, StoreOpening
+from longshort_service.opener import Opened, Opener, OpenRequest, check_model, refuse_unfound
+from longshort_service.stores.base import OpenMode, open_one
 from longshort_service.turns import until_settled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from longshort_service.eviction import Evictor
     from longshort_service.record import SessionRecord
@@ -28,7 +26,12 @@ if TYPE_CHECKING:
     from longshort_service.stores.base import Store
     from longshort_service.turns import Turns
 
+T = TypeVar("T")
+
 MAX_WAITING: Final = 64  # unary calls that wait for one session; each costs every other a wake-up
+# Sessions that are opened, or closed, or written, between two looks at the event loop: at most some 2 ms.
+OPEN_BATCH: Final = 256
+DETACH_BATCH: Final = 4096
 
 
 class KeeperObserver(Protocol):
@@ -41,19 +44,8 @@ class KeeperObserver(Protocol):
         """Note that a call of the store took so long."""
 
 
-@dataclass(frozen=True, slots=True)
-class OpenRequest:
-    """What an opening asks for. `model` may be empty on an existing session; `version` 0 leaves it open."""
-
-    session_id: str
-    mode: OpenMode = OpenMode.OPEN_OR_CREATE
-    model: str = ""
-    version: int = 0
-    client_id: str = ""
-
-
 class Keeper:
-    """The way of a session to its row. `clock` returns seconds since 1970."""
+    """The sessions and those who come to them. `clock` returns seconds since 1970."""
 
     def __init__(
         self,
@@ -75,53 +67,130 @@ class Keeper:
         self.turns = turns
         self._evictor = evictor
         self._observer = observer
+        self._opener = Opener(
+            table=table,
+            store=store,
+            repository=repository,
+            evictor=evictor,
+            clock=clock,
+            draw_incarnation=draw_incarnation,
+            observer=observer,
+        )
 
     until_settled = staticmethod(until_settled)
 
     async def open(self, request: OpenRequest, owner: StreamOwner) -> tuple[Session[Model], bool]:
         """Open a session for a stream; return it and whether it is new.
 
-        A stream that has it open is ended first. Raises SessionNotFound, SessionExpired, SessionExists, ModelNotFound,
+        A stream that has it open loses it first. Raises SessionNotFound, SessionExpired, SessionExists, ModelNotFound,
         ModelMismatch, ModelChanged, SessionsExhausted; then no session and no stream has changed.
+        """
+        (opened,) = await self.open_many([request], owner)
+        return _unless_refused(opened)
+
+    async def open_many(self, requests: Sequence[OpenRequest], owner: StreamOwner) -> list[Opened]:
+        """Open sessions for a stream, as `open` does each; return what became of each.
+
+        Those that nobody is at go together, batch by batch, and the others after them: a session may be taken away
+        again, by another stream or by its own second opening here, before the last is open.
         """
         has_left = False
 
-        async def take() -> tuple[Session[Model], bool]:
-            session, created = await self._take(request)
+        async def take() -> list[Opened]:
+            outcomes: list[Opened] = []
+            for part in _parts(requests, OPEN_BATCH):
+                if not has_left:
+                    outcomes += await self._open_part(part, attach)
+                    await asyncio.sleep(0)
+            return outcomes
+
+        def attach(sessions: Sequence[Session[Model]]) -> None:
             if not has_left:
-                self.table.attach(session, owner, self.clock())
-            return session, created
+                self.table.attach_many(sessions, owner, self.clock())
 
         try:
-            return await self.turns.through(request.session_id, take)
+            return await self.turns.to_its_end(take())
         except asyncio.CancelledError:
             has_left = True
-            live = self.table.get(request.session_id)
-            if live is not None:
-                self.table.detach(live, owner, self.clock())
+            live = [self.table.get(request.session_id) for request in requests]
+            await self.detach_many([session for session in live if session is not None], owner)
             raise
 
-    async def _take(self, request: OpenRequest) -> tuple[Session[Model], bool]:
-        """End the stream that has the session, and have it live and settled for the next. The caller has its turn."""
+    async def _open_part(
+        self, requests: Sequence[OpenRequest], attach: Callable[[Sequence[Session[Model]]], None]
+    ) -> list[Opened]:
+        """Open sessions, those that nobody is at together; `attach` is given them while others are kept off."""
+        together: dict[str, int] = {}  # places among the requests
+        alone = []
+        for place, request in enumerate(requests):
+            name = request.session_id
+            if name in together or not self.turns.is_free(name) or _is_contended(self.table.get(name)):
+                alone.append(place)
+            else:
+                together[name] = place
+        outcomes: dict[int, Opened] = {}
+        with self.turns.of_free(list(together)):
+            places = list(together.values())
+            taken = await self._take([requests[place] for place in places], attach)
+            outcomes.update(zip(places, taken, strict=True))
+        for place in alone:
+            async with self.turns.of(requests[place].session_id):
+                (outcomes[place],) = await self._take([requests[place]], attach)
+        return [outcomes[place] for place in range(len(requests))]
+
+    async def _take(
+        self, requests: Sequence[OpenRequest], attach: Callable[[Sequence[Session[Model]]], None]
+    ) -> list[Opened]:
+        """Have sessions live for a stream; others lose them. The caller has the turns at all of them.
+
+        Each is settled at some time after its opening; a unary call may begin while another one is waited for.
+        """
+        refusals = [self._take_away(request) for request in requests]
+        wanted = [request for request, refusal in zip(requests, refusals, strict=True) if refusal is None]
+        for request in wanted:
+            live = self.table.get(request.session_id)
+            if live is not None and live.is_busy and request.mode is not OpenMode.CREATE:
+                await until_settled(live)
+        brought = await self._opener.bring(wanted)
+        sessions = [opened[0] for opened in brought if not isinstance(opened, errors.ServiceError)]
+        for session in sessions:
+            if session.is_busy:  # a unary call has begun while the store was asked
+                await until_settled(session)
+        attach(sessions)
+        rest = iter(brought)
+        return [next(rest) if refusal is None else refusal for refusal in refusals]
+
+    def _take_away(self, request: OpenRequest) -> errors.ModelMismatch | None:
+        """Take a session from the stream that has it open, so that it sends no more; return why that may not be."""
         live = self.table.get(request.session_id)
-        if live is not None and request.mode is not OpenMode.CREATE:
-            _check_model(request, live.model.name, live.model.version)
-            if live.owner is not None:
-                live.owner.lose(
-                    live.id,
-                    errors.SessionMoved(
-                        f"session {live.id} was opened by another stream",
-                        cause="opened",
-                        client_id=request.client_id,
-                    ),
-                )
-                self._observer.move()
-            await self.until_settled(live)
-        session, created = await self._bring(request)
-        if created:
-            session.created_by = sys.intern(request.client_id)
-        await self.until_settled(session)  # a unary call may have begun while the store was asked
-        return session, created
+        if live is None or request.mode is OpenMode.CREATE:
+            return None
+        try:
+            check_model(request, live.model.name, live.model.version)
+        except errors.ModelMismatch as error:
+            return error
+        if live.owner is not None:
+            moved = errors.SessionMoved(
+                f"session {live.id} was opened by another stream",
+                cause="opened",
+                client_id=request.client_id,
+            )
+            live.owner.lose(live.id, moved)
+            self._observer.move()
+        return None
+
+    async def detach_many(self, sessions: Sequence[Session[Model]], owner: StreamOwner) -> None:
+        """Take sessions back from a stream that ends, also where the caller is cancelled meanwhile.
+
+        Those that another stream has by now stay with it.
+        """
+
+        async def detach() -> None:
+            for part in _parts(sessions, DETACH_BATCH):
+                self.table.detach_many(part, owner, self.clock())
+                await asyncio.sleep(0)
+
+        await self.turns.to_its_end(detach())
 
     async def ensure(self, request: OpenRequest) -> tuple[Session[Model], bool]:
         """Bring a session to a row without taking it from a stream; return it settled, and whether it is new.
@@ -131,159 +200,73 @@ class Keeper:
         while True:
             live = self.table.get(request.session_id)
             if live is not None and request.mode is not OpenMode.CREATE:
-                _check_model(request, live.model.name, live.model.version)
+                check_model(request, live.model.name, live.model.version)
                 if live.num_waiting >= MAX_WAITING:
                     raise errors.QueueFull(
                         f"{live.num_waiting} calls wait for session {live.id} already: one writer a session is enough"
                     )
                 session, created = live, False
             else:
-                session, created = await self.turns.through(request.session_id, lambda: self._bring(request))
-            await self.until_settled(session)
+                brought = await self.turns.through(request.session_id, lambda: self._opener.bring([request]))
+                session, created = _unless_refused(brought[0])
+            await until_settled(session)
             if not session.is_ended:
                 self.table.touch(session, self.clock())
                 return session, created
 
     async def raise_epoch(self, live: Session[Model]) -> None:
         """Raise a live session's epoch, as an opening does. The caller has its turn."""
-        live.epoch = (await self.store.open(live.id, OpenMode.OPEN)).epoch
-
-    async def _bring(self, request: OpenRequest) -> tuple[Session[Model], bool]:
-        """Raise the epoch and have the session live, from memory, from its record, or new."""
-        await self._refuse_unknown_model(request)
-        begin_s = time.perf_counter()
-        opening = await self.store.open(request.session_id, request.mode)
-        self._observer.store_seconds("open", time.perf_counter() - begin_s)
-        live = self.table.get(request.session_id)
-        _refuse_unfound(opening, request.session_id, live)
-        if live is not None:
-            if opening.previous_epoch == live.epoch:
-                live.epoch = opening.epoch
-                return live, False
-            await self.until_settled(live)
-            if not live.is_ended:
-                self.table.remove(live)  # another server has moved it since; what is here is old
-        try:
-            return await self._admit(request, opening)
-        except errors.ServiceError:
-            await self._give_back(request.session_id, opening)
-            raise
-
-    async def _refuse_unknown_model(self, request: OpenRequest) -> None:
-        """Raise ModelNotFound before the store makes an entry that nobody could fill."""
-        if request.mode is OpenMode.OPEN:
-            return
-        try:
-            self.repository.get(request.model, request.version)
-        except errors.ModelNotFound as error:
-            if await self._exists(request):
-                return
-            if request.model:
-                raise
-            known = ", ".join(sorted({model.name for model in self.repository.models()}))
-            raise errors.ModelNotFound(
-                f"there is no session {request.session_id}: name a model to create it with ({known})",
-                model="",
-            ) from error
-
-    async def _admit(self, request: OpenRequest, opening: StoreOpening) -> tuple[Session[Model], bool]:
-        record = opening.record
-        if record is None and opening.found is Found.OPENED:
-            # The entry's owner has never written it and does not hold it any more.
-            raise errors.SessionNotFound(f"session {request.session_id} was lost before it was stored")
-        if record is None:
-            model = self.repository.get(request.model, request.version)
-            await self._evictor.make_room()
-            session = self.table.create(
-                request.session_id,
-                model,
-                epoch=opening.epoch,
-                incarnation=self.draw_incarnation(),
-                now_s=self.clock(),
-            )
-            return session, True
-        _check_model(request, record.model, record.version)
-        model = self.repository.get(record.model, record.version)
-        await self._evictor.make_room()
-        return self.table.restore(record, model, epoch=opening.epoch, now_s=self.clock()), False
+        live.epoch = (await open_one(self.store, live.id, OpenMode.OPEN)).epoch
 
     async def create_from(self, record: SessionRecord, model: Model) -> Session[Model]:
         """Make a live session of a record, with an epoch and an incarnation of its own. The caller has its turn.
 
         Raises SessionExists, SessionsExhausted or ModelChanged, and then there is no such session.
         """
-        opening = await self.store.open(record.session_id, OpenMode.CREATE)
-        _refuse_unfound(opening, record.session_id, self.table.get(record.session_id))
+        opening = await open_one(self.store, record.session_id, OpenMode.CREATE)
+        refuse_unfound(opening, record.session_id, self.table.get(record.session_id))
         try:
-            await self._evictor.make_room()
+            await self._evictor.make_room(1)
             fresh = dataclasses.replace(record, incarnation=self.draw_incarnation())
             return self.table.restore(fresh, model, epoch=opening.epoch, now_s=self.clock())
         except errors.ServiceError:
-            await self.store.delete(record.session_id)
+            await self.store.delete_many([record.session_id])
             raise
 
     async def uncreate(self, session: Session[Model]) -> None:
         """Take back a session that was created for a message that was then refused, unless anyone uses it by now."""
         epoch = session.epoch
         async with self.turns.of(session.id):
-            await self.until_settled(session)
+            await until_settled(session)
             is_unused = session.owner is None and session.step == 0 and session.epoch == epoch
             if is_unused and not session.is_ended:
                 self.table.remove(session)
-                await self.store.delete(session.id)
+                await self.store.delete_many([session.id])
 
     def durable_step(self, step: int) -> int:
         """Return the step that would survive the loss of this server: none in a store that is not durable."""
         return step if self.store.is_durable else 0
 
-    async def _give_back(self, session_id: str, opening: StoreOpening) -> None:
-        """Leave the store as an opening found it, except for the epoch."""
-        if opening.record is not None:
-            await self.store.write([dataclasses.replace(opening.record, epoch=opening.epoch)])
-        else:
-            await self.store.delete(session_id)
-
-    async def _exists(self, request: OpenRequest) -> bool:
-        if self.table.get(request.session_id) is not None:
-            return True
-        try:
-            return await self.store.read(request.session_id) is not None
-        except errors.SessionExpired:
-            if request.mode is OpenMode.CREATE:
-                return False
-            raise
-
     async def close(self) -> None:
         """Write every live session that a durable store can keep, and close the store."""
         if self.store.is_durable:
-            for session in list(self.table):
-                await self.until_settled(session)
-                await self.store.write([session.record()])
+            for part in _parts(list(self.table), OPEN_BATCH):
+                for session in part:
+                    await until_settled(session)
+                await self.store.write([session.record() for session in part])
         await self.store.close()
 
 
-def _check_model(request: OpenRequest, model: str, version: int) -> None:
-    if (request.model and request.model != model) or (request.version and request.version != version):
-        raise errors.ModelMismatch(
-            f"session {request.session_id} runs on {model}/{version}: a session stays on its model and version",
-            model=model,
-            version=version,
-        )
+def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[begin : begin + size] for begin in range(0, len(items), size))
 
 
-def _refuse_unfound(opening: StoreOpening, session_id: str, live: Session[Model] | None) -> None:
-    if opening.found is Found.ABSENT:
-        raise errors.SessionNotFound(f"there is no session {session_id}", session_id=session_id)
-    if opening.found is Found.EXPIRED:
-        raise errors.SessionExpired(
-            f"session {session_id} was ended because nobody used it; create it to begin again",
-            session_id=session_id,
-        )
-    if opening.found is Found.EXISTS:
-        # A client whose CREATE succeeded and whose answer was lost knows by this that the session is its own.
-        client_id = "" if live is None else live.created_by
-        raise errors.SessionExists(
-            f"there is a session {session_id} already: open it, delete it first, or take another id",
-            session_id=session_id,
-            client_id=client_id,
-        )
+def _is_contended(live: Session[Model] | None) -> bool:
+    """Whether calls wait for a session already: it may be busy for long, and no other shall wait for it."""
+    return live is not None and live.num_waiting > 0
+
+
+def _unless_refused(opened: Opened) -> tuple[Session[Model], bool]:
+    if isinstance(opened, errors.ServiceError):
+        raise opened
+    return opened

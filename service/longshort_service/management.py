@@ -14,7 +14,7 @@ import numpy as np
 
 from longshort_service import errors
 from longshort_service import record as records
-from longshort_service.stores.base import OpenMode
+from longshort_service.stores.base import OpenMode, open_one
 
 if TYPE_CHECKING:
     from longshort_service.keeper import Keeper
@@ -117,7 +117,7 @@ class Management:
             await self._keeper.until_settled(live)
             live.restart(states, incarnation, now_s)
             return self._view(live.record(), live)
-        opening = await self._store.open(session_id, OpenMode.OPEN)
+        opening = await open_one(self._store, session_id, OpenMode.OPEN)
         blank = dataclasses.replace(
             before, fingerprint=model.signature.fingerprint, epoch=opening.epoch, incarnation=incarnation,
             step=0, states=tuple(states), is_gapless=True, last_used_s=now_s,
@@ -149,13 +149,14 @@ class Management:
         await self._keeper.turns.through(session_id, lambda: self._delete(session_id))
 
     async def _delete(self, session_id: str) -> None:
-        await self._look(session_id)
         live = self._table.get(session_id)
         if live is not None:
             self._end_stream(live, "deleted")
             await self._keeper.until_settled(live)
             self._table.remove(live)
-        await self._store.delete(session_id)
+        (was_there,) = await self._store.delete_many([session_id])
+        if not was_there and live is None:
+            await self._look(session_id)  # says whether it was ever there
 
     def _end_stream(self, live: Session[Model], cause: str) -> None:
         """End the stream that has the session, which is idle from then on."""

@@ -8,23 +8,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic
 
+import numpy as np
+
 from longshort_service import errors
-from longshort_service.served_model import ModelT, allocate_row, check_fit
+from longshort_service.arena import Slots
+from longshort_service.row_index import RowIndex
+from longshort_service.served_model import ModelT, allocate_scratch, check_fit
 from longshort_service.session import Session, StreamOwner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
 
     from longshort_service.record import SessionRecord
 
 
 class SessionTable(Generic[ModelT]):
-    """All live sessions by id."""
+    """All live sessions by id, and by model and row. A session that no stream has open is idle."""
 
     def __init__(self) -> None:
         self._sessions: dict[str, Session[ModelT]] = {}
-        # Sessions that no stream has open, by model, the longest unused first.
-        self._idle: dict[ModelT, dict[str, Session[ModelT]]] = {}
+        self._by_row: dict[ModelT, RowIndex[ModelT]] = {}  # models with sessions only: no other is held
         self.num_idle = 0
 
     def __len__(self) -> int:
@@ -43,92 +48,134 @@ class SessionTable(Generic[ModelT]):
         self, session_id: str, model: ModelT, *, epoch: int, incarnation: int, now_s: float
     ) -> Session[ModelT]:
         """Add a session at step 0 in the model's initial state. Raises SessionsExhausted."""
-        session = Session(session_id, model, allocate_row(model), epoch, incarnation)
-        self._add(session, now_s)
+        (session,) = self.create_many([session_id], model, [epoch], [incarnation], now_s)
         return session
+
+    def create_many(
+        self,
+        session_ids: Sequence[str],
+        model: ModelT,
+        epochs: Sequence[int],
+        incarnations: Sequence[int],
+        now_s: float,
+    ) -> list[Session[ModelT]]:
+        """Add sessions at step 0 in the model's initial state. Raises SessionsExhausted, and then none is added."""
+        slots = allocate_scratch(model, len(session_ids))
+        rows, columns = slots.rows, model.columns
+        model.arena.memory.initialise(rows)
+        columns.clear_many(rows)
+        columns.epoch[rows] = np.array(epochs, np.uint64)
+        columns.incarnation[rows] = np.array(incarnations, np.uint64)
+        columns.used_s[rows] = now_s
+        columns.is_idle[rows] = True
+        places = zip(session_ids, rows.tolist(), slots.generations.tolist(), strict=True)
+        sessions = [Session(session_id, model, row, generation) for session_id, row, generation in places]
+        self._sessions.update(zip(session_ids, sessions, strict=True))
+        self.num_idle += len(sessions)
+        if model not in self._by_row:
+            self._by_row[model] = RowIndex(columns)
+        self._by_row[model].add(sessions)
+        return sessions
 
     def restore(self, record: SessionRecord, model: ModelT, *, epoch: int, now_s: float) -> Session[ModelT]:
         """Add a session as it was recorded. Raises SessionsExhausted, or ModelChanged where the state is another's."""
         check_fit(record, model)
-        session = Session(record.session_id, model, allocate_row(model), epoch, record.incarnation)
+        session = self.create(
+            record.session_id, model, epoch=epoch, incarnation=record.incarnation, now_s=now_s
+        )
         session.put(record)
-        self._add(session, now_s)
         return session
 
     def attach(self, session: Session[ModelT], owner: StreamOwner, now_s: float) -> None:
         """Give a session to a stream. A stream that had it before must have been ended by the caller."""
-        if session.owner is None:
-            self._leave_idle(session)
-        session.owner = owner
-        session.last_used_s = now_s
+        self.attach_many([session], owner, now_s)
+
+    def attach_many(self, sessions: Sequence[Session[ModelT]], owner: StreamOwner, now_s: float) -> None:
+        """Give sessions to a stream, as `attach` does."""
+        for session in sessions:
+            self.num_idle -= session.owner is None
+            session.owner = owner
+        for model, rows in _rows_by_model(sessions):
+            model.columns.is_idle[rows] = False
+            model.columns.used_s[rows] = now_s
 
     def detach(self, session: Session[ModelT], owner: StreamOwner, now_s: float) -> None:
         """Take a session back from a stream that ends; nothing happens where another stream has it by now."""
-        if session.owner is owner:
-            session.owner = None
-            session.last_used_s = now_s
-            if not session.is_ended:
-                self._enter_idle(session)
+        self.detach_many([session], owner, now_s)
+
+    def detach_many(self, sessions: Sequence[Session[ModelT]], owner: StreamOwner, now_s: float) -> None:
+        """Take sessions back from a stream, as `detach` does."""
+        left = []
+        for session in sessions:
+            if session.owner is owner:
+                session.owner = None
+                if not session.is_ended:
+                    left.append(session)
+        self.num_idle += len(left)
+        for model, rows in _rows_by_model(left):
+            model.columns.is_idle[rows] = True
+            model.columns.used_s[rows] = now_s
 
     def touch(self, session: Session[ModelT], now_s: float) -> None:
         """Note that a session was used without a stream."""
         session.last_used_s = now_s
-        if session.owner is None:
-            self._leave_idle(session)
-            self._enter_idle(session)
 
     def remove(self, session: Session[ModelT]) -> None:
         """Take a session off the table and free its row. The caller has waited until nothing is in flight."""
-        if session.is_busy:
-            raise errors.InternalError(f"session {session.id} was removed with a message in flight")
-        if session.owner is None:
-            self._leave_idle(session)
-        session.is_ended = True
-        del self._sessions[session.id]
-        session.model.arena.free(session.slot)
+        self.remove_many([session])
 
-    def longest_idle(self, is_free: Callable[[str], bool] = lambda _id: True) -> Session[ModelT] | None:
-        """Return the session that was unused longest and that may be spilled; None where there is none.
+    def remove_many(self, sessions: Sequence[Session[ModelT]]) -> None:
+        """Take sessions, each given once, off the table and free their rows, as `remove` does."""
+        for session in sessions:
+            if session.is_busy:
+                raise errors.InternalError(f"session {session.id} was removed with a message in flight")
+        for model, rows in _rows_by_model(sessions):
+            generations = [session.generation for session in sessions if session.model is model]
+            model.arena.free(Slots(rows, np.array(generations, np.int64)))
+            model.columns.is_idle[rows] = False
+            index = self._by_row[model]
+            index.remove([session for session in sessions if session.model is model])
+            if not index.num_sessions:
+                del self._by_row[model]
+        for session in sessions:
+            self.num_idle -= session.owner is None
+            session.is_ended = True
+            del self._sessions[session.id]
+
+    def longest_idle(
+        self, count: int = 1, is_free: Callable[[str], bool] = lambda _id: True
+    ) -> list[Session[ModelT]]:
+        """Return up to `count` sessions that may be spilled, those unused longest first; none where there is none.
 
         `is_free` says of an id whether nobody is at that session.
         """
-        heads = (
-            next(
-                (session for session in idle.values() if not session.is_busy and is_free(session.id)),
-                None,
-            )
-            for idle in self._idle.values()
-        )
-        found = [session for session in heads if session is not None]
-        return min(found, key=lambda session: session.last_used_s, default=None)
+        num_looked_at = count
+        while True:
+            oldest = [
+                session for index in self._by_row.values() for session in index.longest_idle(num_looked_at)
+            ]
+            oldest.sort(key=lambda session: session.last_used_s)
+            free = [session for session in oldest[:num_looked_at] if is_free(session.id)]
+            if free or num_looked_at >= self.num_idle:
+                return free[:count]
+            num_looked_at *= 8  # somebody is at all of these
 
     def idle_since(self, before_s: float, limit: int) -> list[Session[ModelT]]:
         """Return up to `limit` idle sessions last used before `before_s`."""
         found: list[Session[ModelT]] = []
-        for idle in self._idle.values():
-            for session in idle.values():
-                if session.last_used_s >= before_s or len(found) == limit:
-                    break
-                if not session.is_busy:
-                    found.append(session)
+        for index in self._by_row.values():
+            found += index.idle_since(before_s, limit - len(found))
         return found
 
     def num_sessions_of(self, model: ModelT) -> int:
         """Return how many live sessions a model has."""
-        return sum(session.model is model for session in self._sessions.values())
+        index = self._by_row.get(model)
+        return 0 if index is None else index.num_sessions
 
-    def _add(self, session: Session[ModelT], now_s: float) -> None:
-        session.last_used_s = now_s
-        self._sessions[session.id] = session
-        self._enter_idle(session)
 
-    def _enter_idle(self, session: Session[ModelT]) -> None:
-        self._idle.setdefault(session.model, {})[session.id] = session
-        self.num_idle += 1
-
-    def _leave_idle(self, session: Session[ModelT]) -> None:
-        of_model = self._idle[session.model]
-        del of_model[session.id]
-        if not of_model:
-            del self._idle[session.model]  # so that an unloaded model is not held
-        self.num_idle -= 1
+def _rows_by_model(sessions: Sequence[Session[ModelT]]) -> Iterator[tuple[ModelT, NDArray[np.intp]]]:
+    rows: dict[ModelT, list[int]] = {}
+    for session in sessions:
+        rows.setdefault(session.model, []).append(session.row)
+    for model, of_model in rows.items():
+        yield model, np.array(of_model, np.intp)

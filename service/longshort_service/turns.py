@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections import deque
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 
     from longshort_service.repository import Model
     from longshort_service.session import Session
@@ -25,30 +25,33 @@ async def until_settled(session: Session[Model]) -> None:
         await settled
 
 
-@dataclass(slots=True)
-class _Turn:
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    num_users: int = 0  # whoever has it or waits for it
-
-
 class Turns:
-    """A lock for each session that anyone is at just now; the others cost nothing."""
+    """Who is at which session. A turn costs a place in a dictionary: a frame takes thousands of them at once."""
 
     def __init__(self) -> None:
-        self._turns: dict[str, _Turn] = {}
+        # By each session that somebody is at: who waits for it, the first to come first.
+        self._waiting: dict[str, deque[asyncio.Future[None]] | None] = {}
         self._under_way: set[asyncio.Task[Any]] = set()
+
+    def __len__(self) -> int:
+        """Return how many sessions anyone is at."""
+        return len(self._waiting)
 
     def is_free(self, session_id: str) -> bool:
         """Whether nobody is at a session: a turn taken without an await after this is had at once."""
-        return session_id not in self._turns
+        return session_id not in self._waiting
 
     async def through(self, session_id: str, work: Callable[[], Awaitable[T]]) -> T:
-        """Take one's turn at a session and do `work` in it to its end, also where the caller is cancelled meanwhile.
+        """Take one's turn at a session and do `work` in it to its end, also where the caller is cancelled."""
+        return await self.to_its_end(self._in_turn(session_id, work))
+
+    async def to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do `work` to its end, also where the caller is cancelled meanwhile.
 
         What changes both store and table must not stop half-way: a raised epoch that nobody noted would make the
         session that is live here look superseded.
         """
-        task = asyncio.get_running_loop().create_task(self._in_turn(session_id, work))
+        task = asyncio.get_running_loop().create_task(work)
         self._under_way.add(task)
         task.add_done_callback(self._ended)
         return await asyncio.shield(task)
@@ -65,16 +68,45 @@ class Turns:
     @asynccontextmanager
     async def of(self, session_id: str) -> AsyncIterator[None]:
         """Wait for one's turn at a session and keep the others off it within the block."""
-        turn = self._turns.setdefault(session_id, _Turn())
-        turn.num_users += 1
+        if session_id in self._waiting:
+            await self._queue(session_id)
+        else:
+            self._waiting[session_id] = None
         try:
-            async with turn.lock:
-                yield
+            yield
         finally:
-            turn.num_users -= 1
-            if not turn.num_users:
-                del self._turns[session_id]
+            self._pass_on(session_id)
 
-    def __len__(self) -> int:
-        """Return how many sessions anyone is at."""
-        return len(self._turns)
+    @contextmanager
+    def of_free(self, session_ids: Sequence[str]) -> Iterator[None]:
+        """Keep the others off sessions within the block. The caller has just seen that all are free, each once."""
+        self._waiting.update(dict.fromkeys(session_ids))
+        try:
+            yield
+        finally:
+            for session_id in session_ids:
+                self._pass_on(session_id)
+
+    async def _queue(self, session_id: str) -> None:
+        """Wait until the turn is handed over."""
+        turn = asyncio.get_running_loop().create_future()
+        waiting = self._waiting[session_id]
+        if waiting is None:
+            waiting = self._waiting[session_id] = deque()
+        waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # it was handed over and nobody takes it
+                self._pass_on(session_id)
+            raise
+
+    def _pass_on(self, session_id: str) -> None:
+        """Hand a turn to whoever waits longest, or free it."""
+        waiting = self._waiting[session_id]
+        while waiting:
+            turn = waiting.popleft()
+            if not turn.done():  # done: its task was cancelled
+                turn.set_result(None)
+                return
+        del self._waiting[session_id]

@@ -13,12 +13,13 @@ from longshort_service.arena import Arena
 from longshort_service.batching import BatchPolicy, RunCost
 from longshort_service.columns import SessionColumns
 from longshort_service.engine import Engine
-from longshort_service.errors import ServiceError
+from longshort_service.errors import ServiceError, SessionsExhausted
 from longshort_service.eviction import Evictor, Limits
 from longshort_service.host_states import HostStates, StateLayout
-from longshort_service.keeper import Keeper, OpenRequest
+from longshort_service.keeper import Keeper
 from longshort_service.lane import Lane
 from longshort_service.management import Management
+from longshort_service.opener import OpenRequest
 from longshort_service.repository import MODEL_FILE, Model, ReloadResult, Repository
 from longshort_service.scheduler import Scheduler
 from longshort_service.session import Answers, Session
@@ -46,11 +47,13 @@ class SlowStore(MemoryStore):
         for _ in range(3):
             await asyncio.sleep(0)
 
-    async def open(self, session_id: str, mode: OpenMode) -> StoreOpening:
+    async def open_many(
+        self, requests: Sequence[tuple[str, OpenMode]]
+    ) -> list[StoreOpening | SessionsExhausted]:
         await self._pause()
-        opening = await super().open(session_id, mode)
+        openings = await super().open_many(requests)
         await self._pause()
-        return opening
+        return openings
 
     async def write(self, records: Sequence[SessionRecord]) -> list[bool]:
         await self._pause()

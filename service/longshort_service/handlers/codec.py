@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError, Message
 from longshort.v1 import model_pb2, sequence_pb2, session_pb2, types_pb2
 
 from longshort_service import errors
-from longshort_service.keeper import OpenRequest
+from longshort_service.opener import OpenRequest
 from longshort_service.record import SESSION_ID
 from longshort_service.session import Answers
 from longshort_service.signature import MissingValue

@@ -12,7 +12,7 @@ from longshort_service import errors
 from longshort_service.handlers import codec, status
 from longshort_service.handlers.frames import FrameConversation
 from longshort_service.handlers.stream import StreamConversation
-from longshort_service.keeper import OpenRequest
+from longshort_service.opener import OpenRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable

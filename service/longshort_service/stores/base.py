@@ -1,7 +1,8 @@
 """What every store promises.
 
 A store keeps for each session an entry: its epoch, and a record once one was written. What has expired leaves a
-tombstone. Times are arguments, in seconds since 1970. All calls are atomic, also against other servers.
+tombstone. Times are arguments, in seconds since 1970. What a call does to one session is atomic, also against other
+servers. Calls take many sessions at once, each at most once in a call, so that a store over a network is asked once.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+from longshort_service import errors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,8 +52,13 @@ class Store(Protocol):
 
     is_durable: bool  # whether what is written survives the loss of this server
 
-    async def open(self, session_id: str, mode: OpenMode) -> StoreOpening:
-        """Raise the session's epoch and return the previous one with the record as of then, or make the entry."""
+    async def open_many(
+        self, requests: Sequence[tuple[str, OpenMode]]
+    ) -> list[StoreOpening | errors.SessionsExhausted]:
+        """Raise each session's epoch and return the previous one with the record as of then, or make the entry.
+
+        SessionsExhausted is returned for those whose entry would be one too many.
+        """
 
     async def write(self, records: Sequence[SessionRecord]) -> list[bool]:
         """Store each record whose entry has the record's very epoch; say for each whether it was stored."""
@@ -58,11 +66,11 @@ class Store(Protocol):
     async def read(self, session_id: str) -> SessionRecord | None:
         """Return the stored record; None where there is none. Raises no epoch. SessionExpired at a tombstone."""
 
-    async def delete(self, session_id: str) -> bool:
-        """Remove an entry without a tombstone; say whether there was one."""
+    async def delete_many(self, session_ids: Sequence[str]) -> list[bool]:
+        """Remove entries without a tombstone; say for each whether there was one."""
 
-    async def bury(self, session_id: str, epoch: int, now_s: float) -> bool:
-        """Replace an entry that has this epoch by a tombstone; say whether that was done."""
+    async def bury_many(self, entries: Sequence[tuple[str, int]], now_s: float) -> list[bool]:
+        """Replace each entry that has the given epoch by a tombstone; say for each whether that was done."""
 
     async def list_ids(self, prefix: str, after: str, limit: int) -> list[str]:
         """Return up to `limit` session ids that begin with `prefix` and come after `after`, in order."""
@@ -81,3 +89,11 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Release what the store holds."""
+
+
+async def open_one(store: Store, session_id: str, mode: OpenMode) -> StoreOpening:
+    """Open one session in a store. Raises SessionsExhausted."""
+    (opening,) = await store.open_many([(session_id, mode)])
+    if isinstance(opening, errors.ServiceError):
+        raise opening
+    return opening

@@ -6,7 +6,6 @@ import asyncio
 import heapq
 import itertools
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from longshort_service import errors
@@ -18,14 +17,8 @@ if TYPE_CHECKING:
     from longshort_service.record import SessionRecord
 
 
-@dataclass(slots=True)
-class _Entry:
-    epoch: int
-    record: SessionRecord | None = None
-
-
 class MemoryStore:
-    """Keeps entries in a dictionary, in the order of their last write: the longest idle come first.
+    """Keeps epochs in one dictionary and records in another: of a live session there is an epoch and nothing else.
 
     At most `max_entries` sessions, in rows or here, and as many tombstones, the oldest of which make room.
     """
@@ -35,52 +28,53 @@ class MemoryStore:
     def __init__(self, max_entries: int = 1_000_000) -> None:
         self._max_entries = max_entries
         self._num_records_of: Counter[tuple[str, int]] = Counter()
-        self._entries: dict[str, _Entry] = {}
-        self._written: dict[str, None] = {}  # ids that have a record, the oldest write first
+        self._entries: dict[str, int] = {}  # the epoch of each session
+        self._records: dict[str, SessionRecord] = {}  # of those that were written, the oldest write first
         self._tombstones: dict[str, float] = {}  # when each was made, the oldest first
         self._epochs = itertools.count(1)
 
-    async def open(self, session_id: str, mode: OpenMode) -> StoreOpening:
-        """See Store.open. The record is handed over: nothing durable is lost with it, and no state is held twice."""
-        entry = self._entries.get(session_id)
-        if entry is not None:
+    async def open_many(
+        self, requests: Sequence[tuple[str, OpenMode]]
+    ) -> list[StoreOpening | errors.SessionsExhausted]:
+        """See Store.open_many. A record is handed over: nothing durable is lost with it, no state is held twice."""
+        return [self._open(session_id, mode) for session_id, mode in requests]
+
+    def _open(self, session_id: str, mode: OpenMode) -> StoreOpening | errors.SessionsExhausted:
+        previous_epoch = self._entries.get(session_id)
+        if previous_epoch is not None:
             if mode is OpenMode.CREATE:
                 return StoreOpening(Found.EXISTS)
-            previous_epoch, entry.epoch = entry.epoch, next(self._epochs)
-            record = self._take_record(session_id, entry)
-            return StoreOpening(Found.OPENED, previous_epoch, entry.epoch, record)
+            epoch = self._entries[session_id] = next(self._epochs)
+            return StoreOpening(Found.OPENED, previous_epoch, epoch, self._take_record(session_id))
         if session_id in self._tombstones and mode is not OpenMode.CREATE:
             return StoreOpening(Found.EXPIRED)
         if mode is OpenMode.OPEN:
             return StoreOpening(Found.ABSENT)
         if len(self._entries) >= self._max_entries:
-            raise errors.SessionsExhausted(
+            return errors.SessionsExhausted(
                 f"{len(self._entries)} sessions are kept, the most that this server keeps: "
                 "delete some, or raise max_stored_sessions",
                 max_stored_sessions=self._max_entries,
             )
         self._tombstones.pop(session_id, None)
-        entry = self._entries[session_id] = _Entry(next(self._epochs))
-        return StoreOpening(Found.CREATED, 0, entry.epoch)
+        epoch = self._entries[session_id] = next(self._epochs)
+        return StoreOpening(Found.CREATED, 0, epoch)
 
     async def write(self, records: Sequence[SessionRecord]) -> list[bool]:
         """See Store.write."""
         return [self._write(record) for record in records]
 
     def _write(self, record: SessionRecord) -> bool:
-        entry = self._entries.get(record.session_id)
-        if entry is None or entry.epoch != record.epoch:
+        if self._entries.get(record.session_id) != record.epoch:
             return False
-        self._take_record(record.session_id, entry)
-        entry.record = record
+        self._take_record(record.session_id)  # its place in the order of writes is given up
+        self._records[record.session_id] = record
         self._num_records_of[record.model, record.version] += 1
-        self._written[record.session_id] = None
         return True
 
-    def _take_record(self, session_id: str, entry: _Entry) -> SessionRecord | None:
-        record, entry.record = entry.record, None
+    def _take_record(self, session_id: str) -> SessionRecord | None:
+        record = self._records.pop(session_id, None)
         if record is not None:
-            del self._written[session_id]
             self._num_records_of[record.model, record.version] -= 1
         return record
 
@@ -88,27 +82,28 @@ class MemoryStore:
         """See Store.read."""
         if session_id in self._tombstones:
             raise errors.SessionExpired(f"session {session_id} was ended because nobody used it")
-        entry = self._entries.get(session_id)
-        return None if entry is None else entry.record
+        return self._records.get(session_id)
 
-    async def delete(self, session_id: str) -> bool:
-        """See Store.delete."""
-        entry = self._entries.pop(session_id, None)
-        if entry is None:
-            return False
-        self._take_record(session_id, entry)
-        return True
+    async def delete_many(self, session_ids: Sequence[str]) -> list[bool]:
+        """See Store.delete_many."""
+        return [self._delete(session_id) for session_id in session_ids]
 
-    async def bury(self, session_id: str, epoch: int, now_s: float) -> bool:
-        """See Store.bury."""
-        entry = self._entries.get(session_id)
-        if entry is None or entry.epoch != epoch:
-            return False
-        await self.delete(session_id)
-        self._tombstones[session_id] = now_s
-        if len(self._tombstones) > self._max_entries:
-            del self._tombstones[next(iter(self._tombstones))]
-        return True
+    def _delete(self, session_id: str) -> bool:
+        self._take_record(session_id)
+        return self._entries.pop(session_id, None) is not None
+
+    async def bury_many(self, entries: Sequence[tuple[str, int]], now_s: float) -> list[bool]:
+        """See Store.bury_many."""
+        buried = [
+            self._entries.get(session_id) == epoch and self._delete(session_id)
+            for session_id, epoch in entries
+        ]
+        ids = [session_id for session_id, _ in entries]
+        self._tombstones.update(dict.fromkeys(itertools.compress(ids, buried), now_s))
+        num_over = len(self._tombstones) - self._max_entries
+        for session_id in list(itertools.islice(self._tombstones, max(num_over, 0))):
+            del self._tombstones[session_id]
+        return buried
 
     async def list_ids(self, prefix: str, after: str, limit: int) -> list[str]:
         """See Store.list_ids. Sorting goes to a thread: it takes long with a million sessions."""
@@ -118,13 +113,8 @@ class MemoryStore:
 
     async def idle_since(self, before_s: float, limit: int) -> list[SessionRecord]:
         """See Store.idle_since."""
-        idle: list[SessionRecord] = []
-        for session_id in itertools.islice(self._written, limit):
-            record = self._entries[session_id].record
-            if record is None or record.last_used_s >= before_s:
-                break
-            idle.append(record)
-        return idle
+        oldest = itertools.islice(self._records.values(), limit)
+        return list(itertools.takewhile(lambda record: record.last_used_s < before_s, oldest))
 
     async def forget_tombstones(self, before_s: float) -> int:
         """See Store.forget_tombstones."""
@@ -139,7 +129,7 @@ class MemoryStore:
 
     def num_records(self) -> int:
         """See Store.num_records."""
-        return len(self._written)
+        return len(self._records)
 
     async def close(self) -> None:
         """See Store.close."""

@@ -1,0 +1,287 @@
+"""Having sessions live: from memory, from their records, or new; many at once, with one call of the store.
+
+Owns the order in which store and table change at an opening. Whose turn it is at a session and which stream has it
+open is the keeper's. Does not know gRPC.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from longshort_service import errors
+from longshort_service.repository import Model
+from longshort_service.session import Session
+from longshort_service.stores.base import Found, OpenMode, StoreOpening
+from longshort_service.turns import until_settled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from longshort_service.eviction import Evictor
+    from longshort_service.repository import Repository
+    from longshort_service.sessions import SessionTable
+    from longshort_service.stores.base import Store
+
+# What became of an opening: the session and whether it is new, or why there is none.
+Opened: TypeAlias = tuple[Session[Model], bool] | errors.ServiceError
+
+
+class StoreObserver(Protocol):
+    """Who is told how long the store takes."""
+
+    def store_seconds(self, operation: str, seconds: float) -> None:
+        """Note that a call of the store took so long."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRequest:
+    """What an opening asks for. `model` may be empty on an existing session; `version` 0 leaves it open."""
+
+    session_id: str
+    mode: OpenMode = OpenMode.OPEN_OR_CREATE
+    model: str = ""
+    version: int = 0
+    client_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Newcomer:
+    """An opening that the store has granted and that needs a row."""
+
+    place: int  # among the openings of one call
+    request: OpenRequest
+    opening: StoreOpening
+
+
+class Opener:
+    """Brings sessions to rows. Its callers have the turns at all sessions that they ask for, each once."""
+
+    def __init__(
+        self,
+        *,
+        table: SessionTable[Model],
+        store: Store,
+        repository: Repository,
+        evictor: Evictor,
+        clock: Callable[[], float],
+        draw_incarnation: Callable[[], int],
+        observer: StoreObserver,
+    ) -> None:
+        self._table = table
+        self._store = store
+        self._repository = repository
+        self._evictor = evictor
+        self._clock = clock
+        self._draw_incarnation = draw_incarnation
+        self._observer = observer
+
+    async def bring(self, requests: Sequence[OpenRequest]) -> list[Opened]:
+        """Raise the sessions' epochs and have each live; return for each what became of it.
+
+        Those that are live stay with the stream that has them open, and a message of theirs may be in flight. Of an
+        opening that is refused nothing is left in the store but its epoch.
+        """
+        openings = await self._ask(requests)
+        outcomes: dict[int, Opened] = {}
+        newcomers = []
+        for place, (request, opening) in enumerate(zip(requests, openings, strict=True)):
+            if isinstance(opening, errors.ServiceError):
+                outcomes[place] = opening
+                continue
+            try:
+                live = await self._find_live(request, opening)
+            except errors.ServiceError as error:
+                outcomes[place] = error
+                continue
+            if live is not None:
+                outcomes[place] = (live, False)
+            else:
+                newcomers.append(_Newcomer(place, request, opening))
+        outcomes.update(await self._admit(newcomers))
+        await self._give_back(requests, openings, outcomes)
+        return [outcomes[place] for place in range(len(requests))]
+
+    async def _ask(self, requests: Sequence[OpenRequest]) -> list[StoreOpening | errors.ServiceError]:
+        """Ask the store for all that may be opened. What it is not asked for leaves no entry that nobody could fill."""
+        refusals = [await self._refusal_of_model(request) for request in requests]
+        wanted = [
+            (request.session_id, request.mode)
+            for request, refusal in zip(requests, refusals, strict=True)
+            if refusal is None
+        ]
+        begin_s = time.perf_counter()
+        openings = iter(await self._store.open_many(wanted))
+        self._observer.store_seconds("open", time.perf_counter() - begin_s)
+        return [next(openings) if refusal is None else refusal for refusal in refusals]
+
+    async def _refusal_of_model(self, request: OpenRequest) -> errors.ServiceError | None:
+        """Return why a session that may have to be created cannot be; None where it can or is there already."""
+        if request.mode is OpenMode.OPEN:
+            return None
+        try:
+            self._repository.get(request.model, request.version)
+        except errors.ModelNotFound as error:
+            try:
+                if await self._exists(request):
+                    return None
+            except errors.SessionExpired as expired:
+                return expired
+            if request.model:
+                return error
+            known = ", ".join(sorted({model.name for model in self._repository.models()}))
+            return errors.ModelNotFound(
+                f"there is no session {request.session_id}: name a model to create it with ({known})",
+                model="",
+            )
+        return None
+
+    async def _exists(self, request: OpenRequest) -> bool:
+        if self._table.get(request.session_id) is not None:
+            return True
+        try:
+            return await self._store.read(request.session_id) is not None
+        except errors.SessionExpired:
+            if request.mode is OpenMode.CREATE:
+                return False
+            raise
+
+    async def _find_live(self, request: OpenRequest, opening: StoreOpening) -> Session[Model] | None:
+        """Return the live session where it is the newest; None where it is to be made or loaded.
+
+        Raises what refuses the opening before room is made for it.
+        """
+        live = self._table.get(request.session_id)
+        refuse_unfound(opening, request.session_id, live)
+        if live is not None:
+            if opening.previous_epoch == live.epoch:
+                live.epoch = opening.epoch
+                return live
+            await until_settled(live)
+            if not live.is_ended:
+                self._table.remove(live)  # another server has moved it since; what is here is old
+        if opening.record is None and opening.found is Found.OPENED:
+            # The entry's owner has never written it and does not hold it any more.
+            raise errors.SessionNotFound(
+                f"session {request.session_id} was lost before it was stored: delete it to begin again",
+                session_id=request.session_id,
+            )
+        self._model_of(request, opening)
+        return None
+
+    def _model_of(self, request: OpenRequest, opening: StoreOpening) -> Model:
+        """Return the model that a session runs on. Raises ModelMismatch or ModelNotFound."""
+        record = opening.record
+        if record is None:
+            return self._repository.get(request.model, request.version)
+        check_model(request, record.model, record.version)
+        return self._repository.get(record.model, record.version)
+
+    async def _admit(self, newcomers: Sequence[_Newcomer]) -> dict[int, Opened]:
+        """Make room for as many as there may be, those that come first before the others."""
+        outcomes: dict[int, Opened] = {}
+        while newcomers:
+            try:
+                num_rooms = await self._evictor.make_room(len(newcomers))
+            except errors.SessionsExhausted as error:
+                return outcomes | {newcomer.place: error for newcomer in newcomers}
+            outcomes |= self._seat(newcomers[:num_rooms])
+            newcomers = newcomers[num_rooms:]
+        return outcomes
+
+    def _seat(self, newcomers: Sequence[_Newcomer]) -> dict[int, Opened]:
+        """Give rows to sessions: the recorded ones one by one, the new ones of a model together."""
+        outcomes: dict[int, Opened] = {}
+        new: dict[Model, list[_Newcomer]] = {}
+        for newcomer in newcomers:
+            record = newcomer.opening.record
+            try:
+                # Asked again: a model that nobody used may have been unloaded while room was made.
+                model = self._model_of(newcomer.request, newcomer.opening)
+                if record is None:
+                    new.setdefault(model, []).append(newcomer)
+                else:
+                    session = self._table.restore(
+                        record, model, epoch=newcomer.opening.epoch, now_s=self._clock()
+                    )
+                    outcomes[newcomer.place] = (session, False)
+            except errors.ServiceError as error:
+                outcomes[newcomer.place] = error
+        for model, of_model in new.items():
+            outcomes |= self._create(of_model, model)
+        return outcomes
+
+    def _create(self, newcomers: Sequence[_Newcomer], model: Model) -> dict[int, Opened]:
+        try:
+            sessions = self._table.create_many(
+                [newcomer.request.session_id for newcomer in newcomers],
+                model,
+                [newcomer.opening.epoch for newcomer in newcomers],
+                [self._draw_incarnation() for _ in newcomers],
+                self._clock(),
+            )
+        except errors.SessionsExhausted as error:
+            if len(newcomers) == 1:
+                return {newcomers[0].place: error}
+            # Work under way holds some of the rows: as many as there are left.
+            one_by_one = [self._create([newcomer], model) for newcomer in newcomers]
+            return {place: outcome for found in one_by_one for place, outcome in found.items()}
+        for newcomer, session in zip(newcomers, sessions, strict=True):
+            session.created_by = sys.intern(newcomer.request.client_id)
+        return {
+            newcomer.place: (session, True) for newcomer, session in zip(newcomers, sessions, strict=True)
+        }
+
+    async def _give_back(
+        self,
+        requests: Sequence[OpenRequest],
+        openings: Sequence[StoreOpening | errors.ServiceError],
+        outcomes: Mapping[int, Opened],
+    ) -> None:
+        """Undo what refused openings did to the store: their entries, where they made them, and records they took."""
+        refused = [
+            (requests[place].session_id, opening)
+            for place, opening in enumerate(openings)
+            if isinstance(opening, StoreOpening) and isinstance(outcomes[place], errors.ServiceError)
+        ]
+        if not refused:
+            return
+        records = [
+            dataclasses.replace(opening.record, epoch=opening.epoch)
+            for _, opening in refused
+            if opening.record is not None
+        ]
+        await self._store.write(records)
+        await self._store.delete_many([name for name, opening in refused if opening.found is Found.CREATED])
+
+
+def check_model(request: OpenRequest, model: str, version: int) -> None:
+    """Raise ModelMismatch where an opening names another model than a session runs on."""
+    if (request.model and request.model != model) or (request.version and request.version != version):
+        raise errors.ModelMismatch(
+            f"session {request.session_id} runs on {model}/{version}: a session stays on its model and version",
+            model=model,
+            version=version,
+        )
+
+
+def refuse_unfound(opening: StoreOpening, session_id: str, live: Session[Model] | None) -> None:
+    """Raise SessionNotFound, SessionExpired or SessionExists where the store has not opened a session."""
+    if opening.found is Found.ABSENT:
+        raise errors.SessionNotFound(f"there is no session {session_id}", session_id=session_id)
+    if opening.found is Found.EXPIRED:
+        raise errors.SessionExpired(
+            f"session {session_id} was ended because nobody used it; create it to begin again",
+            session_id=session_id,
+        )
+    if opening.found is Found.EXISTS:
+        # A client whose CREATE succeeded and whose answer was lost knows by this that the session is its own.
+        client_id = "" if live is None else live.created_by
+        raise errors.SessionExists(
+            f"there is a session {session_id} already: open it, delete it first, or take another id",
+            session_id=session_id,
+            client_id=client_id,
+        )
