@@ -14,7 +14,7 @@ from longshort_service.singles import Singles
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from longshort_service.arena import Arena
+    from longshort_service.arena import Arena, States
     from longshort_service.batching import Batch, BatchPolicy, Job
     from longshort_service.columns import SessionColumns
     from longshort_service.engine import Engine
@@ -80,10 +80,7 @@ def run_batch(lane: Lane, batch: Batch) -> RunResult:
     gathered_s = time.perf_counter()
     answers, new_states = lane.engine.run(values, counts, states)
     ended_s = time.perf_counter()
-    finite = None
-    if not (np.isfinite(answers).all() and all(np.isfinite(state).all() for state in new_states)):
-        rows = np.isfinite(answers).reshape(len(answers), -1).all(axis=1)
-        finite = rows & lane.states.finite_rows(new_states)
+    finite = _finite_rows(lane, counts, answers, new_states)
     targets, positions = _targets(batch, finite)
     if positions is not None:
         new_states = lane.states.select(new_states, positions)
@@ -109,6 +106,19 @@ def _values(batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.int32] | None
         values[begin : begin + len(piece), : piece.shape[1]] = piece
         begin += len(piece)
     return values, np.repeat(np.array(batch.counts, np.int32), [job.num_rows for job in jobs])
+
+
+def _finite_rows(
+    lane: Lane, counts: NDArray[np.int32] | None, answers: NDArray[np.float32], states: States
+) -> NDArray[np.bool_] | None:
+    """Return for each row of a batch whether what came of it is finite; None: of all. Padding is nobody's answer."""
+    if np.isfinite(answers).all() and all(np.isfinite(state).all() for state in states):
+        return None
+    steps = np.isfinite(answers).all(axis=2)  # [batch, time]
+    if counts is not None:
+        steps |= np.arange(answers.shape[1]) >= counts[:, None]
+    finite: NDArray[np.bool_] = steps.all(axis=1) & lane.states.finite_rows(states)
+    return finite
 
 
 def _targets(

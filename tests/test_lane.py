@@ -1,0 +1,196 @@
+"""One run of a batch: what the engine is given, and which rows hold what it gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from longshort_service.arena import Arena, DeadSlot, Slots
+from longshort_service.batching import Batch, BatchPolicy, Job, RunCost
+from longshort_service.columns import SessionColumns
+from longshort_service.host_states import HostStates, StateLayout
+from longshort_service.lane import Lane, run_batch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    States = list[NDArray[np.float32]]
+
+NUM_ROWS = 12
+NAN = float("nan")
+
+
+@dataclass
+class Adder:
+    """An engine that answers with the sum so far, keeps it on axis 1, and says what it was given.
+
+    Where a row ends early, its padding is answered with no number.
+    """
+
+    values: list[Any] = field(default_factory=list)
+    counts: list[Any] = field(default_factory=list)
+
+    def run(
+        self, values: NDArray[np.float32], counts: NDArray[np.int32] | None, states: States
+    ) -> tuple[NDArray[np.float32], States]:
+        self.values.append(values[:, :, 0].tolist())
+        self.counts.append(None if counts is None else counts.tolist())
+        assert values.flags.c_contiguous
+        sums = np.cumsum(values, axis=1) + states[0].reshape(-1, 1, 1)
+        lengths = np.full(len(values), values.shape[1]) if counts is None else counts
+        ends = sums[np.arange(len(sums)), lengths - 1, 0]
+        sums[np.arange(values.shape[1]) >= lengths[:, None]] = np.nan
+        return sums, [ends.reshape(1, -1, 1)]
+
+
+class Owner:
+    def settled(self, job: Job) -> None:
+        """See JobOwner."""
+
+
+class Observer:
+    """Nobody looks."""
+
+    def batch_formed(self, num_rows: int, waited_s: list[tuple[NDArray[np.float64], int]]) -> None:
+        """See LaneObserver."""
+
+    def answered(self, seconds: NDArray[np.float64]) -> None:
+        """See LaneObserver."""
+
+    def batch_done(self, num_applied: int, gather_s: float, run_s: float, scatter_s: float) -> None:
+        """See LaneObserver."""
+
+
+@pytest.fixture
+def lane() -> Lane:
+    states = HostStates([StateLayout((1, -1, 1), 1, 0.0)], NUM_ROWS)
+    return Lane(
+        name="adder",
+        engine=Adder(),  # type: ignore[arg-type]
+        arena=Arena(states, NUM_ROWS),
+        states=states,
+        columns=SessionColumns(NUM_ROWS, 1, 1, repeats_last=False),
+        policy=BatchPolicy(8, 4, can_pad=True, cost=RunCost(1e-5, 1e-6, 1e-6)),
+        observer=Observer(),
+    )
+
+
+def slots_holding(lane: Lane, *sums: float) -> Slots:
+    """Return rows that hold these sums."""
+    slots = lane.arena.allocate_many(len(sums))
+    lane.states.scatter(slots.rows, [np.array(sums, np.float32).reshape(1, -1, 1)])
+    return slots
+
+
+def sums_in(lane: Lane, slots: Slots) -> list[float]:
+    return list(lane.states.gather(slots.rows)[0].ravel().tolist())
+
+
+def job_of(lane: Lane, *messages: list[float], sums: list[float] | None = None, is_long: bool = False) -> Job:
+    """Return a job of messages of equal length of sessions that hold these sums; zeros unless given."""
+    slots = slots_holding(lane, *(sums or [0.0] * len(messages)))
+    scratch = slots_holding(lane, *[-1.0] * len(messages)) if is_long else None
+    return Job(np.array(messages, np.float32)[:, :, None], slots, scratch=scratch, owner=Owner())
+
+
+def batch_of(*pieces: tuple[Job, int]) -> Batch:
+    jobs, counts = zip(*pieces, strict=True)
+    return Batch(list(jobs), list(counts), max(counts), sum(job.num_rows for job in jobs))
+
+
+def given_to(lane: Lane) -> tuple[Any, Any]:
+    engine: Any = lane.engine
+    return engine.values[-1], engine.counts[-1]
+
+
+def test_rows_of_all_jobs_run_together_and_hold_what_came_of_them(lane: Lane):
+    one, many = job_of(lane, [5], sums=[10]), job_of(lane, [1], [2], [3], sums=[20, 30, 40])
+    result = run_batch(lane, batch_of((one, 1), (many, 1)))
+    assert given_to(lane) == ([[5], [1], [2], [3]], None)
+    assert result.answers.ravel().tolist() == [15, 21, 32, 43]
+    assert result.finite is None
+    assert min(result.gather_s, result.run_s, result.scatter_s) >= 0
+    assert sums_in(lane, one.slots) == [15]
+    assert sums_in(lane, many.slots) == [21, 32, 43]
+
+
+def test_rows_of_unequal_length_are_padded_and_padding_that_is_no_number_harms_nobody(lane: Lane):
+    short, long = job_of(lane, [5], [6]), job_of(lane, [1, 2, 3])
+    result = run_batch(lane, batch_of((short, 1), (long, 3)))
+    assert given_to(lane) == ([[5, 0, 0], [6, 0, 0], [1, 2, 3]], [1, 1, 3])
+    assert result.finite is None or result.finite.all()
+    assert sums_in(lane, short.slots) == [5, 6]
+    assert sums_in(lane, long.slots) == [6]
+
+
+def test_row_that_fails_among_padded_ones_fails_alone(lane: Lane):
+    short, long = job_of(lane, [5], [NAN]), job_of(lane, [1, NAN, 3], [1, 2, 3])
+    result = run_batch(lane, batch_of((short, 1), (long, 3)))
+    assert result.finite is not None
+    assert result.finite.tolist() == [True, False, False, True]
+    assert sums_in(lane, short.slots) == [5, 0]
+    assert sums_in(lane, long.slots) == [0, 6]
+
+
+def test_row_whose_state_alone_is_not_finite_fails(lane: Lane):
+    job = job_of(lane, [1], [2])
+    engine: Any = lane.engine
+    bare_run = engine.run
+
+    def run(*inputs: Any) -> Any:
+        answers, states = bare_run(*inputs)
+        states[0][0, 1, 0] = np.inf
+        return answers, states
+
+    engine.run = run
+    result = run_batch(lane, batch_of((job, 1)))
+    assert result.finite is not None
+    assert result.finite.tolist() == [True, False]
+    assert sums_in(lane, job.slots) == [1, 0]
+
+
+def test_pieces_of_a_long_job_end_in_its_scratch_rows_and_the_last_in_its_own(lane: Lane):
+    job = job_of(lane, [1, 2, 3], [10, 20, 30], sums=[100, 200], is_long=True)
+    assert job.scratch is not None
+    for scratch, own in (([103, 230], [100, 200]), ([103, 230], [106, 260])):
+        count = 2 - job.num_done // 2
+        run_batch(lane, batch_of((job, count)))
+        job.num_done += count
+        assert sums_in(lane, job.scratch) == scratch
+        assert sums_in(lane, job.slots) == own
+
+
+def test_row_that_failed_before_runs_on_for_nobody(lane: Lane):
+    job = job_of(lane, [1, 2], [10, 20], is_long=True)
+    job.failed = np.array([True, False])
+    run_batch(lane, batch_of((job, 1)))
+    assert job.scratch is not None
+    assert sums_in(lane, job.scratch) == [-1, 10]
+    job.num_done = 1
+    run_batch(lane, batch_of((job, 1)))
+    assert sums_in(lane, job.slots) == [0, 30]
+
+
+def test_last_piece_of_a_job_that_moves_nothing_is_written_nowhere(lane: Lane):
+    slots = slots_holding(lane, 7)
+    look = Job(np.array([[[1], [2]]], np.float32), slots, scratch=slots, feedback=[0])
+    mate = job_of(lane, [4])
+    run_batch(lane, batch_of((look, 1), (mate, 1)))
+    assert sums_in(lane, slots) == [8]
+    look.num_done = 1
+    run_batch(lane, batch_of((look, 1)))
+    assert sums_in(lane, slots) == [8]
+    assert sums_in(lane, mate.slots) == [4]
+
+
+def test_dead_row_in_a_batch_is_noticed_before_anything_is_run_or_written(lane: Lane):
+    good, dead = job_of(lane, [5], sums=[10]), job_of(lane, [1], [2])
+    lane.arena.free(dead.slots.part(slice(1, 2)))
+    heir = slots_holding(lane, 77)
+    with pytest.raises(DeadSlot):
+        run_batch(lane, batch_of((good, 1), (dead, 1)))
+    assert lane.engine.values == []  # type: ignore[attr-defined]
+    assert sums_in(lane, good.slots) == [10]
+    assert sums_in(lane, heir) == [77]
