@@ -90,13 +90,12 @@ def _load(running: Server, sessions: int, seconds: float) -> Measured:
 def _until_none(running: Server, states: tuple[str, ...], sessions: int) -> Phase:
     """Watch the service's sessions until none is in those states; the seconds count from the first that left them."""
     deadline_s = time.monotonic() + TTL_S + PHASE_TIMEOUT_S
-    cpu_begin_s = running.cpu_s()
-    begin_s = time.monotonic()
+    begin_s, cpu_begin_s = time.monotonic(), running.cpu_s()
     first = left = _held(running, states)
     while left > 0:
         time.sleep(POLL_S)
         if left == first:
-            begin_s = time.monotonic()
+            begin_s, cpu_begin_s = time.monotonic(), running.cpu_s()
         left = _held(running, states)
         if time.monotonic() > deadline_s:
             raise RuntimeError(f"{left} sessions are still {' or '.join(states)}")
