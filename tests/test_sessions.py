@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,7 +40,7 @@ def test_session_that_was_recorded_goes_on_as_if_nothing_had_happened():
     table, session = new_session(model)
     move(session, rows_of(1, 2), 0, Answers.LAST)
     fill_row(model, session.slot, 3.5)
-    record = table.record(session)
+    record = session.record()
     table.remove(session)
     assert len(table) == 0
     fill_row(model, model.arena.allocate(), -1)  # another takes the row meanwhile
@@ -50,14 +52,14 @@ def test_session_that_was_recorded_goes_on_as_if_nothing_had_happened():
     assert isinstance(again, Replay)
     assert again.outputs.tolist() == [[4]]
     expected = dataclasses.replace(record, epoch=2, last_used_s=NOW_S)
-    assert str(table.record(restored)) == str(expected)
+    assert str(restored.record()) == str(expected)
 
 
 def test_record_is_a_copy_that_later_messages_do_not_change():
     model = TableModel()
-    table, session = new_session(model)
+    _table, session = new_session(model)
     move(session, rows_of(1), 0)
-    record = table.record(session)
+    record = session.record()
     fill_row(model, session.slot, 9)
     move(session, rows_of(2), 1)
     assert record.states[0].tolist() == [[0] * HIDDEN]
@@ -68,7 +70,7 @@ def test_record_is_a_copy_that_later_messages_do_not_change():
 
 def test_state_of_another_file_is_never_loaded():
     table, session = new_session(TableModel())
-    record = table.record(session)
+    record = session.record()
     table.remove(session)
     other = TableModel(signature=signature_of(fingerprint="f2"))
     with pytest.raises(errors.ModelChanged):
@@ -95,7 +97,7 @@ def test_record_that_does_not_fit_the_model_is_not_loaded(change: dict[str, obje
     model = TableModel()
     table, session = new_session(model)
     move(session, rows_of(1), 0)
-    record = dataclasses.replace(table.record(session), **change)  # type: ignore[arg-type]
+    record = dataclasses.replace(session.record(), **change)  # type: ignore[arg-type]
     table.remove(session)
     with pytest.raises(errors.ModelChanged):
         table.restore(record, model, epoch=2, now_s=NOW_S)
@@ -106,7 +108,7 @@ def test_record_that_may_have_a_gap_behind_it_takes_no_unnumbered_values():
     model = TableModel()
     table, session = new_session(model)
     move(session, rows_of(1), 0)
-    record = dataclasses.replace(table.record(session), is_gapless=False)
+    record = dataclasses.replace(session.record(), is_gapless=False)
     table.remove(session)
     restored = table.restore(record, model, epoch=2, now_s=NOW_S)
     with pytest.raises(errors.StepRequired):
@@ -119,14 +121,14 @@ def test_fork_without_a_stored_answer_can_be_loaded():
     model = TableModel()
     table, session = new_session(model)
     move(session, rows_of(1), 0)
-    record = dataclasses.replace(table.record(session), session_id="t", last_message=None, last_answer=None)
+    record = dataclasses.replace(session.record(), session_id="t", last_message=None, last_answer=None)
     assert table.restore(record, model, epoch=2, now_s=NOW_S).step == 1
 
 
 def test_full_arena_refuses_new_sessions_and_restored_ones():
     model = TableModel(num_rows=1)
     table, session = new_session(model)
-    record = dataclasses.replace(table.record(session), session_id="t")
+    record = dataclasses.replace(session.record(), session_id="t")
     with pytest.raises(errors.SessionsExhausted):
         table.create("t", model, epoch=2, incarnation=1, now_s=NOW_S)
     with pytest.raises(errors.SessionsExhausted):
@@ -175,25 +177,27 @@ def test_longest_unused_session_goes_first_and_none_that_is_in_use():
     sessions = [first] + [
         table.create(f"s{k}", model, epoch=k, incarnation=k, now_s=float(k)) for k in range(1, 5)
     ]
-    assert table.longest_idle() is first
+    assert table.longest_idle() == [first]
     table.attach(sessions[0], RecordingOwner(), 10)
     table.touch(sessions[1], 11)
     table.touch(sessions[2], 12)
     sessions[2].begin(rows_of(1), 0, Answers.ALL, 12)
-    assert table.longest_idle() is sessions[3]
+    assert table.longest_idle() == [sessions[3]]
+    assert table.longest_idle(2) == [sessions[3], sessions[4]]
+    assert table.longest_idle(9) == [sessions[3], sessions[4], sessions[1]]
     assert table.idle_since(4.0, 10) == [sessions[3]]
-    assert table.idle_since(99, 1) == [sessions[3]]
+    assert len(table.idle_since(99, 1)) == 1
     assert table.idle_since(99, 10) == [sessions[3], sessions[4], sessions[1]]
 
 
 def test_longest_unused_session_is_looked_for_over_all_models():
     table, _ = new_session(TableModel(), "new", now_s=5)
     old = table.create("old", TableModel(version=2), epoch=2, incarnation=2, now_s=1)
-    assert table.longest_idle() is old
+    assert [session.id for session in table.longest_idle(2)] == ["old", "new"]
     table.attach(old, RecordingOwner(), NOW_S)
-    assert table.longest_idle() is table.get("new")
+    assert table.longest_idle() == [table.get("new")]
     table.remove(old)
-    assert SessionTable[TableModel]().longest_idle() is None
+    assert SessionTable[TableModel]().longest_idle() == []
 
 
 def test_touch_leaves_a_session_that_a_stream_has_open_with_its_stream():
@@ -211,6 +215,94 @@ def test_sessions_of_a_model_are_counted_by_version():
     assert len(table) == 2
 
 
+def test_sessions_added_together_are_as_those_added_one_by_one():
+    models = [TableModel(num_rows=6), TableModel(num_rows=6)]
+    together, one_by_one = SessionTable[TableModel](), SessionTable[TableModel]()
+    names, epochs, incarnations = list("abc"), [3, 1, 2], [2**64 - 1, 0, 2**63]
+    for model in models:
+        slots = [model.arena.allocate() for _ in range(5)]
+        for slot in slots:
+            fill_row(model, slot, 9)  # what another has left in a row is no new session's
+        for slot in slots:
+            model.arena.free(slot)
+    sessions = together.create_many(names, models[0], epochs, incarnations, NOW_S)
+    for name, epoch, incarnation in zip(names, epochs, incarnations, strict=True):
+        one_by_one.create(name, models[1], epoch=epoch, incarnation=incarnation, now_s=NOW_S)
+    assert [session.id for session in sessions] == names
+    assert [str(session.record()) for session in together] == [
+        str(session.record()) for session in one_by_one
+    ]
+    assert (len(together), together.num_idle, together.num_sessions_of(models[0])) == (3, 3, 3)
+
+
+def test_sessions_that_do_not_fit_together_are_not_added_at_all():
+    model = TableModel(num_rows=2)
+    table = SessionTable[TableModel]()
+    with pytest.raises(errors.SessionsExhausted):
+        table.create_many(list("abc"), model, [1, 2, 3], [1, 2, 3], NOW_S)
+    assert (len(table), table.num_idle, model.arena.num_held) == (0, 0, 0)
+
+
+def test_no_session_is_removed_where_one_of_them_has_a_message_in_flight():
+    model = TableModel()
+    table = SessionTable[TableModel]()
+    sessions = table.create_many(list("abc"), model, [1, 2, 3], [1, 2, 3], NOW_S)
+    sessions[2].begin(rows_of(1), 0, Answers.ALL, NOW_S)
+    with pytest.raises(errors.InternalError, match="in flight"):
+        table.remove_many(sessions)
+    assert (len(table), model.arena.num_held) == (3, 3)
+
+
+def test_stream_that_ends_gives_back_what_is_still_its_own_in_all_models():
+    model, other = TableModel(), TableModel(version=2)
+    table = SessionTable[TableModel]()
+    sessions = [
+        *table.create_many(list("abc"), model, [1, 2, 3], [1, 2, 3], NOW_S),
+        table.create("d", other, epoch=4, incarnation=4, now_s=NOW_S),
+    ]
+    older, newer = RecordingOwner("a"), RecordingOwner("b")
+    table.attach_many(sessions, older, NOW_S + 1)
+    assert table.num_idle == 0
+    table.attach(sessions[0], newer, NOW_S + 2)
+    table.remove(sessions[1])
+    table.detach_many(sessions, older, NOW_S + 3)
+    assert [session.owner for session in sessions] == [newer, None, None, None]
+    assert sorted(session.id for session in table.longest_idle(9)) == ["c", "d"]
+    assert [session.last_used_s for session in table] == [NOW_S + 2, NOW_S + 3, NOW_S + 3]
+
+
+def test_stream_that_notices_late_does_not_touch_the_next_session_in_the_row():
+    model = TableModel(num_rows=1)
+    table, session = new_session(model)
+    owner = RecordingOwner()
+    table.attach(session, owner, NOW_S)
+    table.remove(session)
+    successor = table.create("t", model, epoch=2, incarnation=2, now_s=NOW_S)
+    table.attach(successor, RecordingOwner(), NOW_S)
+    table.detach(session, owner, NOW_S + 9)
+    assert (successor.last_used_s, table.num_idle) == (NOW_S, 0)
+
+
+def test_longest_idle_passes_over_those_that_somebody_is_at_however_many_they_are():
+    model = TableModel(num_rows=64)
+    table = SessionTable[TableModel]()
+    for number in range(64):
+        table.create(f"s{number}", model, epoch=1, incarnation=1, now_s=float(number))
+    free = table.longest_idle(2, lambda name: int(name[1:]) >= 40)
+    assert [session.id for session in free] == ["s40", "s41"]
+    assert table.longest_idle(2, lambda _name: False) == []
+
+
+def test_table_does_not_hold_a_model_that_has_no_session_any_more():
+    model = TableModel()
+    table, session = new_session(model)
+    table.remove(session)
+    held = weakref.ref(model)
+    del model, session
+    gc.collect()
+    assert held() is None
+
+
 # -- anything in any order -----
 
 
@@ -219,7 +311,7 @@ class TableMachine(RuleBasedStateMachine):
 
     @initialize(piece_steps=st.integers(1, 3))
     def start(self, piece_steps: int) -> None:
-        self.model = TableModel(num_rows=4, piece_steps=piece_steps)
+        self.model = TableModel(num_rows=4, max_piece_steps=piece_steps)
         self.table: SessionTable[TableModel] = SessionTable()
         self.steps: dict[str, int] = {}
         self.stored: dict[str, SessionRecord] = {}
@@ -227,8 +319,40 @@ class TableMachine(RuleBasedStateMachine):
         self.owners: dict[str, RecordingOwner] = {}
         self.now_s = 0.0
 
+    @rule(names=st.sets(st.sampled_from("abcdef"), min_size=1))
+    def create_many(self, names: set[str]) -> None:
+        self.now_s += 1
+        new = sorted(name for name in names if name not in self.steps)
+        if not new:
+            return
+        num_free = self.model.num_rows - self.model.arena.num_held
+        try:
+            numbers = list(range(1, len(new) + 1))
+            self.table.create_many(new, self.model, numbers, numbers, self.now_s)
+        except errors.SessionsExhausted:
+            assert len(new) > num_free
+        else:
+            self.steps |= dict.fromkeys(new, 0)
+
+    @rule(data=st.data())
+    def attach_and_detach_many(self, data: st.DataObject) -> None:
+        self.now_s += 1
+        live = list(self.table)
+        taken = data.draw(st.lists(st.sampled_from(live), unique_by=id)) if live else []
+        owner = RecordingOwner()
+        self.table.attach_many(taken, owner, self.now_s)
+        self.owners |= {session.id: owner for session in taken}
+        self.table.detach_many(data.draw(st.lists(st.sampled_from(live))) if live else [], owner, self.now_s)
+
+    @rule()
+    def remove_all_that_are_settled(self) -> None:
+        settled = [session for session in self.table if not session.is_busy]
+        self.stored |= {session.id: session.record() for session in settled}
+        self.table.remove_many(settled)
+        assert all(session.is_ended for session in settled)
+
     def _draw(self, data: st.DataObject, *, settled: bool) -> Session[TableModel] | None:
-        live = [session for session in self.table if not (settled and session.in_flight)]
+        live = [session for session in self.table if not (settled and session.is_busy)]
         return data.draw(st.sampled_from(live)) if live else None
 
     @rule(name=st.sampled_from("abcdef"))
@@ -268,7 +392,7 @@ class TableMachine(RuleBasedStateMachine):
         try:
             job = session.begin(rows_of(*range(count)), session.step, Answers.LAST, self.now_s)
         except errors.SessionsExhausted:
-            assert count > self.model.piece_steps
+            assert count > self.model.max_piece_steps
             return
         assert isinstance(job, Job)
         self.jobs[session.id] = job
@@ -280,7 +404,7 @@ class TableMachine(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(list(self.jobs)))
         job = self.jobs.pop(name)
         if ending == "applied":
-            finish(job)
+            finish(job, self.model)
             self.steps[name] += job.num_steps
         else:
             job.failure = errors.NonFiniteResult("x") if ending == "failed" else None
@@ -294,7 +418,7 @@ class TableMachine(RuleBasedStateMachine):
         if session is None:
             return
         if is_kept:
-            self.stored[session.id] = self.table.record(session)
+            self.stored[session.id] = session.record()
         else:
             del self.steps[session.id]
         self.table.remove(session)
@@ -309,12 +433,14 @@ class TableMachine(RuleBasedStateMachine):
     def idle_sessions_are_those_without_a_stream(self) -> None:
         idle = [session for session in self.table if session.owner is None]
         assert self.table.num_idle == len(idle)
-        free = [session for session in idle if session.in_flight is None]
+        free = [session for session in idle if not session.is_busy]
         found = self.table.idle_since(float("inf"), 10)
         assert sorted(session.id for session in found) == sorted(session.id for session in free)
         used = [session.last_used_s for session in found]
         assert used == sorted(used)
-        assert self.table.longest_idle() is (found[0] if found else None)
+        assert self.table.longest_idle(3) == found[:3]
+        for session in self.table:
+            assert session.model.columns.is_idle[session.row] == (session.owner is None)
 
     @invariant()
     def steps_are_those_applied(self) -> None:

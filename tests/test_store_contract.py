@@ -30,7 +30,7 @@ def store(request: pytest.FixtureRequest, run: Run):
 
 
 def record_of(session_id: str, epoch: int, last_used_s: float = 0.0) -> SessionRecord:
-    table, session = new_session(TableModel(), session_id)
+    _table, session = new_session(TableModel(), session_id)
     move(session, rows_of(1), 0)
     return dataclasses.replace(session.record(), epoch=epoch, last_used_s=last_used_s)
 
