@@ -168,9 +168,7 @@ class Scheduler:
 
     @staticmethod
     def _end(lane: Lane, job: Job) -> None:
-        """Take a job out, once: give back its scratch rows, tell its owner, wake its waiter."""
-        if job.has_ended:
-            return
+        """Take a job out: give back its scratch rows, tell its owner, wake its waiter."""
         job.has_ended = True
         lane.num_queued_steps -= job.num_rows * job.num_steps
         if job.scratch is not None:
@@ -182,7 +180,7 @@ class Scheduler:
             job.on_end(job)
 
     def _die(self, lane: Lane, batch: Batch, error: Exception) -> None:
-        """Fail everything that waits for a lane whose engine raised; nothing of the batch has moved."""
+        """Fail everything that waits for a lane whose engine raised; nothing that is failed has moved."""
         logger.critical("the engine failed", exc_info=error, extra={"fields": {"model": lane.name}})
         lane.is_running = False
         lane.is_dead = True
@@ -190,19 +188,20 @@ class Scheduler:
         waiting = [*batch.jobs, *lane.queue]
         lane.queue.clear()
         for job in waiting:
-            job.failure = errors.EngineDead(f"the engine of {lane.name} has failed", model=lane.name)
-            self._end(lane, job)
+            if not job.has_ended:  # what was answered stays so; what has steps left may be in both
+                job.failure = errors.EngineDead(f"the engine of {lane.name} has failed", model=lane.name)
+                self._end(lane, job)
         self._on_engine_death(lane)
 
 
 def _queue_singles(lane: Lane) -> None:
-    """Make jobs of what came one by one, and queue them by when they came."""
+    """Make jobs of what came one by one, and queue each by when its first came."""
     while lane.singles:
         job = lane.singles.take(lane.policy.max_rows)
-        if lane.queue and lane.queue[0].enqueued_s > job.enqueued_s:
-            lane.queue.appendleft(job)
-        else:
-            lane.queue.append(job)
+        place = len(lane.queue)
+        while place and lane.queue[place - 1].enqueued_s > job.enqueued_s:
+            place -= 1
+        lane.queue.insert(place, job)
 
 
 def _note_failed(job: Job, failed: NDArray[np.bool_]) -> None:
