@@ -151,7 +151,7 @@ def untold(failure: LongshortError, address: str, within_s: float | None) -> Lon
 
 def time_is_up(cause: LongshortError | None, *, in_doubt: bool) -> LongshortError:
     """Return the error of a call whose time is up; `cause` is why there was no connection to answer it."""
-    hint = "; its values may have been taken, session.retry() returns their answer" if in_doubt else ""
+    hint = "; its values may have been taken, retry() returns their answer" if in_doubt else ""
     if cause is None:
         return errors.DeadlineExceeded(f"no answer within the call's timeout{hint}", reason="TIMEOUT")
     return type(cause).like(cause, f"{cause.message}{hint}")

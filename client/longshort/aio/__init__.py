@@ -1,6 +1,7 @@
-"""The async client: `longshort.Client` with `async with` and `await`."""
+"""The async client: `longshort.Client` and `longshort.Gateway` with `async with` and `await`."""
 
 from longshort.aio.client import Client
+from longshort.aio.gateway import Gateway
 from longshort.aio.session import Session
 
-__all__ = ["Client", "Session"]
+__all__ = ["Client", "Gateway", "Session"]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import grpc
 
 from longshort import actions, arrays, errors, operations, recovery, results, view
+from longshort.aio.writing import is_cancelled, write
 from longshort.backoff import pause_s
 from longshort.options import CLOSE_TIMEOUT_S
 from longshort.v1 import types_pb2
@@ -199,7 +200,7 @@ class Session(view.SessionView):
         except grpc.RpcError as error:
             self._core.disconnected(operations.error_of(error))
         except asyncio.CancelledError:
-            if _is_cancelled():
+            if is_cancelled():
                 raise
             self._core.disconnected(operations.ended_early())  # closed under this call by another task
         else:
@@ -211,11 +212,11 @@ class Session(view.SessionView):
     async def _send(self, request: sequence_pb2.StreamRequest) -> None:
         # A stream that has ended does not take it; why it has ended, the next read says.
         try:
-            await _write(self._call_on_wire, request)
+            await write(self._call_on_wire, request, request.SerializeToString())
         except (grpc.RpcError, grpc.aio.InternalError):
             pass
         except asyncio.CancelledError:
-            if _is_cancelled():
+            if is_cancelled():
                 raise
 
     async def _connect(self, request: sequence_pb2.StreamRequest) -> None:
@@ -235,26 +236,3 @@ class Session(view.SessionView):
         if self._call_on_wire is not None:
             self._call_on_wire.cancel()
             self._call_on_wire = None
-
-
-def _is_cancelled() -> bool:
-    """Return whether CancelledError means this task: gRPC also raises it for a call that was cancelled."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
-async def _write(call: Any, request: sequence_pb2.StreamRequest) -> None:
-    """Write without gRPC's own `write`, which may make up the status of the stream.
-
-    Where the server has just ended the stream, `write` puts INTERNAL in the place of the status that is under
-    way (grpcio 1.85, `set_internal_error`; one takeover in six here). SESSION_MOVED would pass for a cut, and
-    the client would take the session back from its new owner. A grpcio without this private part gets `write`.
-    """
-    await call.wait_for_connection()
-    if call.done():
-        return
-    send = getattr(getattr(call, "_cython_call", None), "send_serialized_message", None)
-    if send is None:
-        await call.write(request)
-    else:
-        await send(request.SerializeToString())

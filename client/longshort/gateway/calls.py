@@ -5,6 +5,7 @@ It owns results, failures by row, and doubts. It does not know frames, or when a
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -30,31 +31,6 @@ class Waiter(Protocol):
 
     def set_exception(self, error: LongshortError, /) -> None:
         """Take the failure."""
-
-
-class Sink(Protocol):
-    """Where the answers of a row go."""
-
-    def note_sent(self, index: int) -> None:
-        """Take that the row may have left: from now on its values belong to the sequence."""
-
-    def is_gone(self, index: int) -> bool:
-        """Return whether nobody awaits the row."""
-
-    def row_answered(self, index: int, start: int, answers: NDArray[np.float32], num_left: int) -> int:
-        """Take [count, outputs] f32 for the row's steps from `start` on; `num_left` steps are to come.
-
-        Return by how many steps less is waited for: the whole call's, once nothing of it is left.
-        """
-
-    def row_failed(self, index: int, error: LongshortError) -> int:
-        """Take that the row has failed. Return as `row_answered`."""
-
-    def told_before(self, index: int, num_before: int, error: LongshortError) -> LongshortError:
-        """Return the refusal of a row's later message with the answers of the `num_before` steps before it."""
-
-    def row_doubted(self, index: int, error: LongshortError) -> tuple[Doubt, int]:
-        """Take that the row was sent and is given up; return where its outcome goes, and as `row_answered`."""
 
 
 class Doubt:
@@ -104,6 +80,7 @@ class StepCall:
 
     slot: int
     value: float | NDArray[np.float32]
+    deadline_s: float  # of the shell's clock
     is_sent = False
     heir: Doubt | None = None
 
@@ -122,15 +99,18 @@ class StepCall:
     # As the sink of its row
 
     def note_sent(self, _index: int) -> None:
-        """See Sink."""
+        """Take that the row may have left: from now on its values belong to the sequence."""
         self.is_sent = True
 
     def is_gone(self, _index: int) -> bool:
-        """See Sink."""
+        """Return whether nobody awaits the row."""
         return self.done() and not (self.heir is not None and self.heir.is_awaited)
 
     def row_answered(self, _index: int, _start: int, answers: NDArray[np.float32], _num_left: int) -> int:
-        """See Sink."""
+        """Take [count, outputs] f32 for the row's steps from a start on, with some of its steps to come.
+
+        Return by how many steps less is waited for: the whole call's, once nothing of it is left.
+        """
         return self.answered(answers[0])
 
     def answered(self, answer: NDArray[np.float32]) -> int:
@@ -144,7 +124,7 @@ class StepCall:
         return 1
 
     def row_failed(self, _index: int, error: LongshortError) -> int:
-        """See Sink."""
+        """Take that the row has failed. Return as `row_answered`."""
         if self.done():
             if self.heir is not None:
                 self.heir.settle(None, error)
@@ -153,11 +133,11 @@ class StepCall:
         return 1
 
     def told_before(self, _index: int, _num_before: int, error: LongshortError) -> LongshortError:
-        """See Sink."""
+        """Return the refusal of a row's later message with the answers of the steps before it."""
         return error  # it has one step
 
     def row_doubted(self, _index: int, error: LongshortError) -> tuple[Doubt, int]:
-        """See Sink."""
+        """Take that the row was sent and is given up; return where its outcome goes, and as `row_answered`."""
         if self.heir is not None:
             self.heir.put_off(error)
             return self.heir, 0
@@ -173,14 +153,22 @@ class ArrayCall:
     """
 
     def __init__(
-        self, waiter: Waiter, ids: Sequence[str], slots: NDArray[np.intp], num_steps: int, *, is_flat: bool
+        self,
+        waiter: Waiter,
+        ids: Sequence[str],
+        slots: NDArray[np.intp],
+        num_steps: int,
+        *,
+        is_flat: bool,
+        deadline_s: float = math.inf,
     ) -> None:
+        self.waiter = waiter
+        self.deadline_s = deadline_s  # of the shell's clock
         self.slots = slots  # [n]
         self.is_sent = np.zeros(len(slots), np.bool_)  # of each unanswered row whether it may have left
         self.is_abandoned = False
         self.heirs: dict[int, Doubt] = {}  # of its rows that are in doubt
         self.num_steps = num_steps
-        self._waiter = waiter
         self._ids = ids
         self._is_flat = is_flat
         self._num_left = len(slots)
@@ -193,15 +181,15 @@ class ArrayCall:
         return len(self.slots) * self.num_steps
 
     def note_sent(self, index: int) -> None:
-        """See Sink."""
+        """See StepCall."""
         self.is_sent[index] = True
 
     def is_gone(self, index: int) -> bool:
-        """See Sink."""
+        """See StepCall."""
         return self.is_abandoned and not (index in self.heirs and self.heirs[index].is_awaited)
 
     def row_answered(self, index: int, start: int, answers: NDArray[np.float32], num_left: int) -> int:
-        """See Sink."""
+        """See StepCall."""
         return self.rows_answered(np.array([index]), start, answers[None], num_left)
 
     def rows_answered(
@@ -226,7 +214,7 @@ class ArrayCall:
         return self._finished(len(rows) - num_told)
 
     def row_failed(self, index: int, error: LongshortError) -> int:
-        """See Sink. What came before of a long row is in the error's `partial`."""
+        """See StepCall. What came before of a long row is in the error's `partial`."""
         self.is_sent[index] = False
         is_told = index in self._errors  # when it was given up
         self._errors.setdefault(index, error)
@@ -235,7 +223,7 @@ class ArrayCall:
         return 0 if is_told else self._finished(1)
 
     def row_doubted(self, index: int, error: LongshortError) -> tuple[Doubt, int]:
-        """See Sink."""
+        """See StepCall."""
         if index in self.heirs:
             self.heirs[index].put_off(error)
             return self.heirs[index], 0
@@ -244,7 +232,7 @@ class ArrayCall:
         return self.heirs[index], self._finished(1)
 
     def told_before(self, index: int, num_before: int, error: LongshortError) -> LongshortError:
-        """See Sink."""
+        """See StepCall."""
         if num_before:
             recovery.count_from(error, num_before)
             error.partial = self._row(index, num_before)
@@ -256,15 +244,15 @@ class ArrayCall:
 
     def _finished(self, num_rows: int) -> int:
         self._num_left -= num_rows
-        if self._num_left or self.is_abandoned or self._waiter.done():
+        if self._num_left or self.is_abandoned or self.waiter.done():
             return 0
         answers = self._answers
         if answers is not None and self._is_flat:
             answers = answers[:, -1]
         if not self._errors:
-            self._waiter.set_result(answers)
+            self.waiter.set_result(answers)
         else:
-            self._waiter.set_exception(self._failure(answers))
+            self.waiter.set_exception(self._failure(answers))
         return self.weight
 
     def _failure(self, answers: NDArray[np.float32] | None) -> LongshortError:
@@ -278,3 +266,6 @@ class ArrayCall:
             answers=answers,
             errors=dict(sorted(self._errors.items())),
         )
+
+
+Sink = StepCall | ArrayCall

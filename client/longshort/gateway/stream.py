@@ -13,6 +13,7 @@ import numpy as np
 from longshort import arrays, errors, recovery
 from longshort.gateway import placing, wire
 from longshort.gateway.actions import CONNECT, RECEIVE, Action, Idle, SendFrame
+from longshort.gateway.calls import StepCall
 from longshort.gateway.delivery import deliver
 from longshort.gateway.frame import Frame
 from longshort.gateway.openings import Openings
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     from longshort.backoff import Backoff
     from longshort.errors import LongshortError
-    from longshort.gateway.calls import ArrayCall, StepCall, Waiter
+    from longshort.gateway.calls import ArrayCall, Sink, Waiter
     from longshort.gateway.rows import Item
     from longshort.opening import Opening
 
@@ -111,9 +112,21 @@ class FrameStream:
         else:
             self.turns.enqueue(CloseRow(slot, waiter))
 
+    def waiting(self) -> list[Sink]:
+        """Return the calls that somebody may await, each once."""
+        frame = self._inflight or Frame()
+        rows = [*frame.calls, *frame.parts, *frame.rows, *frame.forecasts, *self.turns.items()]
+        calls = {id(call): call for call in map(_call_of, rows) if call is not None}
+        return list(calls.values())
+
     def _check(self) -> None:
         if self._end is not None:
             raise recovery.again(self._end)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no answer is awaited on the stream."""
+        return self._inflight is None
 
     # What the shell does
 
@@ -330,6 +343,14 @@ class FrameStream:
         """End it: whatever waits and whatever is asked from now on raises an error like this one."""
         self.disconnected(error, 0.0)
         self._end = error
+
+
+def _call_of(item: Item) -> Sink | None:
+    if isinstance(item, StepCall):
+        return item
+    if isinstance(item, Part):
+        return item.call
+    return None if isinstance(item, CloseRow) else item.sink
 
 
 def _is_new(item: Item) -> bool:

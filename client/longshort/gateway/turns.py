@@ -214,6 +214,10 @@ class Turns:
         elif item.sink is not None:
             self.num_waiting_steps -= item.sink.row_failed(item.index, recovery.again(error))
 
+    def items(self) -> list[Item]:
+        """Return all that is ready or waits behind."""
+        return [*self.ready, *(item for queue in self._behind.values() for item in queue)]
+
     def slots_behind(self) -> list[int]:
         """Return the sessions that something waits for."""
         return list(self._behind)

@@ -1,0 +1,53 @@
+"""Futures that are calls of a gateway: whoever stops awaiting one withdraws it, or leaves it in doubt."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longshort.gateway.calls import ArrayCall, Doubt, StepCall
+
+if TYPE_CHECKING:
+    from longshort.gateway.turns import Turns
+
+
+class StepFuture(asyncio.Future[NDArray[np.float32]], StepCall):
+    """One step. It is its own call: a gateway makes one object a step."""
+
+    turns: Turns
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Withdraw the step; what was sent is in doubt."""
+        if not self.done():
+            self.turns.abandon(self)
+        return super().cancel(msg)
+
+
+class ArrayFuture(asyncio.Future[NDArray[np.float32]]):
+    """The result of an array call."""
+
+    call: ArrayCall
+    turns: Turns
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Withdraw the call; the rows that were sent are in doubt."""
+        if not self.done():
+            self.turns.abandon(self.call)
+        return super().cancel(msg)
+
+
+class RetryFuture(asyncio.Future[NDArray[np.float32]]):
+    """The outcome of a row that was in doubt."""
+
+    doubt: Doubt
+    slot: int
+    turns: Turns
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Leave the row in doubt again."""
+        if not self.done():
+            self.turns.abandon_retry(self.slot, self.doubt)
+        return super().cancel(msg)

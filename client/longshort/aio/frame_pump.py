@@ -1,0 +1,117 @@
+"""The shell of one frame stream over grpc.aio: it does what the core says, in one task."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+
+from longshort import errors, operations
+from longshort.aio.writing import is_cancelled, write
+from longshort.gateway.actions import CONNECT, RECEIVE, Idle, SendFrame
+from longshort.options import CLOSE_TIMEOUT_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from longshort.gateway.stream import FrameStream
+
+METHOD: Final = "/longshort.v1.SequenceService/StreamFrames"
+_EOF = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the type stubs
+
+
+class FramePump:
+    """Moves frames between one core and one server. `on_answer` is told after each frame that came."""
+
+    def __init__(self, core: FrameStream, channel: grpc.aio.Channel, on_answer: Callable[[], None]) -> None:
+        self._core = core
+        self._new_call: Any = channel.stream_stream(METHOD, None, None)  # bytes in, bytes out
+        self._on_answer = on_answer
+        self._loop = asyncio.get_running_loop()
+        self._call: Any = None
+        self._waker: asyncio.Future[None] | None = None  # while there is nothing to do
+        self._task: asyncio.Task[None] | None = None
+
+    def wake(self) -> None:
+        """Take that something was asked."""
+        if self._waker is not None and not self._waker.done():
+            self._waker.set_result(None)
+        elif self._task is None:
+            self._task = self._loop.create_task(self._run(), name="longshort-frames")
+
+    async def close(self, error: errors.LongshortError) -> None:
+        """Half-close the stream, wait briefly for its end, and fail what waits. The sessions live on."""
+        is_quiet = self._core.is_quiet
+        self._core.close(error)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        if self._call is not None and is_quiet:
+            with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError, TimeoutError):
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await self._call.done_writing()
+                    await self._call.read()
+        self._drop()
+
+    async def _run(self) -> None:
+        try:
+            await self._converse()
+        except Exception as error:
+            # A bug of ours: nobody must wait for ever.
+            self._core.close(errors.ServerFault(f"the gateway has failed: {error!r}", reason="INTERNAL"))
+            raise
+
+    async def _converse(self) -> None:
+        while True:
+            action = self._core.next_action(self._loop.time())
+            if action is RECEIVE:
+                await self._receive()
+                self._on_answer()
+                # Those who were answered ask again in this turn of the loop: their calls go with the next frame.
+                await asyncio.sleep(0)
+            elif isinstance(action, SendFrame):
+                await self._send(action.raw)
+            elif action is CONNECT:
+                self._drop()
+                self._call = self._new_call()
+            elif isinstance(action, Idle):
+                await self._rest(action.until_s)
+
+    async def _rest(self, until_s: float | None) -> None:
+        self._waker = self._loop.create_future()
+        try:
+            async with asyncio.timeout_at(until_s):
+                await self._waker
+        except TimeoutError:
+            pass
+        finally:
+            self._waker = None
+
+    async def _send(self, raw: bytes) -> None:
+        # A stream that has ended does not take it; why it has ended, the next read says.
+        try:
+            await write(self._call, raw, raw)
+        except (grpc.RpcError, grpc.aio.InternalError):
+            pass
+        except asyncio.CancelledError:
+            if is_cancelled():
+                raise
+
+    async def _receive(self) -> None:
+        try:
+            raw = await self._call.read()
+        except grpc.RpcError as error:
+            failure = operations.error_of(error)
+        else:
+            if raw is not _EOF:
+                self._core.received(raw, self._loop.time())
+                return
+            failure = operations.ended_early()
+        self._core.disconnected(failure, self._loop.time())
+
+    def _drop(self) -> None:
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None

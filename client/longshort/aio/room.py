@@ -1,0 +1,45 @@
+"""How many steps may wait in a gateway, and who waits until there are fewer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from longshort.gateway.turns import Turns
+
+
+class Room:
+    """Lets calls in, in order, while fewer than `max_waiting_steps` wait: the last one let in may be larger."""
+
+    def __init__(self, turns: Turns, max_waiting_steps: int) -> None:
+        self._turns = turns
+        self._max_waiting_steps = max_waiting_steps
+        self._outside: deque[asyncio.Future[None]] = deque()
+        self._is_closed = False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a call has to wait before it is taken; none may overtake those that do."""
+        return bool(self._outside) or self._turns.num_waiting_steps >= self._max_waiting_steps
+
+    def enter(self) -> asyncio.Future[None]:
+        """Return what is done when a call may be taken."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._outside.append(waiter)
+        return waiter
+
+    def let_in(self) -> None:
+        """Let calls in while there is room, each for one step until it has said how many it is."""
+        free = self._max_waiting_steps - self._turns.num_waiting_steps
+        while self._outside and (free > 0 or self._is_closed):
+            waiter = self._outside.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                free -= 1
+
+    def close(self) -> None:
+        """Let all in: each is told by the core that there is nothing to ask any more."""
+        self._is_closed = True
+        self.let_in()

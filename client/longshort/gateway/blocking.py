@@ -1,0 +1,140 @@
+"""The sync gateway: the async one on a loop of its own, in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from longshort import view
+from longshort.aio.gateway import Gateway as AsyncGateway
+from longshort.gateway.group import Group
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+    from types import TracebackType
+
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+T = TypeVar("T")
+
+
+class Gateway:
+    """Follows many sessions of one model, for threads: what several of them ask goes into the same frames.
+
+    Its arguments and methods are those of `longshort.aio.Gateway`; each call blocks until it has its result. An
+    interrupted one (Ctrl-C) is withdrawn, or leaves its sessions in doubt.
+    """
+
+    def __init__(
+        self, address: str, model: str | None = None, version: int | None = None, **options: Any
+    ) -> None:
+        self._is_closed = True  # until it is open
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="longshort-gateway", daemon=True)
+        self._thread.start()
+        try:
+            self._gateway = asyncio.run_coroutine_threadsafe(
+                _made(lambda: AsyncGateway(address, model, version, **options)), self._loop
+            ).result()
+        except BaseException:
+            self._stop()
+            raise
+        self._is_closed = False
+        self.address = self._gateway.address
+        self.client_id = self._gateway.client_id
+
+    def step(
+        self, session_id: str, value: ArrayLike, *, at: int | None = None, timeout_s: float | None = None
+    ) -> NDArray[np.float32]:
+        """Take one step of a session with a number or [features]; return its answer [outputs] f32."""
+        return self._run(lambda: self._gateway.step(session_id, value, at=at, timeout_s=timeout_s))
+
+    def steps(
+        self, ids: Iterable[str] | Group, values: ArrayLike, *, timeout_s: float | None = None
+    ) -> NDArray[np.float32]:
+        """Take [n], [n, features] or [n, time, features]; return [n, outputs] or [n, time, outputs] f32."""
+        return self._run(lambda: self._gateway.steps(ids, values, timeout_s=timeout_s))
+
+    def forecast(
+        self, session_id: str, horizon: int, *, timeout_s: float | None = None
+    ) -> NDArray[np.float32]:
+        """Return the model's own continuation of a session, [horizon, outputs] f32. The session does not move."""
+        return self._run(lambda: self._gateway.forecast(session_id, horizon, timeout_s=timeout_s))
+
+    def forecasts(
+        self, ids: Iterable[str] | Group, horizon: int, *, timeout_s: float | None = None
+    ) -> NDArray[np.float32]:
+        """Return the continuations of n sessions, [n, horizon, outputs] f32."""
+        return self._run(lambda: self._gateway.forecasts(ids, horizon, timeout_s=timeout_s))
+
+    def group(self, ids: Iterable[str]) -> Group:
+        """Return ids for repeated array calls, which then cost no look-up of each."""
+        return Group(ids)
+
+    def flush(self, ids: Iterable[str] | Group | None = None, *, timeout_s: float | None = None) -> None:
+        """Wait until all that was answered of some sessions (None: all) is stored, where the server stores."""
+        self._run(lambda: self._gateway.flush(ids, timeout_s=timeout_s))
+
+    def close_session(self, session_id: str, *, timeout_s: float | None = None) -> None:
+        """Forget a session, after all that was asked of it before; it lives on at the server."""
+        self._run(lambda: self._gateway.close_session(session_id, timeout_s=timeout_s))
+
+    def retry(self, session_id: str, *, timeout_s: float | None = None) -> NDArray[np.float32]:
+        """Return what the call in doubt would have returned for this session."""
+        return self._run(lambda: self._gateway.retry(session_id, timeout_s=timeout_s))
+
+    def position(self, session_id: str) -> int:
+        """Return the session's next step, the number of its steps answered; NOT_OPEN before its first use."""
+        return self._gateway.position(session_id)
+
+    def in_doubt(self, session_id: str) -> bool:
+        """Return whether a call ended without its answer after its values were sent; `retry` gets it."""
+        return self._run(
+            lambda: _made(lambda: self._gateway.in_doubt(session_id))
+        )  # after an interrupted call
+
+    def close(self) -> None:
+        """Close the stream and the channel; what waits raises SessionClosed. The sessions live on."""
+        if not self._is_closed:
+            self._is_closed = True
+            asyncio.run_coroutine_threadsafe(self._gateway.close(), self._loop).result()
+            self._stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_is_closed", True):
+            # The async gateway warns, with this one's address.
+            self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def _run(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Run a call on the loop; its arguments are looked at there too."""
+        if self._is_closed:
+            raise view.closed_error("gateway")
+        future = asyncio.run_coroutine_threadsafe(_awaited(ask), self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # interrupted; a call that has failed is done, and this does nothing
+            raise
+
+    def _stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def _awaited(ask: Callable[[], Awaitable[T]]) -> T:
+    return await ask()
+
+
+async def _made(make: Callable[[], T]) -> T:
+    return make()
