@@ -213,7 +213,80 @@ def test_rewritten_record_is_idle_by_its_last_use(store: Store, run: Run):
     run(scenario())
 
 
+# -- many at once -----
+
+
+def test_many_are_opened_each_in_its_own_way(store: Store, run: Run):
+    async def scenario() -> None:
+        record = await stored(store, "stored")
+        expired = await stored(store, "expired")
+        await bury_one(store, "expired", expired.epoch, 1.0)
+        openings = await store.open_many(
+            [
+                ("new", OpenMode.OPEN_OR_CREATE),
+                ("stored", OpenMode.OPEN),
+                ("expired", OpenMode.OPEN),
+                ("absent", OpenMode.OPEN),
+            ]
+        )
+        found = [opening.found for opening in openings if isinstance(opening, StoreOpening)]
+        assert found == [Found.CREATED, Found.OPENED, Found.EXPIRED, Found.ABSENT]
+        opened = openings[1]
+        assert isinstance(opened, StoreOpening)
+        assert str(opened.record) == str(record)
+        assert (await open_one(store, "stored", OpenMode.CREATE)).found is Found.EXISTS
+        epochs = [opening.epoch for opening in openings[:2] if isinstance(opening, StoreOpening)]
+        assert len({*epochs, record.epoch}) == 3
+
+    run(scenario())
+
+
+def test_many_are_deleted_and_buried_and_each_is_told_of(store: Store, run: Run):
+    async def scenario() -> None:
+        records = [await stored(store, name) for name in "abcd"]
+        assert await store.delete_many(["a", "nobody"]) == [True, False]
+        entries = [("b", records[1].epoch), ("c", records[2].epoch + 99), ("a", records[0].epoch)]
+        assert await store.bury_many(entries, 1.0) == [True, False, False]
+        assert await store.list_ids("", "", 9) == ["c", "d"]
+        assert (await open_one(store, "b", OpenMode.OPEN)).found is Found.EXPIRED
+        assert (await open_one(store, "a", OpenMode.OPEN)).found is Found.ABSENT
+
+    run(scenario())
+
+
+def test_call_about_nothing_does_nothing(store: Store, run: Run):
+    async def scenario() -> None:
+        assert await store.open_many([]) == []
+        assert await store.write([]) == []
+        assert await store.delete_many([]) == []
+        assert await store.bury_many([], 1.0) == []
+
+    run(scenario())
+
+
 # -- limits -----
+
+
+def test_memory_opens_as_many_at_once_as_it_may_keep(run: Run):
+    async def scenario() -> None:
+        store = MemoryStore(max_entries=2)
+        openings = await store.open_many([(name, OpenMode.OPEN_OR_CREATE) for name in "abc"])
+        assert [isinstance(opening, errors.SessionsExhausted) for opening in openings] == [False, False, True]
+        assert await store.list_ids("", "", 9) == ["a", "b"]
+
+    run(scenario())
+
+
+def test_memory_forgets_as_many_tombstones_as_are_too_many(run: Run):
+    async def scenario() -> None:
+        store = MemoryStore(max_entries=2)
+        await bury_one(store, "a", await created(store, "a"), 0.0)
+        entries = [(name, await created(store, name)) for name in "bc"]
+        assert await store.bury_many(entries, 1.0) == [True, True]
+        found = [(await open_one(store, name, OpenMode.OPEN)).found for name in "abc"]
+        assert found == [Found.ABSENT, Found.EXPIRED, Found.EXPIRED]
+
+    run(scenario())
 
 
 def test_memory_takes_no_more_sessions_than_its_limit(run: Run):
