@@ -13,6 +13,9 @@ from house import House, reason_of
 from inside import Gate, until
 from longshort_model.synthetic import write_random_model
 from longshort_service import errors
+from longshort_service.arena import Slots
+from longshort_service.batching import Job
+from longshort_service.columns import Moves
 from longshort_service.session import Answers
 from longshort_service.stepper import MAX_EXPLAINS_AT_ONCE
 
@@ -55,6 +58,73 @@ def test_message_moves_the_session_and_is_counted(play: Play):
     play(scenario)
 
 
+class Waiter:
+    """Takes the answer to one value."""
+
+    def __init__(self) -> None:
+        self.outcome: asyncio.Future[Any] = asyncio.Future()
+
+    def answered(self, outputs: bytes, step: int) -> None:
+        self.outcome.set_result((np.frombuffer(outputs, "<f4").tolist(), step))
+
+    def failed(self, job: Job, _position: int) -> None:
+        self.outcome.set_result(job.failure or errors.NonFiniteResult("x"))
+
+
+def test_one_value_moves_the_session_as_a_message_does(play: Play):
+    async def scenario(house: House) -> None:
+        session = await house.open("s")
+        for number, value in enumerate((2.0, 3.0), start=1):
+            house.now_s += 1
+            waiter = Waiter()
+            house.stepper.submit_single(session, [value], 1, waiter)
+            assert session.is_busy
+            assert session.last_used_s == house.now_s
+            assert await waiter.outcome == ([[2.0], [5.0]][number - 1], number)
+        again = await house.stepper.step(
+            session, rows(3), 1, Answers.ALL
+        )  # its checksum is that of a message
+        assert (again.outputs.tolist(), again.step, again.is_replayed) == ([[5]], 2, True)
+        record = session.record()
+        assert record.last_values is not None
+        assert record.last_values.tolist() == [3]
+        assert await house.step(session, 1, step=2) == [6]
+
+    play(scenario)
+
+
+def test_one_value_whose_result_is_not_finite_moves_nothing(play: Play):
+    async def scenario(house: House) -> None:
+        session = await house.open("s")
+        await house.step(session, 3e38)
+        waiter = Waiter()
+        house.stepper.submit_single(session, [3e38], 1, waiter)
+        assert isinstance(await waiter.outcome, errors.NonFiniteResult)
+        assert (session.step, session.is_busy) == (1, False)
+
+    play(scenario)
+
+
+def test_job_of_many_sessions_moves_them_all(play: Play):
+    async def scenario(house: House) -> None:
+        sessions = [await house.open(name) for name in ("a", "b")]
+        model = sessions[0].model
+        slots = Slots(
+            np.array([session.row for session in sessions]),
+            np.array([session.generation for session in sessions]),
+        )
+        ended: asyncio.Future[Job] = asyncio.Future()
+        values = np.array([[[1]], [[2]]], np.float32)
+        moves = Moves(model.columns, values[:, -1], None, np.ones(2, np.int32))
+        house.stepper.submit(model, Job(values, slots, owner=moves, on_end=ended.set_result))
+        assert (await ended).outputs.ravel().tolist() == [1, 2]
+        house.stepper.replayed(model)
+        assert house.notes.of("replay") == [("adder",)]
+        assert [await house.step(session, 1, step=1) for session in sessions] == [[2], [3]]
+
+    play(scenario)
+
+
 @pytest.mark.parametrize("num_values", [1, 12])
 def test_message_refused_by_a_full_queue_leaves_nothing_behind(play: Play, num_values: int):
     async def scenario(house: House) -> None:
@@ -63,7 +133,7 @@ def test_message_refused_by_a_full_queue_leaves_nothing_behind(play: Play, num_v
         filling = asyncio.ensure_future(house.step(busy, *[1] * 100))
         await gate.arrival()
         assert await reason_of(house.step(session, *[1] * num_values)) is errors.QueueFull
-        assert (session.in_flight, session.step) == (None, 0)
+        assert (session.is_busy, session.step) == (False, 0)
         gate.open()
         await filling
         assert (await house.step(session, 1)) == [1]
@@ -79,7 +149,7 @@ def test_cancelled_caller_withdraws_what_has_not_run(play: Play, num_values: int
         filling = asyncio.ensure_future(house.step(busy, 1))
         await gate.arrival()
         leaving = asyncio.ensure_future(house.step(session, *[1] * num_values))
-        await until(lambda: session.in_flight is not None)
+        await until(lambda: session.is_busy)
         leaving.cancel()
         gate.open()
         await filling
@@ -112,7 +182,7 @@ def test_message_that_kills_the_engine_fails_and_moves_nothing(play: Play):
         session = await house.open("s")
         await house.step(session, 5)
         assert await reason_of(house.step(session, FATAL)) is errors.EngineDead
-        assert (session.in_flight, session.step) == (None, 1)
+        assert (session.is_busy, session.step) == (False, 1)
         assert await house.step(session, 5, step=0) == [5]  # the stored answer is still given
         assert await reason_of(house.step(session, 1)) is errors.EngineDead
 
@@ -150,6 +220,26 @@ def test_forecast_of_a_session_without_a_value_is_refused(play: Play):
     async def scenario(house: House) -> None:
         session = await house.open("s")
         assert await reason_of(house.forecast(session, 5, 50)) is errors.SessionEmpty
+
+    play(scenario)
+
+
+def test_model_that_predicts_no_values_of_its_own_cannot_forecast(play: Play, tmp_path: Path):
+    write_random_model(tmp_path / "wide" / "1" / "model.onnx", name="wide", hidden=4, features=3, outputs=2)
+
+    async def scenario(house: House) -> None:
+        session = await house.open("s", model="wide")
+        assert await reason_of(house.forecast(session, 5, 50)) is errors.ForecastUnavailable
+
+    play(scenario, tmp_path)
+
+
+def test_forecast_that_kills_the_engine_moves_nothing_and_leaks_no_row(play: Play):
+    async def scenario(house: House) -> None:
+        session = await house.open("s")
+        await house.step(session, FATAL + 66, -66)  # the next value would be FATAL
+        assert await reason_of(house.forecast(session, 5, 50)) is errors.EngineDead
+        assert session.step == 2
 
     play(scenario)
 
@@ -216,7 +306,7 @@ def test_record_of_another_file_is_neither_forecast_nor_explained(
     async def scenario(house: House) -> None:
         session = await house.open("s", model="metro")
         await house.step(session, 3)
-        foreign = dataclasses.replace(house.table.record(session), **change)
+        foreign = dataclasses.replace(session.record(), **change)
         stepper, model = house.stepper, session.model
         assert await reason_of(stepper.forecast(foreign, model, 5, 50)) is errors.ModelChanged
         assert await reason_of(stepper.explain(foreign, model, rows(1))) is errors.ModelChanged
