@@ -127,10 +127,13 @@ class Schedule:
         if not open_calls:
             return
         asked = open_calls[size % len(open_calls)]
-        before = set(self.play.core.turns.doubts)
+        before = self.doubts()
         self.play.cancel(asked.call, asked.waiter)
-        slots = set(self.play.core.turns.doubts) - before
+        slots = [slot for slot, doubt in self.doubts().items() if doubt > before.get(slot, 0)]
         asked.doubted = {self.play.core.table.ids[slot] for slot in slots}
+
+    def doubts(self) -> dict[int, int]:
+        return {slot: len(doubts) for slot, doubts in self.play.core.turns.doubts.items()}
 
     def close(self, key: str, _which: int, _size: int) -> None:
         self.others.append(self.play.close_session(key))
@@ -139,7 +142,7 @@ class Schedule:
         if key in self.play.core.table.slots:
             promise = self.play.retry(key)
             if not isinstance(promise.outcome, errors.FailedPrecondition | errors.SessionEnded):
-                (asked,) = [each for each in self.lines[key] if key in each.doubted - each.retried.keys()]
+                asked = next(each for each in self.lines[key] if key in each.doubted - each.retried.keys())
                 asked.retried[key] = promise
 
     def values(self, count: int) -> np.ndarray:
@@ -155,10 +158,12 @@ class Schedule:
     def finish(self) -> None:
         self.play.server.store()
         self.play.server.stores = True
+        self.others.append(self.play.flush())  # idle sessions are brought up to date when that is asked
         self.play.run()
-        for key in IDS:
-            self.retry(key)
-        self.play.run()
+        while self.play.core.turns.doubts:
+            for key in IDS:
+                self.retry(key)
+            self.play.run()
 
     def outcome(self, asked: Asked, key: str) -> Any:
         """Return the answers [time, 2] that the caller got for a session, or the error."""

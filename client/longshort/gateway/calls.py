@@ -96,6 +96,18 @@ class StepCall:
         """Take the failure."""
         raise NotImplementedError
 
+    @property
+    def weight(self) -> int:
+        """The steps that it waits for."""
+        return 1
+
+    def abandon(self) -> list[tuple[int, Doubt]]:
+        """Take that nobody awaits it any more; return the slots whose values may be taken, with a doubt each."""
+        if not self.is_sent:
+            return []
+        self.heir = Doubt()
+        return [(self.slot, self.heir)]
+
     # As the sink of its row
 
     def note_sent(self, _index: int) -> None:
@@ -165,13 +177,16 @@ class ArrayCall:
         self.waiter = waiter
         self.deadline_s = deadline_s  # of the shell's clock
         self.slots = slots  # [n]
-        self.is_sent = np.zeros(len(slots), np.bool_)  # of each unanswered row whether it may have left
+        self.is_sent = np.zeros(
+            len(slots), np.bool_
+        )  # of each row whether its session may have taken any of it
         self.is_abandoned = False
         self.heirs: dict[int, Doubt] = {}  # of its rows that are in doubt
         self.num_steps = num_steps
         self._ids = ids
         self._is_flat = is_flat
         self._num_left = len(slots)
+        self._is_answered = np.zeros(len(slots), np.bool_)
         self._answers: NDArray[np.float32] | None = None  # [n, time, outputs] f32
         self._errors: dict[int, LongshortError] = {}
 
@@ -179,6 +194,21 @@ class ArrayCall:
     def weight(self) -> int:
         """The steps that it waits for."""
         return len(self.slots) * self.num_steps
+
+    def abandon(self) -> list[tuple[int, Doubt]]:
+        """See StepCall. Rows that were answered are in doubt too: their answers were not handed out."""
+        self.is_abandoned = True
+        doubts = []
+        for index in np.flatnonzero(self.is_sent).tolist():
+            if index in self.heirs:
+                continue
+            doubt = self.heirs[index] = Doubt()
+            if index in self._errors:
+                doubt.settle(None, self._errors[index])
+            elif self._is_answered[index]:
+                doubt.settle(self._row(index, self.num_steps))
+            doubts.append((int(self.slots[index]), doubt))
+        return doubts
 
     def note_sent(self, index: int) -> None:
         """See StepCall."""
@@ -206,7 +236,7 @@ class ArrayCall:
             self._answers[rows, start:end] = answers
         if num_left:
             return 0
-        self.is_sent[rows] = False
+        self._is_answered[rows] = True
         num_told = 0
         for index in self.heirs.keys() & set(rows.tolist()) if self.heirs else ():
             self.heirs[index].settle(self._row(index, self.num_steps))
@@ -215,7 +245,7 @@ class ArrayCall:
 
     def row_failed(self, index: int, error: LongshortError) -> int:
         """See StepCall. What came before of a long row is in the error's `partial`."""
-        self.is_sent[index] = False
+        self.is_sent[index] = error.partial is not None
         is_told = index in self._errors  # when it was given up
         self._errors.setdefault(index, error)
         if index in self.heirs:
@@ -256,9 +286,9 @@ class ArrayCall:
         return self.weight
 
     def _failure(self, answers: NDArray[np.float32] | None) -> LongshortError:
-        for index, error in self._errors.items():
-            if error.partial is not None and answers is not None:
-                answers[index] = np.nan  # the row is not whole: its answers are in its error
+        if answers is not None:
+            answers = answers.copy()  # a row in doubt may still be answered
+            answers[list(self._errors)] = np.nan  # also of one whose first steps were answered
         first = min(self._errors)
         return errors.RowsFailed(
             f"{len(self._errors)} of {len(self.slots)} rows failed; the first, {self._ids[first]}: "

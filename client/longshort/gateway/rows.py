@@ -16,12 +16,6 @@ if TYPE_CHECKING:
 
     from longshort.gateway.calls import ArrayCall, Sink, Waiter
 
-# A frame is answered when its longest row is done, and a row alone takes 20 to 35 us a step: the others in the
-# frame wait no longer than some milliseconds for one that replays its history.
-MAX_ROW_STEPS = 256
-MAX_FRAME_STEPS = 32_768  # some 30 ms of a server
-MAX_FRAME_VALUES = 262_144  # 1 MiB either way; a server takes 4 MiB a message unless told otherwise
-
 
 @dataclass(slots=True, eq=False)
 class Row:
@@ -128,3 +122,23 @@ class Part:
 
 
 Item = StepCall | Row | ForecastRow | CloseRow | Part
+
+
+def is_withdrawn(item: Item) -> bool:
+    """Return whether nobody awaits it and nothing of it was sent."""
+    if isinstance(item, StepCall):
+        return item.done() and not item.is_sent
+    if isinstance(item, Part):
+        return item.call.is_abandoned and item.start == 0
+    if isinstance(item, Row):
+        return item.is_idle and not item.is_begun
+    return isinstance(item, ForecastRow) and item.is_idle
+
+
+def call_of(item: Item) -> Sink | None:
+    """Return the call that it is of, if any."""
+    if isinstance(item, StepCall):
+        return item
+    if isinstance(item, Part):
+        return item.call
+    return None if isinstance(item, CloseRow) else item.sink

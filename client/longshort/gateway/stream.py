@@ -13,19 +13,11 @@ import numpy as np
 from longshort import arrays, errors, recovery
 from longshort.gateway import placing, wire
 from longshort.gateway.actions import CONNECT, RECEIVE, Action, Idle, SendFrame
-from longshort.gateway.calls import StepCall
 from longshort.gateway.delivery import deliver
+from longshort.gateway.filling import fill
 from longshort.gateway.frame import Frame
 from longshort.gateway.openings import Openings
-from longshort.gateway.rows import (
-    MAX_FRAME_STEPS,
-    MAX_FRAME_VALUES,
-    MAX_ROW_STEPS,
-    CloseRow,
-    ForecastRow,
-    Part,
-    Row,
-)
+from longshort.gateway.rows import CloseRow, ForecastRow, Row, call_of
 from longshort.gateway.storing import Storing
 from longshort.gateway.table import ENDED, OPEN, SessionTable
 from longshort.gateway.turns import Turns
@@ -38,8 +30,7 @@ if TYPE_CHECKING:
 
     from longshort.backoff import Backoff
     from longshort.errors import LongshortError
-    from longshort.gateway.calls import ArrayCall, Sink, Waiter
-    from longshort.gateway.rows import Item
+    from longshort.gateway.calls import ArrayCall, Sink, StepCall, Waiter
     from longshort.opening import Opening
 
 
@@ -116,7 +107,7 @@ class FrameStream:
         """Return the calls that somebody may await, each once."""
         frame = self._inflight or Frame()
         rows = [*frame.calls, *frame.parts, *frame.rows, *frame.forecasts, *self.turns.items()]
-        calls = {id(call): call for call in map(_call_of, rows) if call is not None}
+        calls = {id(call): call for call in map(call_of, rows) if call is not None}
         return list(calls.values())
 
     def _check(self) -> None:
@@ -145,57 +136,15 @@ class FrameStream:
                 return Idle(self._connects_at_s)
             self._is_connected = True
             return CONNECT
-        frame = asking or self._next_frame()
+        frame = asking or Frame()
         self._asks_what_is_stored = asking is not None
         opens = self._openings.take(frame) if asking is None else []
+        if asking is None:
+            fill(frame, self.turns, self.table, is_full=self._storing.is_full)
         if not frame:
             return Idle(_earliest(wakes_at_s, asks_at_s))
         self._inflight = frame
         return SendFrame(frame.encode(self.table, opens))
-
-    def _next_frame(self) -> Frame:
-        """Take what is ready, in order, as far as a frame holds it."""
-        table, ready = self.table, self.turns.ready
-        frame = Frame()
-        held: list[Item] = []
-        withdrawn: list[int] = []
-        width = max(table.num_features, table.num_outputs, 1)
-        left = min(MAX_FRAME_STEPS, MAX_FRAME_VALUES // width)
-        is_full = self._storing.is_full
-        while ready and left > 0:
-            item = ready.popleft()
-            if self.turns.is_withdrawn(item):
-                withdrawn += item.slots.tolist() if isinstance(item, Part) else [item.slot]
-            elif is_full and _is_new(item):
-                held.append(item)
-            else:
-                left -= self._put(frame, item, left)
-        ready.extendleft(reversed(held))
-        if withdrawn:
-            self.turns.free(np.array(withdrawn))
-        return frame
-
-    def _put(self, frame: Frame, item: Item, left: int) -> int:
-        """Put one thing in a frame; return the steps that it takes."""
-        max_steps = min(self.table.max_steps, MAX_ROW_STEPS)
-        if isinstance(item, Row):
-            item.count = item.next_count(max_steps)
-            frame.rows.append(item)
-            return item.count
-        if isinstance(item, Part):
-            rest = item.cut(left, max_steps)
-            if rest is not None:
-                self.turns.ready.appendleft(rest)
-            frame.parts.append(item)
-            return item.count * len(item.rows)
-        if isinstance(item, ForecastRow):
-            frame.forecasts.append(item)
-            return item.horizon
-        if isinstance(item, CloseRow):
-            frame.closes.append(item)
-            return 1
-        frame.calls.append(item)
-        return 1
 
     def received(self, raw: bytes, now_s: float) -> None:
         """Take one message of the stream."""
@@ -343,19 +292,6 @@ class FrameStream:
         """End it: whatever waits and whatever is asked from now on raises an error like this one."""
         self.disconnected(error, 0.0)
         self._end = error
-
-
-def _call_of(item: Item) -> Sink | None:
-    if isinstance(item, StepCall):
-        return item
-    if isinstance(item, Part):
-        return item.call
-    return None if isinstance(item, CloseRow) else item.sink
-
-
-def _is_new(item: Item) -> bool:
-    """Return whether it moves a session beyond what it has seen."""
-    return not isinstance(item, ForecastRow | CloseRow) and not (isinstance(item, Row) and item.count)
 
 
 def _earliest(*times_s: float | None) -> float | None:

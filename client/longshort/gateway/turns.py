@@ -12,7 +12,7 @@ import numpy as np
 
 from longshort import errors, recovery
 from longshort.gateway.calls import ArrayCall, Doubt, StepCall
-from longshort.gateway.rows import CloseRow, ForecastRow, Part, Row
+from longshort.gateway.rows import CloseRow, ForecastRow, Part, Row, is_withdrawn
 from longshort.gateway.table import BUSY, DOUBT, ENDED, OPEN, OPENING, QUEUED
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Turns:
     def __init__(self, table: SessionTable) -> None:
         self.ready: deque[Item] = deque()
         self.unopened: deque[int] = deque()  # slots to be opened
-        self.doubts: dict[int, Doubt] = {}  # by slot
+        self.doubts: dict[int, deque[Doubt]] = {}  # by slot, the oldest first
         self.num_waiting_steps = 0
         self._table = table
         self._behind: dict[int, deque[Queued]] = {}
@@ -113,7 +113,7 @@ class Turns:
             flags[slot] &= ~QUEUED
 
     def _is_to_go(self, item: Queued) -> bool:
-        if self.is_withdrawn(item):
+        if is_withdrawn(item):
             self._num_withdrawn = max(self._num_withdrawn - 1, 0)
             return False
         width = self._table.num_features
@@ -124,17 +124,6 @@ class Turns:
             self.num_waiting_steps -= item.sink.row_failed(item.index, error)
             return False
         return True
-
-    @staticmethod
-    def is_withdrawn(item: Item) -> bool:
-        """Return whether nobody awaits it and nothing of it was sent."""
-        if isinstance(item, StepCall):
-            return item.done() and not item.is_sent
-        if isinstance(item, Part):
-            return item.call.is_abandoned and item.start == 0
-        if isinstance(item, Row):
-            return item.is_idle and not item.is_begun
-        return isinstance(item, ForecastRow) and item.is_idle
 
     def free(self, slots: NDArray[np.intp]) -> None:
         """Take that the rows of these sessions are done with: whoever waits behind them is next."""
@@ -196,8 +185,7 @@ class Turns:
         """End a session: all that waits for it fails."""
         self._table.end(slot, error)
         self.fail_behind(slot, error)
-        doubt = self.doubts.pop(slot, None)
-        if doubt is not None:
+        for doubt in self.doubts.pop(slot, ()):
             doubt.settle(None, error)
 
     def fail_behind(self, slot: int, error: LongshortError) -> None:
@@ -229,21 +217,13 @@ class Turns:
 
         What was sent is in doubt, the rest is withdrawn. The caller marks the call as done.
         """
-        if isinstance(call, StepCall):
-            self.num_waiting_steps -= 1
-            self._num_withdrawn += 1
-            if call.is_sent:
-                call.heir = Doubt()
-                self._doubt(call.slot, call.heir)
-            return call.is_sent
-        call.is_abandoned = True
         self.num_waiting_steps -= call.weight
-        self._num_withdrawn += len(call.slots)
-        sent = np.flatnonzero(call.is_sent).tolist()
-        for index in sent:
-            call.heirs[index] = Doubt()
-            self._doubt(int(call.slots[index]), call.heirs[index])
-        return bool(sent)
+        self._num_withdrawn += call.weight
+        doubts = call.abandon()
+        for slot, doubt in doubts:
+            self.doubts.setdefault(slot, deque()).append(doubt)
+            self._doubt(slot)
+        return bool(doubts)
 
     def give_up(self, row: Row, error: LongshortError) -> None:
         """Fail a row whose session lives on: what was sent of it is in doubt."""
@@ -251,7 +231,10 @@ class Turns:
             doubt, num_steps = row.sink.row_doubted(row.index, error)
             self.num_waiting_steps -= num_steps
             self.put_back(row)
-            self._doubt(row.slot, doubt)
+            doubts = self.doubts.setdefault(row.slot, deque())
+            if doubt not in doubts:
+                doubts.append(doubt)
+            self._doubt(row.slot)
         else:
             self.fail(row, error)
 
@@ -265,9 +248,9 @@ class Turns:
             else:
                 self.fail(item, error)
 
-    def _doubt(self, slot: int, doubt: Doubt) -> None:
+    def _doubt(self, slot: int) -> None:
+        """Let a session take nothing new: what waits for it fails, but for the row that was sent."""
         flags = self._table.flag_bytes
-        self.doubts[slot] = doubt
         flags[slot] |= DOUBT
         queue = self._behind.pop(slot, deque())
         flags[slot] &= ~QUEUED
@@ -284,10 +267,13 @@ class Turns:
         flags = self._table.flag_bytes
         if flags[slot] & ENDED:
             self._table.check(slot)
-        doubt = self.doubts.pop(slot, None)
-        if doubt is None:
+        doubts = self.doubts.get(slot)
+        if not doubts:
             raise errors.FailedPrecondition("no call of this session is in doubt", reason="NOT_IN_DOUBT")
-        flags[slot] &= ~DOUBT
+        doubt = doubts.popleft()
+        if not doubts:
+            del self.doubts[slot]
+            flags[slot] &= ~DOUBT
         doubt.waiter = waiter
         if doubt.is_settled:
             doubt.tell()
@@ -300,7 +286,8 @@ class Turns:
         """Take that nobody awaits a retry any more: what has no outcome is in doubt again."""
         doubt.waiter = None
         if not doubt.is_settled:
-            self._doubt(slot, doubt)
+            self.doubts.setdefault(slot, deque()).appendleft(doubt)
+            self._doubt(slot)
 
     def sweep(self) -> None:
         """Forget what was withdrawn, once it is more than what waits."""
@@ -308,7 +295,7 @@ class Turns:
             return
         self._num_withdrawn = 0
         for slot, queue in list(self._behind.items()):
-            left = deque(item for item in queue if not self.is_withdrawn(item))
+            left = deque(item for item in queue if not is_withdrawn(item))
             self._behind[slot] = left
             if not left:
                 del self._behind[slot]
