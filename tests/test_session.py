@@ -262,6 +262,16 @@ def test_session_that_has_ended_says_nothing_of_who_has_its_row_now():
     finish(job, model)
 
 
+def test_long_answer_of_a_session_that_has_ended_is_kept_no_longer():
+    """It may be 4,096 rows long, and the row may stay free for ever."""
+    model = TableModel()
+    table, session = new_session(model)
+    move(session, rows_of(1, 2, 3), 0)
+    assert list(model.columns._long_answers) == [session.row]
+    table.remove(session)
+    assert not model.columns._long_answers
+
+
 REPEATING = signature_of(features=2, missing=MissingValue.REPEAT_LAST)
 ROW = st.lists(st.floats(-9, 9, width=32) | st.just(float("nan")), min_size=2, max_size=2)
 MESSAGES = st.lists(

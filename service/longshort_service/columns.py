@@ -36,9 +36,8 @@ class SessionColumns:
         self.incarnation = np.zeros(num_rows, np.uint64)
         self.used_s = np.zeros(num_rows, np.float64)
         self.is_gapless = np.zeros(num_rows, np.bool_)
-        self.is_busy = np.zeros(
-            num_rows, np.bool_
-        )  # a message is in flight: the row is nobody else's meanwhile
+        # A message is in flight: the row is nobody else's meanwhile.
+        self.is_busy = np.zeros(num_rows, np.bool_)
         self.is_idle = np.zeros(num_rows, np.bool_)  # a session that no stream has open
         self.output = np.zeros((num_rows, num_outputs), np.float32)  # after the last step
         self.sent = np.zeros((num_rows, num_features), np.float32)  # the last row, as the client sent it
@@ -46,9 +45,8 @@ class SessionColumns:
         self.seen = np.zeros_like(self.sent) if repeats_last else self.sent
         self.handle = np.zeros(num_rows, np.int32)  # what a frame stream that has it open calls it
         self._message_steps = np.zeros(num_rows, np.int32)  # of the last message; 0: there is none
-        self._message_crc = np.zeros(
-            num_rows, np.uint32
-        )  # of its values, where `_has_crc`; else that of `sent`
+        # Of its values, where `_has_crc`; otherwise it is that of `sent`.
+        self._message_crc = np.zeros(num_rows, np.uint32)
         self._has_crc = np.zeros(num_rows, np.bool_)
         self._answer_rows = np.zeros(num_rows, np.int32)  # of its stored answer
         self._long_answers: dict[int, bytes] = {}  # where it has more than one row
@@ -71,7 +69,7 @@ class SessionColumns:
         self.is_gapless[rows] = True
         self.is_busy[rows] = False
         self._message_steps[rows] = 0
-        self._forget_long_answers(rows)
+        self.forget_long_answers(rows)
 
     def last_message(self, row: int) -> MessageIdentity | None:
         """Return what the last message is known by; None before the first and after a fork."""
@@ -117,6 +115,12 @@ class SessionColumns:
         if self._when_settled:
             self._tell_waiters(rows)
 
+    def forget_long_answers(self, rows: NDArray[np.intp]) -> None:
+        """Free what is kept beside the columns of rows whose last message nobody can repeat any more."""
+        if self._long_answers:
+            for row in self._long_answers.keys() & set(rows.tolist()):
+                del self._long_answers[row]
+
     def _move(
         self, rows: NDArray[np.intp], job: Job, moves: Moves, applied: slice | NDArray[np.bool_]
     ) -> None:
@@ -130,18 +134,13 @@ class SessionColumns:
         if self.seen is not self.sent:
             self.seen[rows] = job.values[applied, -1]
         self.is_gapless[rows] = True
-        self._forget_long_answers(rows)
+        self.forget_long_answers(rows)
         self._has_crc[rows] = moves.crcs is not None
         if moves.crcs is not None:
             self._message_crc[rows] = moves.crcs[applied]
         if job.num_steps > 1:
             long = answer_rows > 1
             self._long_answers.update(zip(rows[long].tolist(), as_bytes(outputs[long]), strict=True))
-
-    def _forget_long_answers(self, rows: NDArray[np.intp]) -> None:
-        if self._long_answers:
-            for row in self._long_answers.keys() & set(rows.tolist()):
-                del self._long_answers[row]
 
     def when_settled(self, row: int, callback: Callable[[], None]) -> None:
         """Have `callback` called once when what is in flight at a row has ended."""

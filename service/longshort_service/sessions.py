@@ -133,6 +133,7 @@ class SessionTable(Generic[ModelT]):
             generations = [session.generation for session in sessions if session.model is model]
             model.arena.free(Slots(rows, np.array(generations, np.int64)))
             model.columns.is_idle[rows] = False
+            model.columns.forget_long_answers(rows)
             index = self._by_row[model]
             index.remove([session for session in sessions if session.model is model])
             if not index.num_sessions:
