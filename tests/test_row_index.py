@@ -59,3 +59,14 @@ def test_sessions_used_at_the_very_same_time_are_as_many_as_asked_for():
     numbers = list(range(500))
     table.create_many([f"s{number}" for number in numbers], model, numbers, numbers, 5.0)
     assert len({session.id for session in table.longest_idle(20)}) == 20
+
+
+def test_sample_that_misleads_is_made_good_by_looking_at_all_rows():
+    """Every third row is looked at here, and these happen to be the oldest."""
+    model = TableModel(num_rows=24)
+    table = SessionTable[TableModel]()
+    numbers = list(range(24))
+    table.create_many([f"s{number}" for number in numbers], model, numbers, numbers, 0.0)
+    model.columns.used_s[:] = [number if number % 3 == 0 else 100 + number for number in numbers]
+    used = [session.last_used_s for session in table.longest_idle(9)]
+    assert used == [0, 3, 6, 9, 12, 15, 18, 21, 101]

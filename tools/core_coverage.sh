@@ -4,10 +4,11 @@ set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 set -- -q -p no:cacheprovider --cov-branch --cov-report=term-missing --cov-fail-under=100
-for module in protocol session sessions arena batching pacing values record stores; do
+core="protocol session sessions row_index served_model arena host_states columns batching singles lane values record"
+for module in $core stores; do
     set -- "$@" "--cov=longshort_service.$module"
 done
-for test in protocol session sessions arena batching pacing values record store_contract; do
+for test in $core store_contract; do
     set -- "$@" "tests/test_$test.py"
 done
 exec "$python" -m pytest "$@"
