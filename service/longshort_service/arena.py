@@ -120,14 +120,19 @@ class Arena:
         if not (self._generations[slots.rows] == slots.generations).all():
             raise DeadSlot("a row was used after it was freed")
 
+    def check_row(self, row: int, generation: int) -> None:
+        """Raise DeadSlot unless a row is held by whoever was given it with that generation."""
+        if self._generations[row] != generation:
+            raise DeadSlot(f"row {row} was freed")
+
     def read(self, slot: Slot) -> States:
         """Return copies of one row's states, without the batch axis. Raises DeadSlot."""
-        self._check_one(slot)
+        self.check_row(slot.row, slot.generation)
         return self.memory.read(slot.row)
 
     def write(self, slot: Slot, states: States) -> None:
         """Put states, as `read` returns them, into a row. Raises DeadSlot, or ValueError for other shapes."""
-        self._check_one(slot)
+        self.check_row(slot.row, slot.generation)
         self.memory.write(slot.row, states)
 
     def check_integrity(self) -> None:
@@ -138,7 +143,3 @@ class Arena:
             raise AssertionError("a row is free twice, or free and held")
         if free | held != set(range(self._num_touched)):
             raise AssertionError("a row is lost")
-
-    def _check_one(self, slot: Slot) -> None:
-        if self._generations[slot.row] != slot.generation:
-            raise DeadSlot(f"row {slot.row} was freed")

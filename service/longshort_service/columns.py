@@ -115,6 +115,28 @@ class SessionColumns:
         if self._when_settled:
             self._tell_waiters(rows)
 
+    def settle_one(
+        self, row: int, sent: NDArray[np.float32], output: NDArray[np.float32] | None, answer_rows: int
+    ) -> None:
+        """Do for one row, and a message of one step that the model saw as it was sent, what `settle` does for many.
+
+        `output` is None where the message was not applied.
+        """
+        if output is not None:
+            self.step_of[row] += 1
+            self._message_steps[row] = 1
+            self._answer_rows[row] = answer_rows
+            self.output[row] = output
+            self.sent[row] = sent
+            if self.seen is not self.sent:
+                self.seen[row] = sent
+            self.is_gapless[row] = True
+            self._has_crc[row] = False
+            self._long_answers.pop(row, None)
+        self.is_busy_of[row] = False
+        for callback in self._when_settled.pop(row, ()):
+            callback()
+
     def forget_long_answers(self, rows: NDArray[np.intp]) -> None:
         """Free what is kept beside the columns of rows whose last message nobody can repeat any more."""
         if self._long_answers:

@@ -33,6 +33,17 @@ class LaneObserver(Protocol):
     def batch_done(self, num_applied: int, gather_s: float, run_s: float, scatter_s: float) -> None:
         """Note that a batch has run and its waiters are told; `num_applied` steps of sessions are complete by it."""
 
+    def one_done(
+        self,
+        num_applied: int,
+        waited_s: float,
+        gather_s: float,
+        run_s: float,
+        scatter_s: float,
+        total_s: float,
+    ) -> None:
+        """Note all of that of a message that came alone and was run alone."""
+
 
 @dataclass(slots=True, eq=False)
 class Lane:
@@ -54,7 +65,7 @@ class Lane:
 
     def __post_init__(self) -> None:
         """Make the collector of what comes one by one."""
-        self.singles = Singles(self.columns, self.observer.answered)
+        self.singles = Singles(self.columns, self.name, self.observer.answered)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +125,7 @@ def _finite_rows(
     """Return for each row of a batch whether what came of it is finite; None: of all. Padding is nobody's answer."""
     if np.isfinite(answers).all() and all(np.isfinite(state).all() for state in states):
         return None
-    steps = np.isfinite(answers).all(axis=2)  # [batch, time]
+    steps: NDArray[np.bool_] = np.isfinite(answers).all(axis=2)  # [batch, time]
     if counts is not None:
         steps |= np.arange(answers.shape[1]) >= counts[:, None]
     finite: NDArray[np.bool_] = steps.all(axis=1) & lane.states.finite_rows(states)

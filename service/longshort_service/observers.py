@@ -38,6 +38,21 @@ class LaneMetrics:
         self._stages.run.observe(run_s)
         self._stages.scatter.observe(scatter_s)
 
+    def one_done(
+        self,
+        num_applied: int,
+        waited_s: float,
+        gather_s: float,
+        run_s: float,
+        scatter_s: float,
+        total_s: float,
+    ) -> None:
+        """See LaneObserver."""
+        self._metrics.batch_rows(self._model, 1)
+        self._stages.queue.observe(waited_s)
+        self._stages.total.observe(total_s)
+        self.batch_done(num_applied, gather_s, run_s, scatter_s)
+
 
 class CallMetrics:
     """The observer of handlers, stepper and keeper."""

@@ -20,6 +20,8 @@ import numpy as np
 from longshort_service import errors
 from longshort_service.batching import Batch, Job, form_batch
 from longshort_service.lane import Lane, RunResult, run_batch
+from longshort_service.one_step import run_one
+from longshort_service.singles import Single
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,7 +69,7 @@ class Scheduler:
     ) -> None:
         """Queue one step of one session, as Singles.add has it. Raises QueueFull or EngineDead at once."""
         self._admit(lane, 1)
-        lane.singles.add(slot, values, answer_rows, waiter, time.perf_counter())
+        lane.singles.add(Single(slot.row, slot.generation, values, answer_rows, waiter, time.perf_counter()))
         self._wake(lane)
 
     def _admit(self, lane: Lane, num_steps: int) -> None:
@@ -111,27 +113,42 @@ class Scheduler:
         self._is_turn_due = False
         lane = self._waiting_lanes.popleft()
         lane.is_waiting = False
+        if len(lane.singles) == 1 and not lane.queue and self._runs_inline(lane, 1, 1):
+            self._run_one(lane)
+        else:
+            self._run_next_batch(lane)
+        self._wake(lane)
+        if self._waiting_lanes:
+            self._schedule_turn()
+
+    def _runs_inline(self, lane: Lane, num_rows: int, num_steps: int) -> bool:
+        return lane.policy.cost.run(num_rows, num_steps) <= self._inline_run_limit_s
+
+    def _run_one(self, lane: Lane) -> None:
+        try:
+            run_one(lane)
+        except Exception as error:  # noqa: BLE001  whatever is raised, nobody may be left waiting
+            self._die(lane, [], error)
+
+    def _run_next_batch(self, lane: Lane) -> None:
         _queue_singles(lane)
         batch = form_batch(lane.queue, lane.policy, lambda job: self._end(lane, job))
         if batch is not None:
             lane.is_running = True
             now_s = time.perf_counter()
             lane.observer.batch_formed(batch.num_rows, [job.waits_s(now_s) for job in batch.jobs])
-            if lane.policy.cost.run(batch.num_rows, batch.num_steps) <= self._inline_run_limit_s:
+            if self._runs_inline(lane, batch.num_rows, batch.num_steps):
                 self._run_inline(lane, batch)
             else:
                 task = asyncio.get_running_loop().create_task(self._run_in_thread(lane, batch))
                 self._runs.add(task)
                 task.add_done_callback(self._runs.discard)
-        self._wake(lane)
-        if self._waiting_lanes:
-            self._schedule_turn()
 
     def _run_inline(self, lane: Lane, batch: Batch) -> None:
         try:
             self._finish(lane, batch, run_batch(lane, batch))
-        except Exception as error:  # noqa: BLE001  whatever is raised, nobody may be left waiting
-            self._die(lane, batch, error)
+        except Exception as error:  # noqa: BLE001  as above
+            self._die(lane, batch.jobs, error)
 
     async def _run_in_thread(self, lane: Lane, batch: Batch) -> None:
         loop = asyncio.get_running_loop()
@@ -139,7 +156,7 @@ class Scheduler:
             result = await loop.run_in_executor(self._engine_thread, run_batch, lane, batch)
             self._finish(lane, batch, result)
         except Exception as error:  # noqa: BLE001  as above
-            self._die(lane, batch, error)
+            self._die(lane, batch.jobs, error)
         self._wake(lane)
 
     # -- the ends of a batch -------------------------------------------------------------------------------------
@@ -179,13 +196,13 @@ class Scheduler:
         if job.on_end is not None:
             job.on_end(job)
 
-    def _die(self, lane: Lane, batch: Batch, error: Exception) -> None:
+    def _die(self, lane: Lane, running: list[Job], error: Exception) -> None:
         """Fail everything that waits for a lane whose engine raised; nothing that is failed has moved."""
         logger.critical("the engine failed", exc_info=error, extra={"fields": {"model": lane.name}})
         lane.is_running = False
         lane.is_dead = True
         _queue_singles(lane)
-        waiting = [*batch.jobs, *lane.queue]
+        waiting = [*running, *lane.queue]
         lane.queue.clear()
         for job in waiting:
             if not job.has_ended:  # what was answered stays so; what has steps left may be in both

@@ -7,21 +7,23 @@ microseconds, so it is little: lists are appended to, and turned into columns on
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
 from longshort_service.arena import Slots
 from longshort_service.batching import Job
 from longshort_service.columns import Moves, as_bytes
+from longshort_service.served_model import not_finite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from longshort_service.arena import Slot
     from longshort_service.columns import SessionColumns
+    from longshort_service.errors import ServiceError
 
 
 class SingleWaiter(Protocol):
@@ -30,98 +32,88 @@ class SingleWaiter(Protocol):
     def answered(self, outputs: bytes, step: int) -> None:
         """Take the answer, `[outputs] f32` little-endian, or nothing where none was wanted; the step is after it."""
 
-    def failed(self, job: Job, position: int) -> None:
-        """Take that the message in that row of a job was not applied."""
+    def failed(self, error: ServiceError) -> None:
+        """Take that the message was not applied."""
+
+
+class Single(NamedTuple):
+    """A one-step message."""
+
+    row: int
+    generation: int
+    values: Sequence[float]  # [features]
+    answer_rows: int  # 1, or 0 where no answer is wanted
+    waiter: SingleWaiter
+    arrival_s: float  # on the performance counter
 
 
 class Singles:
     """What waits to become a job of one step for each of many sessions of one model."""
 
-    __slots__ = (
-        "_answer_rows",
-        "_arrivals_s",
-        "_columns",
-        "_generations",
-        "_observe",
-        "_rows",
-        "_values",
-        "_waiters",
-    )
+    __slots__ = ("_columns", "_model_name", "_observe", "_waiting")
 
-    def __init__(self, columns: SessionColumns, observe: Callable[[NDArray[np.float64]], None]) -> None:
+    def __init__(
+        self, columns: SessionColumns, model_name: str, observe: Callable[[NDArray[np.float64]], None]
+    ) -> None:
         self._columns = columns
+        self._model_name = model_name
         self._observe = observe  # is told how long each answer took, in seconds
-        self._rows: list[int] = []
-        self._generations: list[int] = []
-        self._values: list[Sequence[float]] = []
-        self._answer_rows: list[int] = []
-        self._waiters: list[SingleWaiter] = []
-        self._arrivals_s: list[float] = []  # on the performance counter
+        self._waiting: list[Single] = []
 
     def __len__(self) -> int:
         """Return how many wait."""
-        return len(self._rows)
+        return len(self._waiting)
 
-    def add(
-        self, slot: Slot, values: Sequence[float], answer_rows: int, waiter: SingleWaiter, now_s: float
-    ) -> None:
-        """Take a message `[features]`, finite and in its place, of a session that is not busy; it is from now on."""
-        self._arrivals_s.append(now_s)
-        self._columns.is_busy_of[slot.row] = True
-        self._rows.append(slot.row)
-        self._generations.append(slot.generation)
-        self._values.append(values)
-        self._answer_rows.append(answer_rows)
-        self._waiters.append(waiter)
+    def add(self, single: Single) -> None:
+        """Take a message, finite and in its place, of a session that is not busy; it is from now on."""
+        self._columns.is_busy_of[single.row] = True
+        self._waiting.append(single)
+
+    @property
+    def first(self) -> Single:
+        """The one that has waited longest."""
+        return self._waiting[0]
+
+    def drop_first(self) -> None:
+        """Let go of the one that has waited longest: it was dealt with."""
+        del self._waiting[0]
 
     def take(self, max_rows: int) -> Job:
         """Return the first of them as a job, which tells each waiter."""
-        columns = self._columns
-        sent = np.array(self._values[:max_rows], np.float32)  # [rows, features]
-        slots = Slots(
-            np.array(self._rows[:max_rows], np.intp), np.array(self._generations[:max_rows], np.int64)
-        )
-        moves = Moves(columns, sent, None, np.array(self._answer_rows[:max_rows], np.int32))
-        arrivals_s = np.array(self._arrivals_s[:max_rows])
-        delivery = _Delivery(moves, self._waiters[:max_rows], arrivals_s, self._observe)
+        taken, self._waiting = self._waiting[:max_rows], self._waiting[max_rows:]
+        rows, generations, values, answer_rows, waiters, arrivals = zip(*taken, strict=True)
+        sent = np.array(values, np.float32)  # [rows, features]
+        slots = Slots(np.array(rows, np.intp), np.array(generations, np.int64))
+        moves = Moves(self._columns, sent, None, np.array(answer_rows, np.int32))
+        arrivals_s = np.array(arrivals)
+        delivery = _Delivery(moves, waiters, arrivals_s, self._model_name, self._observe)
         job = Job(sent[:, None, :], slots, owner=moves, on_end=delivery)
-        job.enqueued_s = self._arrivals_s[0]
+        job.enqueued_s = arrivals[0]
         job.arrivals_s = arrivals_s
-        for column in (
-            self._rows, self._generations, self._values, self._answer_rows, self._waiters, self._arrivals_s
-        ):  # fmt: skip
-            del column[:max_rows]
         return job
 
 
+@dataclass(frozen=True, slots=True)
 class _Delivery:
     """Tells every waiter of a job what became of its message."""
 
-    __slots__ = ("_arrivals_s", "_moves", "_observe", "_waiters")
-
-    def __init__(
-        self,
-        moves: Moves,
-        waiters: list[SingleWaiter],
-        arrivals_s: NDArray[np.float64],
-        observe: Callable[[NDArray[np.float64]], None],
-    ) -> None:
-        self._moves = moves
-        self._waiters = waiters
-        self._arrivals_s = arrivals_s
-        self._observe = observe
+    moves: Moves
+    waiters: Sequence[SingleWaiter]
+    arrivals_s: NDArray[np.float64]
+    model_name: str
+    observe: Callable[[NDArray[np.float64]], None]
 
     def __call__(self, job: Job) -> None:
-        self._observe(time.perf_counter() - self._arrivals_s)
-        steps = self._moves.columns.step[job.slots.rows].tolist()
+        self.observe(time.perf_counter() - self.arrivals_s)
+        steps = self.moves.columns.step[job.slots.rows].tolist()
         applied = job.applied
-        if applied is None and self._moves.answer_rows.all():
-            for waiter, outputs, step in zip(self._waiters, as_bytes(job.outputs), steps, strict=True):
+        if applied is None and self.moves.answer_rows.all():
+            for waiter, outputs, step in zip(self.waiters, as_bytes(job.outputs), steps, strict=True):
                 waiter.answered(outputs, step)
             return
-        for position, (waiter, step) in enumerate(zip(self._waiters, steps, strict=True)):
+        for position, (waiter, step) in enumerate(zip(self.waiters, steps, strict=True)):
             if applied is not None and not applied[position]:
-                waiter.failed(job, position)
+                waiter.failed(job.failure or not_finite(self.model_name))
             else:
-                wanted = job.outputs[position, : self._moves.answer_rows[position]]
+                wanted = job.outputs[position, : self.moves.answer_rows[position]]
                 waiter.answered(wanted.tobytes(), step)

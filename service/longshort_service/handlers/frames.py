@@ -165,7 +165,7 @@ class FrameConversation(Conversation):
             except errors.ServiceError as error:
                 self._add_error(rest, each.handle, _OPEN, error)
         self._close(handles)  # those that are open already change hands
-        for handle, opened in zip(handles, await self._open_many(requests), strict=True):
+        for handle, opened in zip(handles, await edge.keeper.open_many(requests, self), strict=True):
             if isinstance(opened, errors.ServiceError):
                 self._add_error(rest, handle, _OPEN, opened)
                 continue
@@ -185,15 +185,6 @@ class FrameConversation(Conversation):
                 max_steps=edge.max_steps,
             )
             rest.opened.append(sequence_pb2.FrameOpened(handle=handle, opened=message))
-
-    async def _open_many(self, requests):  # INTERIM
-        out = []
-        for r in requests:
-            try:
-                out.append(await self._edge.keeper.open(r, self))
-            except errors.ServiceError as error:
-                out.append(error)
-        return out
 
     async def _forecast(
         self, forecasts: list[sequence_pb2.FrameForecast], rest: sequence_pb2.StreamFramesResponse

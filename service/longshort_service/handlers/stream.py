@@ -13,12 +13,10 @@ from longshort_service.handlers import codec, status
 from longshort_service.handlers.conversation import Conversation
 from longshort_service.handlers.frame_codec import varint
 from longshort_service.protocol import StreamEvent, StreamProtocol, StreamState, ends_stream
-from longshort_service.served_model import not_finite
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from longshort_service.batching import Job
     from longshort_service.handlers.edge import Edge
     from longshort_service.repository import Model
     from longshort_service.session import Session
@@ -103,10 +101,9 @@ class StreamConversation(Conversation):
             body += b"\x20" + varint(durable_step)
         self._answer(b"\x12" + varint(len(body)) + body)
 
-    def failed(self, job: Job, position: int) -> None:  # noqa: ARG002  one row's failure is like another's
+    def failed(self, error: errors.ServiceError) -> None:
         """See SingleWaiter."""
-        assert self._session is not None  # noqa: S101  it has sent a message
-        self._refuse(job.failure or not_finite(self._session.model.name))
+        self._refuse(error)
 
     def _answer(self, response: bytes) -> None:
         self._protocol.handle(StreamEvent.ANSWERED)
