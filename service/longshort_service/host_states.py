@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from longshort_service.arena import States
+    from longshort_service.signature import Signature
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,11 @@ class StateLayout:
     def with_batch(self, num_rows: int) -> tuple[int, ...]:
         """Return the shape for `num_rows` sessions."""
         return (*self.shape[: self.batch_axis], num_rows, *self.shape[self.batch_axis + 1 :])
+
+
+def layouts_of(signature: Signature) -> list[StateLayout]:
+    """Return the layouts of a model's states."""
+    return [StateLayout(state.shape, state.batch_axis, state.initial) for state in signature.states]
 
 
 class HostStates:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from longshort_service.columns import SessionColumns
     from longshort_service.engine import Engine
     from longshort_service.host_states import HostStates
+    from longshort_service.resident_engine import ResidentEngine
 
 
 class LaneObserver(Protocol):
@@ -35,6 +36,7 @@ class LaneObserver(Protocol):
 
     def one_done(
         self,
+        *,
         num_applied: int,
         waited_s: float,
         gather_s: float,
@@ -52,7 +54,7 @@ class Lane:
     name: str
     engine: Engine
     arena: Arena
-    states: HostStates
+    states: HostStates | None  # None: they are on the device, with `resident`
     columns: SessionColumns
     policy: BatchPolicy
     observer: LaneObserver
@@ -62,6 +64,12 @@ class Lane:
     is_running: bool = False  # a batch of it is in the engine
     is_waiting: bool = False  # it stands in line for a turn
     is_dead: bool = False
+    resident: ResidentEngine | None = None  # runs in the place of `engine` where states stay on a device
+
+    @property
+    def provider(self) -> str:
+        """What runs it, in onnxruntime's words."""
+        return self.engine.provider if self.resident is None else self.resident.provider
 
     def __post_init__(self) -> None:
         """Make the collector of what comes one by one."""
@@ -87,18 +95,24 @@ def run_batch(lane: Lane, batch: Batch) -> RunResult:
         lane.arena.check(job.slots)
     values, counts = _values(batch)
     sources = jobs[0].source if len(jobs) == 1 else np.concatenate([job.source for job in jobs])
+    targets = [_targets_of(job, count) for job, count in zip(jobs, batch.counts, strict=True)]
+    everywhere = targets[0] if len(targets) == 1 else np.concatenate(targets)
+    if lane.resident is not None:
+        answers, finite = lane.resident.run(values, counts, sources, everywhere)
+        return RunResult(answers, finite, 0.0, time.perf_counter() - begin_s, 0.0)
+    assert lane.states is not None  # noqa: S101  they are either here or there
     states = lane.states.gather(sources)
     gathered_s = time.perf_counter()
     answers, new_states = lane.engine.run(values, counts, states)
     ended_s = time.perf_counter()
-    finite = _finite_rows(lane, counts, answers, new_states)
-    targets, positions = _targets(batch, finite)
-    if positions is not None:
-        new_states = lane.states.select(new_states, positions)
-    if len(targets):
-        lane.states.scatter(targets, new_states)
+    finite_rows = _finite_rows(lane.states, counts, answers, new_states)
+    wanted = everywhere >= 0 if finite_rows is None else (everywhere >= 0) & finite_rows
+    if wanted.all():
+        lane.states.scatter(everywhere, new_states)
+    elif wanted.any():
+        lane.states.scatter(everywhere[wanted], lane.states.select(new_states, np.flatnonzero(wanted)))
     return RunResult(
-        answers, finite, gathered_s - begin_s, ended_s - gathered_s, time.perf_counter() - ended_s
+        answers, finite_rows, gathered_s - begin_s, ended_s - gathered_s, time.perf_counter() - ended_s
     )
 
 
@@ -120,34 +134,20 @@ def _values(batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.int32] | None
 
 
 def _finite_rows(
-    lane: Lane, counts: NDArray[np.int32] | None, answers: NDArray[np.float32], states: States
+    memory: HostStates, counts: NDArray[np.int32] | None, answers: NDArray[np.float32], states: States
 ) -> NDArray[np.bool_] | None:
     """Return for each row of a batch whether what came of it is finite; None: of all. Padding is nobody's answer."""
     if np.isfinite(answers).all() and all(np.isfinite(state).all() for state in states):
         return None
-    steps: NDArray[np.bool_] = np.isfinite(answers).all(axis=2)  # [batch, time]
+    steps = np.logical_and.reduce(np.isfinite(answers), axis=2)  # [batch, time]
     if counts is not None:
         steps |= np.arange(answers.shape[1]) >= counts[:, None]
-    finite: NDArray[np.bool_] = steps.all(axis=1) & lane.states.finite_rows(states)
+    finite: NDArray[np.bool_] = steps.all(axis=1) & memory.finite_rows(states)
     return finite
 
 
-def _targets(
-    batch: Batch, finite: NDArray[np.bool_] | None
-) -> tuple[NDArray[np.intp], NDArray[np.intp] | None]:
-    """Return the rows to write, and from which positions of the batch; None: from all, in their order."""
-    targets = [_targets_of(job, count) for job, count in zip(batch.jobs, batch.counts, strict=True)]
-    everywhere = targets[0] if len(targets) == 1 else np.concatenate(targets)
-    wanted = everywhere >= 0
-    if finite is not None:
-        wanted &= finite
-    if wanted.all():
-        return everywhere, None
-    positions = np.flatnonzero(wanted)
-    return everywhere[positions], positions
-
-
 def _targets_of(job: Job, count: int) -> NDArray[np.intp]:
+    """Return where the states of a job's piece go; -1 is nowhere."""
     target = job.target(count)
     if target is None:
         return np.full(job.num_rows, -1, np.intp)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 from longshort_service.arena import Arena
 from longshort_service.batching import BatchPolicy
 from longshort_service.columns import SessionColumns
-from longshort_service.engine import Engine
-from longshort_service.host_states import HostStates, StateLayout
+from longshort_service.engine import Engine, ModelError
+from longshort_service.host_states import HostStates, layouts_of
 from longshort_service.lane import Lane
 from longshort_service.observers import LaneMetrics
 from longshort_service.repository import MODEL_FILE, Model
@@ -19,9 +19,11 @@ from longshort_service.signature import MissingValue
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from longshort_service.arena import StateMemory
     from longshort_service.config import ServeConfig
     from longshort_service.metrics import Metrics
     from longshort_service.repository import Repository
+    from longshort_service.resident_engine import ResidentEngine
 
 logger = logging.getLogger(__name__)
 
@@ -39,17 +41,23 @@ class ModelLoader:
     def load(self, name: str, version: int, folder: Path) -> Model:
         """Load one version and warm it up. Blocks; raises ModelError."""
         config, file = self._config, folder / MODEL_FILE
-        engine = Engine(file, provider=config.provider, intra_op_num_threads=config.intra_op_num_threads)
-        cost = engine.warm_up(config.max_batch_rows, config.piece_steps)
-        signature = engine.signature
-        layouts = [StateLayout(state.shape, state.batch_axis, state.initial) for state in signature.states]
         num_rows = config.max_sessions + SCRATCH_ROWS
-        states = HostStates(layouts, num_rows)
+        resident = self._load_resident(file, num_rows) if config.provider != "cpu" else None
+        states: HostStates | None = None
+        if resident is None:
+            engine = Engine(file, provider=config.provider, intra_op_num_threads=config.intra_op_num_threads)
+            states = HostStates(layouts_of(engine.signature), num_rows)
+            memory: StateMemory = states
+        else:
+            engine, memory = resident.plain, resident.states
+        cost = (resident or engine).warm_up(config.max_batch_rows, config.piece_steps)
+        signature = engine.signature
         lane = Lane(
             name=name,
             engine=engine,
-            arena=Arena(states, num_rows),
+            arena=Arena(memory, num_rows),
             states=states,
+            resident=resident,
             columns=SessionColumns(
                 num_rows,
                 len(signature.features),
@@ -63,9 +71,29 @@ class ModelLoader:
         )
         return Model(name, version, folder, file.stat().st_mtime_ns, lane)
 
+    def _load_resident(self, file: Path, num_rows: int) -> ResidentEngine | None:
+        """Return an engine with its states on the device; None for a graph that has to take them from the host."""
+        try:
+            from longshort_service.resident_engine import ResidentEngine  # noqa: PLC0415
+            from longshort_service.resident_graph import UnsuitableGraph  # noqa: PLC0415
+        except ImportError as error:
+            raise ModelError(
+                f"the {self._config.provider} provider needs the package onnx: {error}"
+            ) from error
+        try:
+            return ResidentEngine(
+                file,
+                provider=self._config.provider,
+                intra_op_num_threads=self._config.intra_op_num_threads,
+                num_rows=num_rows,
+            )
+        except UnsuitableGraph as error:
+            logger.warning("states of %s stay in main memory: %s", file, error)
+            return None
+
     def loaded(self, model: Model, repository: Repository) -> None:
         """Tell of a version that serves from now on."""
-        provider = model.lane.engine.provider
+        provider = model.lane.provider
         self._metrics.model_loaded(model.name, model.version, model.signature.fingerprint, provider)
         self._metrics.watch_queue(model.name, partial(repository.num_queued_steps, model.name))
         self._metrics.watch_state_bytes(model.name, partial(repository.num_state_bytes, model.name))

@@ -40,6 +40,7 @@ class LaneMetrics:
 
     def one_done(
         self,
+        *,
         num_applied: int,
         waited_s: float,
         gather_s: float,

@@ -26,6 +26,7 @@ def run_one(lane: Lane) -> None:
 
     Raises whatever the engine raises; then nothing has moved, and the message is back where it was.
     """
+    assert lane.states is not None  # noqa: S101  the caller has looked
     begin_s = time.perf_counter()
     one = lane.singles.first
     lane.arena.check_row(one.row, one.generation)
@@ -47,12 +48,12 @@ def run_one(lane: Lane) -> None:
     else:
         one.waiter.failed(not_finite(lane.name))
     lane.observer.one_done(
-        int(is_finite),
-        begin_s - one.arrival_s,
-        gathered_s - begin_s,
-        ended_s - gathered_s,
-        scattered_s - ended_s,
-        time.perf_counter() - one.arrival_s,
+        num_applied=int(is_finite),
+        waited_s=begin_s - one.arrival_s,
+        gather_s=gathered_s - begin_s,
+        run_s=ended_s - gathered_s,
+        scatter_s=scattered_s - ended_s,
+        total_s=time.perf_counter() - one.arrival_s,
     )
 
 

@@ -15,7 +15,7 @@ import onnx
 from longshort_service import resident_graph
 from longshort_service.device_states import DeviceStates
 from longshort_service.engine import PROVIDERS, Engine, ModelError, measure_cost, open_session
-from longshort_service.host_states import StateLayout
+from longshort_service.host_states import layouts_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,19 +29,17 @@ if TYPE_CHECKING:
 class ResidentEngine:
     """One loaded model file and the states of `num_rows` sessions, both on the device of `provider`.
 
-    Raises ModelError where Engine would, where the graph cannot be wrapped, and where the device has no room.
+    Raises ModelError where Engine would and where the device has no room, UnsuitableGraph where the graph cannot be
+    wrapped. `plain` is the same file as an ordinary engine on the CPU.
     """
 
     def __init__(self, path: Path, *, provider: str, intra_op_num_threads: int, num_rows: int) -> None:
         # The ordinary engine holds file, graph and results against the signature, wherever it runs. The wrapped graph
         # would take a state of another shape for its own, as long as it has as many numbers.
-        plain = Engine(path, provider="cpu", intra_op_num_threads=1)
-        plain.warm_up(1, 1)
-        self.signature = plain.signature
-        try:
-            wrapped = resident_graph.resident(onnx.load(path), self.signature)
-        except resident_graph.UnsuitableGraph as error:
-            raise ModelError(f"{path}: {error}") from error
+        self.plain = Engine(path, provider="cpu", intra_op_num_threads=1)
+        self.plain.warm_up(1, 1)
+        self.signature = self.plain.signature
+        wrapped = resident_graph.resident(onnx.load(path), self.signature)
         self._session = open_session(
             wrapped.SerializeToString(),
             label=str(path),
@@ -49,10 +47,7 @@ class ResidentEngine:
             intra_op_num_threads=intra_op_num_threads,
         )
         self.provider = PROVIDERS[provider]
-        layouts = [
-            StateLayout(state.shape, state.batch_axis, state.initial) for state in self.signature.states
-        ]
-        self.states = DeviceStates(layouts, num_rows, provider=provider)
+        self.states = DeviceStates(layouts_of(self.signature), num_rows, provider=provider)
         self._binding = self._session.io_binding()
         # One buffer for both: ScatterND copies the pool unless its input and output are the same memory.
         self._binding.bind_ortvalue_input(resident_graph.POOL, self.states.pool)

@@ -113,7 +113,7 @@ class Scheduler:
         self._is_turn_due = False
         lane = self._waiting_lanes.popleft()
         lane.is_waiting = False
-        if len(lane.singles) == 1 and not lane.queue and self._runs_inline(lane, 1, 1):
+        if len(lane.singles) == 1 and not lane.queue and lane.states and self._runs_inline(lane, 1, 1):
             self._run_one(lane)
         else:
             self._run_next_batch(lane)

@@ -215,7 +215,7 @@ def model_message(model: Model, repository: Repository, max_steps: int) -> model
         fingerprint=signature.fingerprint,
         scores=signature.scores,
         trained_on=signature.trained_on,
-        provider=model.lane.engine.provider,
+        provider=model.lane.provider,
         signature=signature.to_json(),
         serving=repository.is_serving(model),
     )
