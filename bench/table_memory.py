@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from longshort_service.session import Session
+    from longshort_service.sharded_dict import ShardedDict
 
 FRAME: Final = 1000  # sessions opened in one call
 IDLE_TIMEOUT_S: Final = 10.0
@@ -133,10 +134,14 @@ def parts_of(core: Core, model: Model, session: Session[Model]) -> dict[str, flo
         "columns": sum(array.itemsize * array[0].size for array in unique) + 8,  # 8: the row's generation
         "id": sys.getsizeof(session.id),
         "session": sys.getsizeof(session) + sys.getsizeof(session.row),
-        "table": sys.getsizeof(core.table._sessions) / count,  # noqa: SLF001
+        "table": _size(core.table._sessions) / count,  # noqa: SLF001
         "row index": sys.getsizeof(index._sessions) / count,  # noqa: SLF001
-        "store": sys.getsizeof(core.store._entries) / count + sys.getsizeof(count),  # noqa: SLF001
+        "store": _size(core.store._entries) / count + sys.getsizeof(count),  # noqa: SLF001
     }
+
+
+def _size(ids: ShardedDict[Any]) -> int:
+    return sum(sys.getsizeof(shard) for shard in ids.shards)
 
 
 async def phase(name: str, count: int, work: Callable[[], Awaitable[Any]], pauses: Pauses) -> None:

@@ -229,9 +229,9 @@ def test_sessions_added_together_are_as_those_added_one_by_one():
     for name, epoch, incarnation in zip(names, epochs, incarnations, strict=True):
         one_by_one.create(name, models[1], epoch=epoch, incarnation=incarnation, now_s=NOW_S)
     assert [session.id for session in sessions] == names
-    assert [str(session.record()) for session in together] == [
+    assert sorted(str(session.record()) for session in together) == sorted(
         str(session.record()) for session in one_by_one
-    ]
+    )
     assert (len(together), together.num_idle, together.num_sessions_of(models[0])) == (3, 3, 3)
 
 
@@ -268,7 +268,7 @@ def test_stream_that_ends_gives_back_what_is_still_its_own_in_all_models():
     table.detach_many(sessions, older, NOW_S + 3)
     assert [session.owner for session in sessions] == [newer, None, None, None]
     assert sorted(session.id for session in table.longest_idle(9)) == ["c", "d"]
-    assert [session.last_used_s for session in table] == [NOW_S + 2, NOW_S + 3, NOW_S + 3]
+    assert {session.id: session.last_used_s - NOW_S for session in table} == {"a": 2, "c": 3, "d": 3}
 
 
 def test_stream_that_notices_late_does_not_touch_the_next_session_in_the_row():

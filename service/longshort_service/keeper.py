@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_WAITING: Final = 64  # unary calls that wait for one session; each costs every other a wake-up
-# Sessions that are opened, or closed, or written, between two looks at the event loop: at most some 2 ms.
-OPEN_BATCH: Final = 256
+# Sessions that are opened, or written, or left, between two looks at the event loop: 1 to 3 ms.
+OPEN_BATCH: Final = 128
 DETACH_BATCH: Final = 4096
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from longshort_service import errors
 from longshort_service.repository import Model
+from longshort_service.served_model import check_fit
 from longshort_service.session import Session
 from longshort_service.stores.base import Found, OpenMode, StoreOpening
 from longshort_service.turns import until_settled
@@ -193,47 +194,46 @@ class Opener:
         return outcomes
 
     def _seat(self, newcomers: Sequence[_Newcomer]) -> dict[int, Opened]:
-        """Give rows to sessions: the recorded ones one by one, the new ones of a model together."""
+        """Give rows to sessions, those of a model together."""
         outcomes: dict[int, Opened] = {}
-        new: dict[Model, list[_Newcomer]] = {}
+        by_model: dict[Model, list[_Newcomer]] = {}
         for newcomer in newcomers:
-            record = newcomer.opening.record
             try:
                 # Asked again: a model that nobody used may have been unloaded while room was made.
                 model = self._model_of(newcomer.request, newcomer.opening)
-                if record is None:
-                    new.setdefault(model, []).append(newcomer)
-                else:
-                    session = self._table.restore(
-                        record, model, epoch=newcomer.opening.epoch, now_s=self._clock()
-                    )
-                    outcomes[newcomer.place] = (session, False)
+                if newcomer.opening.record is not None:
+                    check_fit(newcomer.opening.record, model)
+                by_model.setdefault(model, []).append(newcomer)
             except errors.ServiceError as error:
                 outcomes[newcomer.place] = error
-        for model, of_model in new.items():
-            outcomes |= self._create(of_model, model)
+        for model, of_model in by_model.items():
+            outcomes |= self._add(of_model, model)
         return outcomes
 
-    def _create(self, newcomers: Sequence[_Newcomer], model: Model) -> dict[int, Opened]:
+    def _add(self, newcomers: Sequence[_Newcomer], model: Model) -> dict[int, Opened]:
+        records = [newcomer.opening.record for newcomer in newcomers]
         try:
             sessions = self._table.create_many(
                 [newcomer.request.session_id for newcomer in newcomers],
                 model,
                 [newcomer.opening.epoch for newcomer in newcomers],
-                [self._draw_incarnation() for _ in newcomers],
+                [self._draw_incarnation() if record is None else record.incarnation for record in records],
                 self._clock(),
             )
         except errors.SessionsExhausted as error:
             if len(newcomers) == 1:
                 return {newcomers[0].place: error}
             # Work under way holds some of the rows: as many as there are left.
-            one_by_one = [self._create([newcomer], model) for newcomer in newcomers]
+            one_by_one = [self._add([newcomer], model) for newcomer in newcomers]
             return {place: outcome for found in one_by_one for place, outcome in found.items()}
-        for newcomer, session in zip(newcomers, sessions, strict=True):
-            session.created_by = sys.intern(newcomer.request.client_id)
-        return {
-            newcomer.place: (session, True) for newcomer, session in zip(newcomers, sessions, strict=True)
-        }
+        outcomes: dict[int, Opened] = {}
+        for newcomer, record, session in zip(newcomers, records, sessions, strict=True):
+            if record is None:
+                session.created_by = sys.intern(newcomer.request.client_id)
+            else:
+                session.put(record)
+            outcomes[newcomer.place] = (session, record is None)
+        return outcomes
 
     async def _give_back(
         self,

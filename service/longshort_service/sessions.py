@@ -6,6 +6,7 @@ is spilled goes in and out as SessionRecord. Time is an argument, in seconds sin
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Generic
 
 import numpy as np
@@ -15,6 +16,7 @@ from longshort_service.arena import Slots
 from longshort_service.row_index import RowIndex
 from longshort_service.served_model import ModelT, allocate_scratch, check_fit
 from longshort_service.session import Session, StreamOwner
+from longshort_service.sharded_dict import ShardedDict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +30,7 @@ class SessionTable(Generic[ModelT]):
     """All live sessions by id, and by model and row. A session that no stream has open is idle."""
 
     def __init__(self) -> None:
-        self._sessions: dict[str, Session[ModelT]] = {}
+        self._sessions: ShardedDict[Session[ModelT]] = ShardedDict()
         self._by_row: dict[ModelT, RowIndex[ModelT]] = {}  # models with sessions only: no other is held
         self.num_idle = 0
 
@@ -38,11 +40,11 @@ class SessionTable(Generic[ModelT]):
 
     def __iter__(self) -> Iterator[Session[ModelT]]:
         """Iterate over the live sessions; the table must not change meanwhile."""
-        return iter(self._sessions.values())
+        return itertools.chain.from_iterable(shard.values() for shard in self._sessions.shards)
 
     def get(self, session_id: str) -> Session[ModelT] | None:
         """Return a live session; None where it is not live here."""
-        return self._sessions.get(session_id)
+        return self._sessions.of(session_id).get(session_id)
 
     def create(
         self, session_id: str, model: ModelT, *, epoch: int, incarnation: int, now_s: float
@@ -70,7 +72,8 @@ class SessionTable(Generic[ModelT]):
         columns.is_idle[rows] = True
         places = zip(session_ids, rows.tolist(), slots.generations.tolist(), strict=True)
         sessions = [Session(session_id, model, row, generation) for session_id, row, generation in places]
-        self._sessions.update(zip(session_ids, sessions, strict=True))
+        for session in sessions:
+            self._sessions.of(session.id)[session.id] = session
         self.num_idle += len(sessions)
         if model not in self._by_row:
             self._by_row[model] = RowIndex(columns)
@@ -141,7 +144,7 @@ class SessionTable(Generic[ModelT]):
         for session in sessions:
             self.num_idle -= session.owner is None
             session.is_ended = True
-            del self._sessions[session.id]
+            del self._sessions.of(session.id)[session.id]
 
     def longest_idle(
         self, count: int = 1, is_free: Callable[[str], bool] = lambda _id: True

@@ -76,7 +76,7 @@ class Store(Protocol):
         """Return up to `limit` session ids that begin with `prefix` and come after `after`, in order."""
 
     async def idle_since(self, before_s: float, limit: int) -> list[SessionRecord]:
-        """Return up to `limit` records last used before `before_s`."""
+        """Return up to `limit` records last used before `before_s`, in no particular order."""
 
     async def forget_tombstones(self, before_s: float) -> int:
         """Drop the tombstones made before `before_s`; return how many."""

@@ -9,6 +9,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from longshort_service import errors
+from longshort_service.sharded_dict import ShardedDict
 from longshort_service.stores.base import Found, OpenMode, StoreOpening
 
 if TYPE_CHECKING:
@@ -28,8 +29,10 @@ class MemoryStore:
     def __init__(self, max_entries: int = 1_000_000) -> None:
         self._max_entries = max_entries
         self._num_records_of: Counter[tuple[str, int]] = Counter()
-        self._entries: dict[str, int] = {}  # the epoch of each session
-        self._records: dict[str, SessionRecord] = {}  # of those that were written, the oldest write first
+        self._entries: ShardedDict[int] = ShardedDict()  # the epoch of each session
+        self._num_entries = 0
+        # Of those that were written, in each shard the oldest write first.
+        self._records: ShardedDict[SessionRecord] = ShardedDict()
         self._tombstones: dict[str, float] = {}  # when each was made, the oldest first
         self._epochs = itertools.count(1)
 
@@ -40,24 +43,26 @@ class MemoryStore:
         return [self._open(session_id, mode) for session_id, mode in requests]
 
     def _open(self, session_id: str, mode: OpenMode) -> StoreOpening | errors.SessionsExhausted:
-        previous_epoch = self._entries.get(session_id)
+        entries = self._entries.of(session_id)
+        previous_epoch = entries.get(session_id)
         if previous_epoch is not None:
             if mode is OpenMode.CREATE:
                 return StoreOpening(Found.EXISTS)
-            epoch = self._entries[session_id] = next(self._epochs)
+            epoch = entries[session_id] = next(self._epochs)
             return StoreOpening(Found.OPENED, previous_epoch, epoch, self._take_record(session_id))
         if session_id in self._tombstones and mode is not OpenMode.CREATE:
             return StoreOpening(Found.EXPIRED)
         if mode is OpenMode.OPEN:
             return StoreOpening(Found.ABSENT)
-        if len(self._entries) >= self._max_entries:
+        if self._num_entries >= self._max_entries:
             return errors.SessionsExhausted(
-                f"{len(self._entries)} sessions are kept, the most that this server keeps: "
+                f"{self._num_entries} sessions are kept, the most that this server keeps: "
                 "delete some, or raise max_stored_sessions",
                 max_stored_sessions=self._max_entries,
             )
         self._tombstones.pop(session_id, None)
-        epoch = self._entries[session_id] = next(self._epochs)
+        self._num_entries += 1
+        epoch = entries[session_id] = next(self._epochs)
         return StoreOpening(Found.CREATED, 0, epoch)
 
     async def write(self, records: Sequence[SessionRecord]) -> list[bool]:
@@ -65,15 +70,15 @@ class MemoryStore:
         return [self._write(record) for record in records]
 
     def _write(self, record: SessionRecord) -> bool:
-        if self._entries.get(record.session_id) != record.epoch:
+        if self._entries.of(record.session_id).get(record.session_id) != record.epoch:
             return False
         self._take_record(record.session_id)  # its place in the order of writes is given up
-        self._records[record.session_id] = record
+        self._records.of(record.session_id)[record.session_id] = record
         self._num_records_of[record.model, record.version] += 1
         return True
 
     def _take_record(self, session_id: str) -> SessionRecord | None:
-        record = self._records.pop(session_id, None)
+        record = self._records.of(session_id).pop(session_id, None)
         if record is not None:
             self._num_records_of[record.model, record.version] -= 1
         return record
@@ -82,7 +87,7 @@ class MemoryStore:
         """See Store.read."""
         if session_id in self._tombstones:
             raise errors.SessionExpired(f"session {session_id} was ended because nobody used it")
-        return self._records.get(session_id)
+        return self._records.of(session_id).get(session_id)
 
     async def delete_many(self, session_ids: Sequence[str]) -> list[bool]:
         """See Store.delete_many."""
@@ -90,12 +95,14 @@ class MemoryStore:
 
     def _delete(self, session_id: str) -> bool:
         self._take_record(session_id)
-        return self._entries.pop(session_id, None) is not None
+        was_there = self._entries.of(session_id).pop(session_id, None) is not None
+        self._num_entries -= was_there
+        return was_there
 
     async def bury_many(self, entries: Sequence[tuple[str, int]], now_s: float) -> list[bool]:
         """See Store.bury_many."""
         buried = [
-            self._entries.get(session_id) == epoch and self._delete(session_id)
+            self._entries.of(session_id).get(session_id) == epoch and self._delete(session_id)
             for session_id, epoch in entries
         ]
         ids = [session_id for session_id, _ in entries]
@@ -113,8 +120,11 @@ class MemoryStore:
 
     async def idle_since(self, before_s: float, limit: int) -> list[SessionRecord]:
         """See Store.idle_since."""
-        oldest = itertools.islice(self._records.values(), limit)
-        return list(itertools.takewhile(lambda record: record.last_used_s < before_s, oldest))
+        idle = itertools.chain.from_iterable(
+            itertools.takewhile(lambda record: record.last_used_s < before_s, shard.values())
+            for shard in self._records.shards
+        )
+        return list(itertools.islice(idle, limit))
 
     async def forget_tombstones(self, before_s: float) -> int:
         """See Store.forget_tombstones."""
