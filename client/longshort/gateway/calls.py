@@ -34,11 +34,15 @@ class Waiter(Protocol):
 
 
 class Doubt:
-    """A row whose caller has gone after it was sent: it holds the outcome for `retry`."""
+    """A row whose caller has gone after it was sent: it holds the outcome for `retry`.
 
-    __slots__ = ("_error", "_result", "is_settled", "waiter")
+    `number` is its call's: several of a session are retried in the order of their calls.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_error", "_result", "is_settled", "number", "waiter")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
         self.waiter: Waiter | None = None
         self.is_settled = False
         self._result: NDArray[np.float32] | None = None
@@ -81,6 +85,7 @@ class StepCall:
     slot: int
     value: float | NDArray[np.float32]
     deadline_s: float  # of the shell's clock
+    number = 0  # in the order of calls
     is_sent = False
     heir: Doubt | None = None
 
@@ -101,11 +106,14 @@ class StepCall:
         """The steps that it waits for."""
         return 1
 
-    def abandon(self) -> list[tuple[int, Doubt]]:
-        """Take that nobody awaits it any more; return the slots whose values may be taken, with a doubt each."""
+    def abandon(self, _ids: Sequence[str]) -> list[tuple[int, Doubt]]:
+        """Take that nobody awaits it any more; return the slots whose values may be taken, with a doubt each.
+
+        `ids` are those of all slots now: what belongs to a session that was closed since is forgotten.
+        """
         if not self.is_sent:
             return []
-        self.heir = Doubt()
+        self.heir = Doubt(self.number)
         return [(self.slot, self.heir)]
 
     # As the sink of its row
@@ -153,7 +161,7 @@ class StepCall:
         if self.heir is not None:
             self.heir.put_off(error)
             return self.heir, 0
-        self.heir = Doubt()
+        self.heir = Doubt(self.number)
         self.set_exception(error)
         return self.heir, 1
 
@@ -175,6 +183,7 @@ class ArrayCall:
         deadline_s: float = math.inf,
     ) -> None:
         self.waiter = waiter
+        self.number = 0  # in the order of calls
         self.deadline_s = deadline_s  # of the shell's clock
         self.slots = slots  # [n]
         self.is_sent = np.zeros(
@@ -195,14 +204,14 @@ class ArrayCall:
         """The steps that it waits for."""
         return len(self.slots) * self.num_steps
 
-    def abandon(self) -> list[tuple[int, Doubt]]:
+    def abandon(self, ids: Sequence[str]) -> list[tuple[int, Doubt]]:
         """See StepCall. Rows that were answered are in doubt too: their answers were not handed out."""
         self.is_abandoned = True
         doubts = []
         for index in np.flatnonzero(self.is_sent).tolist():
-            if index in self.heirs:
+            if index in self.heirs or ids[self.slots[index]] != self._ids[index]:
                 continue
-            doubt = self.heirs[index] = Doubt()
+            doubt = self.heirs[index] = Doubt(self.number)
             if index in self._errors:
                 doubt.settle(None, self._errors[index])
             elif self._is_answered[index]:
@@ -257,7 +266,7 @@ class ArrayCall:
         if index in self.heirs:
             self.heirs[index].put_off(error)
             return self.heirs[index], 0
-        self.heirs[index] = Doubt()
+        self.heirs[index] = Doubt(self.number)
         self._errors[index] = error
         return self.heirs[index], self._finished(1)
 

@@ -49,6 +49,7 @@ class FrameStream:
         self._backoff = new_backoff()
         self._is_connected = False
         self._connects_at_s = 0.0
+        self._num_calls = 0
         self._inflight: Frame | None = None
         self._asks_what_is_stored = False  # the frame in flight
         self._broken: LongshortError | None = None  # what the frame answered last says of the whole server
@@ -65,6 +66,7 @@ class FrameStream:
             row = arrays.one_row(value, table.num_features or None)
             value = row[0] if row.shape[1] > 1 else float(row[0, 0])
         call.value = value
+        self._number(call)
         table.check(slot)
         if at is None:
             self.turns.ask_step(call)
@@ -77,6 +79,7 @@ class FrameStream:
     def steps(self, call: ArrayCall, values: NDArray[np.float32]) -> None:
         """Take [n, time, features] f32 of n sessions. Rows that cannot be asked fail by themselves."""
         self._check()
+        self._number(call)
         self.turns.ask_array(call, values)
 
     def forecast(self, call: ArrayCall, horizon: int) -> None:
@@ -109,6 +112,10 @@ class FrameStream:
         rows = [*frame.calls, *frame.parts, *frame.rows, *frame.forecasts, *self.turns.items()]
         calls = {id(call): call for call in map(call_of, rows) if call is not None}
         return list(calls.values())
+
+    def _number(self, call: Sink) -> None:
+        self._num_calls += 1
+        call.number = self._num_calls
 
     def _check(self) -> None:
         if self._end is not None:

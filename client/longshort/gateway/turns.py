@@ -100,9 +100,11 @@ class Turns:
     def advance(self, slot: int) -> None:
         """Let the next in a session's line be ready, if the session is free."""
         flags = self._table.flag_bytes
-        if flags[slot] & (OPEN | QUEUED | BUSY | DOUBT) != OPEN | QUEUED:
+        if flags[slot] & (OPEN | QUEUED | BUSY) != OPEN | QUEUED:
             return
         queue = self._behind[slot]
+        if flags[slot] & DOUBT and not (isinstance(queue[0], Row) and queue[0].sink is None):
+            return  # what the server has forgotten goes on; all else waits for `retry`
         while queue and not flags[slot] & BUSY:
             item = queue.popleft()
             if self._is_to_go(item):
@@ -219,10 +221,13 @@ class Turns:
         """
         self.num_waiting_steps -= call.weight
         self._num_withdrawn += call.weight
-        doubts = call.abandon()
+        doubts = [
+            (slot, doubt)
+            for slot, doubt in call.abandon(self._table.ids)
+            if not self._table.flag_bytes[slot] & ENDED
+        ]
         for slot, doubt in doubts:
-            self.doubts.setdefault(slot, deque()).append(doubt)
-            self._doubt(slot)
+            self._doubt(slot, doubt)
         return bool(doubts)
 
     def give_up(self, row: Row, error: LongshortError) -> None:
@@ -231,10 +236,7 @@ class Turns:
             doubt, num_steps = row.sink.row_doubted(row.index, error)
             self.num_waiting_steps -= num_steps
             self.put_back(row)
-            doubts = self.doubts.setdefault(row.slot, deque())
-            if doubt not in doubts:
-                doubts.append(doubt)
-            self._doubt(row.slot)
+            self._doubt(row.slot, doubt)
         else:
             self.fail(row, error)
 
@@ -248,9 +250,11 @@ class Turns:
             else:
                 self.fail(item, error)
 
-    def _doubt(self, slot: int) -> None:
+    def _doubt(self, slot: int, doubt: Doubt) -> None:
         """Let a session take nothing new: what waits for it fails, but for the row that was sent."""
         flags = self._table.flag_bytes
+        doubts = {*self.doubts.get(slot, ()), doubt}
+        self.doubts[slot] = deque(sorted(doubts, key=lambda doubt: doubt.number))
         flags[slot] |= DOUBT
         queue = self._behind.pop(slot, deque())
         flags[slot] &= ~QUEUED
@@ -286,8 +290,7 @@ class Turns:
         """Take that nobody awaits a retry any more: what has no outcome is in doubt again."""
         doubt.waiter = None
         if not doubt.is_settled:
-            self.doubts.setdefault(slot, deque()).appendleft(doubt)
-            self._doubt(slot)
+            self._doubt(slot, doubt)
 
     def sweep(self) -> None:
         """Forget what was withdrawn, once it is more than what waits."""
