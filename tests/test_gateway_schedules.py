@@ -136,7 +136,9 @@ class Schedule:
         return {slot: len(doubts) for slot, doubts in self.play.core.turns.doubts.items()}
 
     def close(self, key: str, _which: int, _size: int) -> None:
-        self.others.append(self.play.close_session(key))
+        # Closing a session forgets the doubts of calls that are not back yet.
+        if all(asked.waiter.done() or len(asked.ids) == 1 for asked in self.lines[key]):
+            self.others.append(self.play.close_session(key))
 
     def retry(self, key: str, _which: int = 0, _size: int = 0) -> None:
         if key in self.play.core.table.slots:

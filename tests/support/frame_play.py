@@ -139,8 +139,11 @@ class Play:
     def send(self) -> None:
         """Go on until a frame has been sent and its answer waits."""
         for _ in range(10):
-            if isinstance(self.move(), SendFrame):
+            action = self.move()
+            if isinstance(action, SendFrame):
                 return
+            if isinstance(action, Idle) and action.until_s is not None:
+                self.now_s = max(self.now_s, action.until_s)
         raise AssertionError("nothing was sent")
 
     def run(self, limit: int = 2000) -> None:

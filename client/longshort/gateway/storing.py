@@ -71,9 +71,12 @@ class Storing:
                 self._backoff.reset()
         self._tell()
 
-    def next_frame(self, now_s: float) -> tuple[Frame | None, float | None]:
-        """Return what asks how far sessions are stored, if it is time to ask; else when it will be, if ever."""
-        slots = self._awaited(are_open=True)
+    def next_frame(self, now_s: float, *, is_held: bool) -> tuple[Frame | None, float | None]:
+        """Return what asks how far sessions are stored, if it is time to ask; else when it will be, if ever.
+
+        `is_held` is whether new values wait because too much is kept.
+        """
+        slots = self._awaited(is_held=is_held, are_open=True)
         if not len(slots):
             return None, None
         if now_s < self._asks_at_s:
@@ -87,15 +90,15 @@ class Storing:
         self._asks_at_s = now_s + self._backoff.next_delay_s(None)
         return (frame if frame.rows else None), self._asks_at_s
 
-    def unopened(self) -> NDArray[np.intp]:
+    def unopened(self, *, is_held: bool) -> NDArray[np.intp]:
         """Return the sessions whose storing is awaited and who are not open: opening them says it too."""
-        return self._awaited(are_open=False)
+        return self._awaited(is_held=is_held, are_open=False)
 
-    def _awaited(self, *, are_open: bool) -> NDArray[np.intp]:
+    def _awaited(self, *, is_held: bool, are_open: bool) -> NDArray[np.intp]:
         """Return the sessions whose storing somebody waits for, those of flushes and those that fill the memory."""
         table = self._table
         found = [slots[self._is_missing(slots, targets)] for _, slots, targets in self._flushes]
-        if self.kept.is_full:
+        if is_held:
             slots = self.kept.oldest_slots()
             found.append(slots[table.durable_step[slots] < table.position[slots]])
         if not found:

@@ -19,7 +19,7 @@ from longshort.gateway.frame import Frame
 from longshort.gateway.openings import Openings
 from longshort.gateway.rows import CloseRow, ForecastRow, Row, call_of
 from longshort.gateway.storing import Storing
-from longshort.gateway.table import ENDED, OPEN, SessionTable
+from longshort.gateway.table import ENDED, OPEN, OPENING, SessionTable
 from longshort.gateway.turns import Turns
 from longshort.recovery import Verdict
 
@@ -133,9 +133,10 @@ class FrameStream:
         if self._inflight is not None:
             return RECEIVE
         wakes_at_s = self._openings.resume(now_s)
-        for slot in self._storing.unopened().tolist():
+        is_held = bool(self.turns.ready) and self._storing.is_full
+        for slot in self._storing.unopened(is_held=is_held).tolist():
             self.turns.open_for(slot)
-        asking, asks_at_s = self._storing.next_frame(now_s)
+        asking, asks_at_s = self._storing.next_frame(now_s, is_held=is_held)
         if asking is None and not (self.turns.ready or self.turns.unopened):
             return Idle(_earliest(wakes_at_s, asks_at_s))
         if not self._is_connected:
@@ -147,7 +148,7 @@ class FrameStream:
         self._asks_what_is_stored = asking is not None
         opens = self._openings.take(frame) if asking is None else []
         if asking is None:
-            fill(frame, self.turns, self.table, is_full=self._storing.is_full)
+            fill(frame, self.turns, self.table, is_full=is_held)
         if not frame:
             return Idle(_earliest(wakes_at_s, asks_at_s))
         self._inflight = frame
@@ -257,6 +258,7 @@ class FrameStream:
             waiting = errors.SessionClosed("the session was closed before", reason="CLOSED")
             self.turns.fail_behind(slot, waiting)
             self._openings.forget(slot)
+            self.turns.doubts.pop(slot, None)  # of a row whose call was given up while the session was closed
             self.table.release(slot)
 
     def disconnected(self, failure: LongshortError, now_s: float) -> None:
@@ -291,6 +293,7 @@ class FrameStream:
 
     def _give_up(self, error: LongshortError) -> None:
         self.turns.unopened.clear()
+        self.table.flags &= ~np.uint8(OPENING)
         for slot in self.turns.slots_behind():
             self.turns.give_up_behind(slot, error)
         self._storing.fail(error)

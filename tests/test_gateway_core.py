@@ -1,0 +1,497 @@
+"""The core of a gateway against a server of dictionaries: what each failure means, one at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from frame_play import Play, Promise
+from frame_server import BEHIND, FrameServer, Refusal, alone
+from longshort import errors
+from longshort.errors import Code
+from longshort.gateway.actions import Idle
+from longshort.gateway.filling import MAX_FRAME_STEPS, MAX_ROW_STEPS
+from longshort.v1 import sequence_pb2, types_pb2
+
+
+def status(code: Code, reason: str = "") -> errors.LongshortError:
+    return errors.make(code, "the stream has ended", reason, {}, None)
+
+
+def test_first_call_opens_all_that_waits_in_one_frame_and_sends_the_values_in_the_next():
+    play = Play()
+    calls = [play.step(key, 1.0) for key in "abc"]
+    play.run()
+    opens, values = play.server.requests
+    assert [item.open.session.id for item in opens.opens] == ["a", "b", "c"]
+    assert (list(values.handles), list(values.counts), list(values.steps)) == ([0, 1, 2], [], [0, 0, 0])
+    assert all(np.array_equal(call.outcome, [1, -1]) for call in calls)
+
+
+def test_what_waits_while_a_frame_is_in_flight_goes_with_the_next_one():
+    play = Play()
+    play.steps("abcd", [0, 0, 0, 0])
+    play.run()
+    play.step("a", 1.0)
+    play.send()
+    calls = [play.step(key, 2.0) for key in "abc"]
+    waiter, _ = play.steps("dc", [3, 3])
+    play.run()
+    assert [len(request.handles) for request in play.server.requests[-3:]] == [1, 4, 1]
+    assert all(isinstance(call.outcome, np.ndarray) for call in [*calls, waiter])
+
+
+def test_array_call_of_free_sessions_is_one_frame_without_a_copy_of_the_rows():
+    play = Play()
+    play.steps("abc", [[[1], [2]], [[3], [4]], [[5], [6]]])
+    play.run()
+    waiter, _ = play.steps("abc", [[[1], [2]], [[3], [4]], [[5], [6]]])
+    play.run()
+    request = play.server.requests[-1]
+    assert (list(request.counts), list(request.values)) == ([2, 2, 2], [1, 2, 3, 4, 5, 6])
+    assert waiter.outcome.shape == (3, 2, 2)
+    waiter.outcome[0] = 0  # its own memory, to be written
+
+
+def test_frame_has_a_limit_of_steps_and_rows_are_cut():
+    play = Play(FrameServer(max_steps=10_000))
+    waiter, _ = play.steps(["a"], np.zeros((1, MAX_ROW_STEPS + 1, 1)))
+    play.run()
+    ids = [str(number) for number in range(MAX_FRAME_STEPS // MAX_ROW_STEPS + 1)]
+    play.steps(ids, np.zeros((len(ids), 1)))
+    play.run()
+    play.server.requests.clear()
+    many, _ = play.steps(ids, np.zeros((len(ids), 300, 1)))
+    play.run()
+    assert waiter.outcome.shape == (1, MAX_ROW_STEPS + 1, 2)
+    assert many.outcome.shape == (len(ids), 300, 2)
+    sums = [sum(request.counts) or len(request.handles) for request in play.server.requests]
+    assert max(sums) <= MAX_FRAME_STEPS
+    assert max(max(request.counts) for request in play.server.requests) <= MAX_ROW_STEPS
+
+
+def test_part_with_more_rows_than_a_frame_holds_goes_in_several(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("longshort.gateway.filling.MAX_FRAME_STEPS", 4)
+    play = Play()
+    ids = [str(number) for number in range(10)]
+    play.steps(ids, np.ones(10))
+    play.run()
+    waiter, _ = play.steps(ids, np.ones(10))
+    play.run()
+    assert [len(request.handles) for request in play.server.requests[-3:]] == [4, 4, 2]
+    np.testing.assert_array_equal(waiter.outcome, np.tile(alone([1, 1])[1], (10, 1)))
+
+
+def test_lost_answer_is_given_again_from_the_stored_one():
+    play = Play()
+    calls = [play.step(key, 1.0) for key in "ab"]
+    play.run()
+    calls = [play.step(key, 2.0) for key in "ab"]
+    play.send()
+    play.cut()
+    play.run()
+    assert play.num_connects == 2
+    opens = [item.open.mode for request in play.server.requests[3:] for item in request.opens]
+    assert opens == [types_pb2.OPEN_MODE_OPEN] * 2
+    for call in calls:
+        np.testing.assert_array_equal(call.outcome, alone([1, 2])[1])
+    assert [len(session.history) for session in play.server.sessions.values()] == [2, 2]
+
+
+def test_idle_sessions_are_reopened_when_they_are_used_again():
+    play = Play()
+    play.steps("abc", [1, 2, 3])
+    play.run()
+    play.cut()
+    play.step("b", 1.0)
+    play.run()
+    assert [item.open.session.id for item in play.server.requests[2].opens] == ["b"]
+
+
+def test_pauses_between_tries_grow_and_neighbours_do_not_wait_for_an_opening_that_is_put_off():
+    play = Play()
+    call = play.step("a", 1.0)
+    waits = []
+    for _ in range(4):
+        play.move()
+        play.cut()
+        action = play.move()
+        assert isinstance(action, Idle)
+        assert action.until_s is not None
+        waits.append(action.until_s - play.now_s)
+        play.now_s = action.until_s
+    assert waits == sorted(waits)
+    play.run()
+    assert isinstance(call.outcome, np.ndarray)
+
+    tries = iter([Refusal(Code.UNAVAILABLE, "DRAINING", delay_s=5.0)])
+
+    def refuse(key: str) -> None:
+        if key == "slow" and (refusal := next(tries, None)):
+            raise refusal
+
+    play.server.refuse_open = refuse
+    slow, quick = play.step("slow", 1.0), play.step("quick", 1.0)
+    before_s = play.now_s
+    while not quick.done():
+        play.move()
+    assert play.now_s == before_s
+    play.run()
+    assert isinstance(slow.outcome, np.ndarray)
+    assert play.now_s >= before_s + 5
+
+
+@pytest.mark.parametrize(
+    ("act", "kind", "reason"),
+    [
+        (lambda server: server.take("b", "someone"), errors.SessionTaken, "SESSION_MOVED"),
+        (lambda server: server.sessions.pop("b"), errors.SessionLost, "SESSION_MOVED"),
+    ],
+)
+def test_session_that_is_gone_ends_alone(act: Any, kind: type, reason: str):
+    play = Play()
+    play.steps("abc", [1, 2, 3])
+    play.run()
+    act(play.server)
+    waiter, _ = play.steps("abc", [1, 2, 3])
+    behind = play.step("b", 1.0)
+    play.run()
+    failure = waiter.outcome.errors
+    assert [(index, type(error), error.reason) for index, error in failure.items()] == [(1, kind, reason)]
+    assert isinstance(behind.outcome, kind)
+    assert isinstance(play.step("b", 1.0).outcome, kind)
+    assert isinstance(play.retry("b").outcome, kind)
+    assert play.close_session("b").outcome is None
+    assert play.position("a") == 2
+
+
+@pytest.mark.parametrize(
+    ("act", "kind", "reason"),
+    [
+        (lambda server: server.reset("b"), errors.SessionReplaced, "SESSION_REPLACED"),
+        (lambda server: server.sessions.pop("b"), errors.SessionLost, "SESSION_NOT_FOUND"),
+        (lambda server: server.sessions["b"].history.append([1.0]), errors.SessionLost, "OTHER_WRITER"),
+        (lambda server: server.sessions["b"].history.clear(), errors.SessionLost, "STEPS_LOST"),
+    ],
+)
+def test_reopened_session_that_does_not_fit_ends_alone(act: Any, kind: type, reason: str):
+    play = Play()
+    play.steps("abc", [1, 2, 3])
+    play.run()
+    act(play.server)
+    play.cut()
+    waiter, _ = play.steps("abc", [1, 2, 3])
+    play.run()
+    failure = waiter.outcome.errors
+    assert [(index, type(error), error.reason) for index, error in failure.items()] == [(1, kind, reason)]
+
+
+def test_session_moved_by_this_client_itself_is_opened_again():
+    play = Play()
+    play.step("a", 1.0)
+    play.run()
+    play.server.take("a", play.client_id)
+    call = play.step("a", 2.0)
+    play.run()
+    np.testing.assert_array_equal(call.outcome, alone([1, 2])[1])
+
+
+def test_creation_whose_answer_was_lost_is_our_own():
+    play = Play(mode="create")
+    call = play.step("a", 1.0)
+    play.send()
+    play.cut()
+    play.run()
+    assert isinstance(call.outcome, np.ndarray)
+    other = Play(play.server, mode="create")
+    refused = other.step("a", 1.0)
+    other.run()
+    assert isinstance(refused.outcome, errors.SessionExists)
+
+
+def test_session_of_another_shape_than_the_first_is_told_so():
+    play = Play()
+    play.step("a", 1.0)
+    play.run()
+    play.server.num_features = 2
+    call = play.step("b", 1.0)
+    play.run()
+    assert isinstance(call.outcome, errors.ModelMismatch)
+    assert call.outcome.reason == "OTHER_SHAPE"
+
+
+def test_width_is_told_once_the_model_is_known():
+    play = Play()
+    wrong, right = play.step("a", [1.0, 2.0]), play.step("b", 1.0)
+    waiter, _ = play.steps("cd", [1, 2])
+    play.run()
+    assert wrong.outcome.reason == "WRONG_SHAPE"
+    assert isinstance(right.outcome, np.ndarray)
+    assert isinstance(waiter.outcome, np.ndarray)
+    assert play.step("a", [1.0, 2.0]).outcome.reason == "WRONG_SHAPE"
+
+
+def test_refusal_of_a_later_piece_has_the_answers_of_the_earlier_ones():
+    play = Play()
+    values = np.arange(6.0)
+    values[5] = np.nan
+    waiter, _ = play.steps("ab", np.stack([values, np.arange(6.0)])[:, :, None])
+    play.run()
+    error = waiter.outcome.errors[0]
+    np.testing.assert_array_equal(error.partial, alone(values[:4]))
+    assert error.metadata["row"] == "5"
+    assert np.isnan(waiter.outcome.answers[0]).all()
+    assert play.position("a") == 4
+
+
+def test_stream_that_is_refused_fails_its_callers_and_the_next_call_tries_anew():
+    play = Play()
+    calls = [play.step("a", 1.0), play.forecast("b", 3)[0], play.close_session("c"), play.close_session("a")]
+    play.move()
+    play.cut(status(Code.UNIMPLEMENTED, "NOT_BUILT"))
+    assert [type(call.outcome).__name__ for call in calls] == [
+        "Unimplemented",
+        "RowsFailed",
+        "NoneType",
+        "Unimplemented",
+    ]
+    again = play.step("a", 1.0)
+    play.run()
+    assert isinstance(again.outcome, np.ndarray)
+
+
+def test_frame_that_the_server_refuses_has_moved_nothing():
+    play = Play()
+    play.steps("ab", [1, 2])
+    play.run()
+    waiter, _ = play.steps("ab", [3, 4])
+    single = play.step("a", 5.0)
+    play.core.next_action(0.0)
+    play.cut(status(Code.INVALID_ARGUMENT, "INVALID_MESSAGE"))
+    assert {type(error) for error in waiter.outcome.errors.values()} == {errors.InvalidRequest}
+    assert isinstance(single.outcome, errors.InvalidRequest)
+    assert not play.core.turns.doubts
+
+
+def test_stream_that_ends_for_good_under_values_leaves_them_in_doubt():
+    play = Play()
+    play.steps("abc", [1, 2, 3])
+    play.run()
+    waiter, _ = play.steps("ab", [3, 4])
+    single = play.step("c", 5.0)
+    play.send()
+    play.cut(status(Code.RESOURCE_EXHAUSTED))
+    assert isinstance(single.outcome, errors.ResourceExhausted)
+    assert {type(error) for error in waiter.outcome.errors.values()} == {errors.ResourceExhausted}
+    for key, values in (("a", [1, 3]), ("b", [2, 4]), ("c", [3, 5])):
+        assert isinstance(play.step(key, 0.0).outcome, errors.StepInDoubt)
+        first = play.retry(key)
+        play.send()
+        play.cut(status(Code.UNAUTHENTICATED))
+        assert isinstance(first.outcome, errors.AccessDenied)
+        second = play.retry(key)
+        play.run()
+        np.testing.assert_array_equal(second.outcome, alone(values)[1])
+
+
+def test_answer_to_a_call_that_was_cancelled_is_kept_for_retry():
+    play = Play()
+    play.steps("ab", [1, 2])
+    play.run()
+    waiter, call = play.steps("ab", [3, 4])
+    play.send()
+    assert play.cancel(call, waiter)
+    assert isinstance(play.step("a", 0.0).outcome, errors.StepInDoubt)
+    play.run()
+    np.testing.assert_array_equal(play.retry("a").outcome, alone([1, 3])[1])
+    assert play.retry("a").outcome.reason == "NOT_IN_DOUBT"
+    assert isinstance(play.step("b", 0.0).outcome, errors.StepInDoubt)
+    play.core.turns.abandon_retry(1, play.core.turns.doubts[1][0])
+    np.testing.assert_array_equal(play.retry("b").outcome, alone([2, 4])[1])
+
+
+def test_retry_that_is_given_up_leaves_the_doubt():
+    play = Play()
+    play.step("a", 1.0)
+    play.run()
+    call = play.step("a", 2.0)
+    play.send()
+    play.cancel(call)
+    play.cut()
+    assert isinstance(play.move(), Idle), "nobody waits, so nobody connects"
+    waiter = Promise()
+    doubt = play.core.turns.retry(0, waiter)
+    waiter.cancel()
+    play.core.turns.abandon_retry(0, doubt)
+    assert isinstance(play.step("a", 0.0).outcome, errors.StepInDoubt)
+    again = play.retry("a")
+    behind = play.step("a", 3.0)
+    play.run()
+    np.testing.assert_array_equal([again.outcome, behind.outcome], alone([1, 2, 3])[1:])
+
+
+def test_refused_row_that_was_cancelled_tells_retry():
+    play = Play()
+    play.step("a", 1.0)
+    play.run()
+    call = play.step("a", float("nan"))
+    play.send()
+    play.cancel(call)
+    play.run()
+    assert play.retry("a").outcome.reason == "VALUE_MISSING"
+    assert play.position("a") == 1
+
+
+def test_draining_server_is_left_and_its_rows_go_elsewhere():
+    play = Play()
+    play.steps("ab", [1, 2])
+    play.run()
+    refusals = iter([Refusal(Code.UNAVAILABLE, "DRAINING")])
+
+    def refuse(key: str) -> None:
+        if key == "a" and (refusal := next(refusals, None)):
+            raise refusal
+
+    play.server.refuse_row = refuse
+    waiter, _ = play.steps("ab", [3, 4])
+    play.run()
+    assert play.num_connects == 2
+    np.testing.assert_array_equal(waiter.outcome, [alone([1, 3])[1], alone([2, 4])[1]])
+
+
+def test_stored_answer_that_is_none_is_told():
+    play = Play()
+    play.step("a", 1.0)
+    play.run()
+    session = play.server.sessions["a"]
+    session.last = (*session.last[:3], [])
+    call = play.step("a", 1.0, at=0)
+    play.run()
+    assert call.outcome.reason == "NO_ANSWER"
+    assert play.position("a") == 1
+
+
+def test_values_are_kept_until_they_are_stored_and_new_ones_wait_for_room():
+    play = Play(FrameServer(BEHIND), max_kept_steps=4)
+    for value in range(2):
+        play.steps("ab", [value, value])
+        play.run()
+    call = play.step("a", 2.0)
+    for _ in range(30):
+        action = play.move()
+        if isinstance(action, Idle):
+            play.now_s = action.until_s
+    assert not call.done()
+    assert len(play.server.sessions["a"].history) == 2
+    play.server.store()
+    play.run()
+    np.testing.assert_array_equal(call.outcome, alone([0, 1, 2])[2])
+
+
+def test_flush_waits_until_what_was_answered_is_stored():
+    play = Play(FrameServer(BEHIND))
+    play.steps("ab", [1, 2])
+    play.run()
+    waiter, one = play.flush(), play.flush(["a"])
+    for _ in range(10):
+        action = play.move()
+        if isinstance(action, Idle):
+            play.now_s = action.until_s
+    assert not waiter.done()
+    play.server.store()
+    play.run()
+    assert waiter.done()
+    assert one.done()
+    assert len(play.server.sessions["a"].history) == 1, "asking has moved nothing"
+    given_up = play.step("a", 1.0)
+    play.run()
+    unstored = play.flush()
+    play.core.close(errors.SessionClosed("closed"))
+    assert isinstance(unstored.outcome, errors.SessionClosed)
+    assert isinstance(given_up.outcome, np.ndarray)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda answer: answer.handles.pop(),
+        lambda answer: answer.handles.__setitem__(0, 77),
+        lambda answer: answer.handles.__setitem__(slice(None), [1, 0]),
+        lambda answer: answer.steps.__setitem__(0, 9),
+        lambda answer: answer.values.pop(),
+        lambda answer: answer.errors.add(handle=1, part=sequence_pb2.FRAME_PART_VALUES),
+        lambda answer: answer.opened.add(handle=1),
+        lambda answer: answer.ClearField("forecasts"),
+    ],
+)
+def test_answer_that_does_not_fit_its_frame_leaves_its_values_in_doubt(spoil: Any):
+    play = Play()
+    play.steps("abc", [1, 2, 3])
+    play.run()
+    waiter, _ = play.steps("ab", [1, 2])
+    ahead, _ = play.forecast("c", 2)
+    play.send()
+    answer = sequence_pb2.StreamFramesResponse.FromString(play.answers[0])
+    spoil(answer)
+    if len(answer.handles) < 2:
+        del answer.steps[1:], answer.values[2:], answer.durable_steps[1:]
+    play.core.received(answer.SerializeToString(), 0.0)
+    for outcome in (waiter.outcome, ahead.outcome):
+        assert {error.reason for error in outcome.errors.values()} == {"PROTOCOL_VIOLATION"}
+    assert len(play.core.turns.doubts) == 2
+
+
+def test_frame_that_nobody_asked_is_a_fault_of_the_server():
+    play = Play()
+    play.step("a", 1.0)
+    play.run()
+    play.core.received(b"", 0.0)
+    assert play.core.failure is not None
+    assert play.core.failure.reason == "PROTOCOL_VIOLATION"
+    call = play.step("a", 1.0)
+    play.run()
+    assert isinstance(call.outcome, np.ndarray)
+
+
+def test_closing_waits_for_what_was_asked_before_and_fails_what_was_asked_after():
+    play = Play()
+    before, closed, after = play.step("a", 1.0), play.close_session("a"), play.step("a", 2.0)
+    play.run()
+    assert isinstance(before.outcome, np.ndarray)
+    assert closed.done()
+    assert isinstance(after.outcome, errors.SessionClosed)
+    assert list(play.server.requests[-1].closes) == [0]
+    play.step("b", 1.0)  # takes the slot
+    play.run()
+    assert play.position("b") == 1
+    closing = play.close_session("b")
+    play.send()
+    play.cut()
+    assert closing.done()
+    play.step("c", 1.0)
+    play.send()
+    play.cancel(play.step("d", 1.0))
+
+
+def test_much_that_is_withdrawn_is_swept_from_the_queues():
+    play = Play()
+    calls = [play.step("a", 1.0) for _ in range(3000)]
+    play.send()
+    for call in calls[1:]:
+        play.cancel(call)
+    play.run()
+    assert len(play.core.turns.items()) == 0
+    assert play.core.turns.num_waiting_steps == 0
+    assert play.position("a") == 1
+
+
+def test_table_grows_and_has_an_end(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("longshort.gateway.table.MAX_SESSIONS", 3000)
+    play = Play()
+    ids = [str(number) for number in range(3000)]
+    waiter, _ = play.steps(ids, np.ones(3000))
+    play.run()
+    assert waiter.outcome.shape == (3000, 2)
+    assert play.position("2999") == 1
+    assert play.step("one more", 1.0).outcome.reason == "GATEWAY_FULL"
