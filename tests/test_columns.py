@@ -38,7 +38,8 @@ def values_of(num_rows: int, num_steps: int, begin: float = 0.0) -> NDArray[np.f
 
 def answers_to(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return what the engine says here: each answer repeats ten times its first value."""
-    return np.repeat(10 * values[:, :, :1], OUTPUTS, axis=2)
+    with np.errstate(over="ignore"):
+        return np.repeat(10 * values[:, :, :1], OUTPUTS, axis=2)
 
 
 def job_of(
@@ -198,6 +199,38 @@ def test_columns_say_what_sessions_kept_one_by_one_would(
         assert answer_in(columns, row) == session.answer
     is_long = [session.answer is not None and len(session.answer) > 1 for session in plain]
     assert sorted(columns._long_answers) == [row for row in range(NUM_ROWS) if is_long[row]]
+
+
+@pytest.mark.parametrize("repeats_last", [True, False])
+@pytest.mark.parametrize("answer_rows", [0, 1])
+def test_one_row_is_settled_as_a_job_of_one_is(answer_rows: int, *, repeats_last: bool):
+    alone, together = (new_columns(repeats_last=repeats_last) for _ in range(2))
+    for number in range(3):
+        for columns in (alone, together):
+            settle(job_of(columns, [1, 2], values_of(2, 2), 2))  # so that there is a long answer to drop
+        job = job_of(together, [1], values_of(1, 1, begin=number), answer_rows)
+        settle(job)
+        alone.is_busy[1] = True
+        alone.is_gapless[1] = False
+        alone.settle_one(1, job.values[0, 0], job.outputs[0, 0], answer_rows)
+        for name in ("step", "is_gapless", "is_busy", "output", "sent", "seen"):
+            np.testing.assert_array_equal(getattr(alone, name), getattr(together, name))
+        for row in (1, 2):
+            assert alone.last_message(row) == together.last_message(row)
+            assert answer_in(alone, row) == answer_in(together, row)
+        assert list(alone._long_answers) == [2]
+
+
+def test_one_row_that_failed_stays_where_it_was_and_whoever_waits_is_told():
+    columns = new_columns()
+    settle(job_of(columns, [1], values_of(1, 2), 2))
+    columns.is_busy[1] = True
+    told: list[bool] = []
+    columns.when_settled(1, lambda: told.append(columns.is_busy_of[1]))
+    columns.settle_one(1, np.ones(FEATURES, np.float32), None, 1)
+    assert told == [False]
+    assert columns.step[1] == 2
+    assert answer_in(columns, 1) == [[0] * 3, [20] * 3]
 
 
 # -- what was sent -----

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from longshort_service.host_states import HostStates, StateLayout
+from longshort_service.host_states import HostStates, StateLayout, layouts_of
+from tables import signature_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -111,6 +112,15 @@ def test_what_is_read_and_gathered_are_copies():
     assert_same(states.gather(np.arange(NUM_ROWS)), batch_of(rows))
 
 
+def test_views_of_a_row_are_the_row_as_a_batch_of_one():
+    states, rows = filled()
+    views = states.views(2)
+    assert_same(views, batch_of(rows[2:3]))
+    for view, new in zip(views, batch_of([row_of(100)]), strict=True):
+        view[...] = new
+    assert_same(states.gather(np.arange(NUM_ROWS)), batch_of([*rows[:2], row_of(100), *rows[3:]]))
+
+
 def test_what_is_written_and_scattered_is_copied():
     states, rows = filled()
     row, batch = row_of(100), batch_of([row_of(101), row_of(102)])
@@ -174,3 +184,7 @@ def test_row_bytes_counts_every_state():
 
 def test_layout_puts_the_batch_at_its_axis():
     assert [layout.with_batch(5) for layout in LAYOUTS] == [(2, 5, 3), (5, 2, 2), (2, 3, 5), (5,)]
+
+
+def test_layouts_of_a_model_are_those_of_its_states():
+    assert layouts_of(signature_of()) == [StateLayout((1, -1, 2), 1, 0.0)]

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from longshort_service.arena import Arena, DeadSlot, Slots
-from longshort_service.batching import Batch, BatchPolicy, Job, RunCost
-from longshort_service.columns import SessionColumns
-from longshort_service.host_states import HostStates, StateLayout
-from longshort_service.lane import Lane, run_batch
+from lanes import lane_of
+from longshort_service.arena import DeadSlot, Slots
+from longshort_service.batching import Batch, Job
+from longshort_service.host_states import StateLayout
+from longshort_service.lane import run_batch
 
 if TYPE_CHECKING:
+    from longshort_service.host_states import HostStates
+    from longshort_service.lane import Lane
     from numpy.typing import NDArray
 
     States = list[NDArray[np.float32]]
@@ -50,42 +52,26 @@ class Owner:
         """See JobOwner."""
 
 
-class Observer:
-    """Nobody looks."""
-
-    def batch_formed(self, num_rows: int, waited_s: list[tuple[NDArray[np.float64], int]]) -> None:
-        """See LaneObserver."""
-
-    def answered(self, seconds: NDArray[np.float64]) -> None:
-        """See LaneObserver."""
-
-    def batch_done(self, num_applied: int, gather_s: float, run_s: float, scatter_s: float) -> None:
-        """See LaneObserver."""
-
-
 @pytest.fixture
 def lane() -> Lane:
-    states = HostStates([StateLayout((1, -1, 1), 1, 0.0)], NUM_ROWS)
-    return Lane(
-        name="adder",
-        engine=Adder(),  # type: ignore[arg-type]
-        arena=Arena(states, NUM_ROWS),
-        states=states,
-        columns=SessionColumns(NUM_ROWS, 1, 1, repeats_last=False),
-        policy=BatchPolicy(8, 4, can_pad=True, cost=RunCost(1e-5, 1e-6, 1e-6)),
-        observer=Observer(),
-    )
+    layout = StateLayout((1, -1, 1), 1, 0.0)
+    return lane_of(Adder(), layouts=[layout], num_rows=NUM_ROWS, can_pad=True)
+
+
+def memory_of(lane: Lane) -> HostStates:
+    assert lane.states is not None
+    return lane.states
 
 
 def slots_holding(lane: Lane, *sums: float) -> Slots:
     """Return rows that hold these sums."""
     slots = lane.arena.allocate_many(len(sums))
-    lane.states.scatter(slots.rows, [np.array(sums, np.float32).reshape(1, -1, 1)])
+    memory_of(lane).scatter(slots.rows, [np.array(sums, np.float32).reshape(1, -1, 1)])
     return slots
 
 
 def sums_in(lane: Lane, slots: Slots) -> list[float]:
-    return list(lane.states.gather(slots.rows)[0].ravel().tolist())
+    return list(memory_of(lane).gather(slots.rows)[0].ravel().tolist())
 
 
 def job_of(lane: Lane, *messages: list[float], sums: list[float] | None = None, is_long: bool = False) -> Job:
@@ -194,3 +180,39 @@ def test_dead_row_in_a_batch_is_noticed_before_anything_is_run_or_written(lane: 
     assert lane.engine.values == []  # type: ignore[attr-defined]
     assert sums_in(lane, good.slots) == [10]
     assert sums_in(lane, heir) == [77]
+
+
+class Resident(Adder):
+    """An engine that keeps the states: it is told the rows to run from and to, and says itself what was finite."""
+
+    provider = "a device"
+
+    def run(self, values: Any, counts: Any, *rows: Any) -> Any:
+        self.values.append(values[:, :, 0].tolist())
+        self.counts.append(None if counts is None else counts.tolist())
+        self.rows = [row.tolist() for row in rows]
+        return values, np.array([True, False])
+
+
+def test_states_that_stay_on_a_device_are_run_there(lane: Lane):
+    device = Resident()
+    lane.resident = device  # type: ignore[assignment]
+    lane.states = None
+    short, look = Slots(np.array([3]), np.array([1])), Slots(np.array([5]), np.array([1]))
+    lane.arena.allocate_many(6)
+    jobs = [
+        Job(np.array([[[7]]], np.float32), short, owner=Owner()),
+        Job(np.array([[[8]]], np.float32), look),
+    ]
+    result = run_batch(lane, batch_of(*((job, 1) for job in jobs)))
+    assert device.values == [[[7], [8]]]
+    assert device.rows == [[3, 5], [3, -1]]  # what moves nobody is written nowhere
+    assert result.finite is not None
+    assert result.finite.tolist() == [True, False]
+    assert lane.provider == "a device"
+    assert lane.engine.values == []  # type: ignore[attr-defined]
+
+
+def test_provider_is_the_engine_s_where_states_are_in_main_memory(lane: Lane):
+    lane.engine.provider = "a processor"
+    assert lane.provider == "a processor"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,49 +12,25 @@ from graphs import FATAL
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from inside import Gate, until
+from lanes import PIECE_STEPS, Observer, lane_of_model
 from longshort_service import errors
-from longshort_service.arena import Arena, Slot, Slots
-from longshort_service.batching import BatchPolicy, Job, RunCost
-from longshort_service.columns import Moves, SessionColumns
+from longshort_service.arena import Slot, Slots
+from longshort_service.batching import Job
+from longshort_service.columns import Moves
 from longshort_service.engine import Engine
-from longshort_service.host_states import HostStates, StateLayout
-from longshort_service.lane import Lane
 from longshort_service.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from numpy.typing import NDArray
+    from longshort_service.host_states import HostStates
+    from longshort_service.lane import Lane
 
     Run = Callable[..., Any]
 
 ALWAYS_INLINE, ALWAYS_THREAD = 1e9, -1.0
-NUM_ROWS, PIECE_STEPS = 32, 4
-
-
-@dataclass
-class Observer:
-    """Remembers what it is told."""
-
-    rows: list[int] = field(default_factory=list)
-    num_done: int = 0
-    num_applied: int = 0
-    num_answered: int = 0
-
-    def batch_formed(self, num_rows: int, waited_s: list[tuple[NDArray[np.float64], int]]) -> None:
-        assert sum(len(seconds) * messages for seconds, messages in waited_s) == num_rows
-        assert all((seconds >= 0).all() for seconds, _ in waited_s)
-        self.rows.append(num_rows)
-
-    def answered(self, seconds: NDArray[np.float64]) -> None:
-        assert (seconds >= 0).all()
-        self.num_answered += len(seconds)
-
-    def batch_done(self, num_applied: int, gather_s: float, run_s: float, scatter_s: float) -> None:
-        assert min(gather_s, run_s, scatter_s) >= 0
-        self.num_applied += num_applied
-        self.num_done += 1
+NUM_ROWS = 32
 
 
 class Owner:
@@ -74,16 +49,15 @@ class Waiter:
     def __init__(self, name: str, log: list[str]) -> None:
         self._name = name
         self._log = log
-        self.outcome: asyncio.Future[tuple[float, int] | Exception | None] = asyncio.Future()
+        self.outcome: asyncio.Future[tuple[float, int] | errors.ServiceError] = asyncio.Future()
 
     def answered(self, outputs: bytes, step: int) -> None:
         self._log.append(self._name)
         self.outcome.set_result((float(np.frombuffer(outputs, "<f4")[0]), step))
 
-    def failed(self, job: Job, position: int) -> None:
+    def failed(self, error: errors.ServiceError) -> None:
         self._log.append(self._name)
-        assert job.failure is not None or (job.failed is not None and job.failed[position])
-        self.outcome.set_result(job.failure)
+        self.outcome.set_result(error)
 
 
 class Bench:
@@ -105,19 +79,19 @@ class Bench:
 
     def new_lane(self, name: str, observer: Observer) -> Lane:
         engine = Engine(self._path, provider="cpu", intra_op_num_threads=1)
-        states = HostStates(
-            [StateLayout(state.shape, state.batch_axis, state.initial) for state in engine.signature.states],
-            NUM_ROWS,
-        )
-        columns = SessionColumns(NUM_ROWS, 1, 1, repeats_last=True)
-        policy = BatchPolicy(self.max_rows, PIECE_STEPS, can_pad=False, cost=RunCost(1e-5, 1e-6, 1e-6))
-        return Lane(name, engine, Arena(states, NUM_ROWS), states, columns, policy, observer)
+        return lane_of_model(engine, num_rows=NUM_ROWS, max_rows=self.max_rows, observer=observer, name=name)
+
+    @property
+    def memory(self) -> HostStates:
+        """Where the states of its first lane are."""
+        assert self.lane.states is not None
+        return self.lane.states
 
     def slots(self, count: int, lane: Lane | None = None) -> Slots:
         """Return rows of their own for so many sessions, as new."""
         lane = lane or self.lane
         slots = lane.arena.allocate_many(count)
-        lane.states.initialise(slots.rows)
+        lane.arena.memory.initialise(slots.rows)
         lane.columns.clear_many(slots.rows)
         return slots
 
@@ -138,7 +112,7 @@ class Bench:
 
     def totals(self, job: Job) -> list[float]:
         """Return the states in a job's rows."""
-        return [float(total) for total in self.lane.states.gather(job.slots.rows)[0].ravel()]
+        return [float(total) for total in self.memory.gather(job.slots.rows)[0].ravel()]
 
     def submit(self, job: Job, name: str = "", *, lane: Lane | None = None) -> asyncio.Future[None]:
         """Queue a job; the result is there when it has ended."""
@@ -335,9 +309,11 @@ def test_one_value_that_overflows_fails_alone(run: Run, bench: Bench):
         slots = bench.slots(3)
         await bench.submit_single(slots, 3e38, place=1).outcome
         waiters = [bench.submit_single(slots, value, place=k) for k, value in enumerate([1, 3e38, 3])]
-        assert [await waiter.outcome for waiter in waiters] == [(1, 1), None, (3, 1)]
+        one, failure, other = [await waiter.outcome for waiter in waiters]
+        assert (one, other) == ((1, 1), (3, 1))
+        assert isinstance(failure, errors.NonFiniteResult)
         assert bench.lane.columns.step[slots.rows].tolist() == [1, 1, 1]
-        assert bench.lane.states.gather(slots.rows)[0].ravel().tolist() == [1, np.float32(3e38), 3]
+        assert bench.memory.gather(slots.rows)[0].ravel().tolist() == [1, np.float32(3e38), 3]
 
     play(run, bench, scenario)
 
@@ -606,6 +582,18 @@ def test_dead_engine_fails_all_that_wait_and_all_that_come(run: Run, bench: Benc
     play(run, bench, scenario)
 
 
+def test_value_that_kills_the_engine_alone_is_failed(run: Run, bench: Bench):
+    async def scenario() -> None:
+        slots = bench.slots(2)
+        assert await bench.submit_single(slots, 5).outcome == (5, 1)
+        waiter = bench.submit_single(slots, FATAL, place=1)
+        assert isinstance(await waiter.outcome, errors.EngineDead)
+        assert bench.deaths == [bench.lane]
+        assert bench.memory.gather(slots.rows)[0].ravel().tolist() == [5, 0]
+
+    play(run, bench, scenario)
+
+
 def test_value_that_comes_alone_while_the_engine_dies_is_failed_too(run: Run, adders: Path):
     bench = Bench(adders)
 
@@ -635,7 +623,7 @@ def test_row_that_was_freed_under_a_job_is_a_dead_engine_and_its_next_holder_kee
         await asyncio.gather(*ends)
         assert isinstance(mate.failure, errors.EngineDead)
         assert bench.totals(mate) == [0]
-        assert bench.lane.states.gather(heir.rows)[0].tolist() == [[0]]
+        assert bench.memory.gather(heir.rows)[0].tolist() == [[0]]
 
     play(run, bench, scenario)
 
@@ -752,7 +740,7 @@ class Crowd:
 
     def check(self) -> None:
         lane = self._bench.lane
-        assert lane.states.gather(self._slots.rows)[0].ravel().tolist() == self.totals
+        assert self._bench.memory.gather(self._slots.rows)[0].ravel().tolist() == self.totals
         assert lane.columns.step[self._slots.rows].tolist() == self.steps
         assert lane.arena.num_held == NUM_SESSIONS
 

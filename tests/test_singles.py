@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from longshort_service.arena import Slot
+from lanes import Waiter
 from longshort_service.columns import SessionColumns
-from longshort_service.errors import EngineDead
-from longshort_service.singles import Singles
+from longshort_service.errors import EngineDead, NonFiniteResult
+from longshort_service.singles import Single, Singles
 
 if TYPE_CHECKING:
     from longshort_service.batching import Job
     from numpy.typing import NDArray
 
 NUM_ROWS = 8
-
-
-@dataclass
-class Waiter:
-    """Remembers what it is told."""
-
-    answers: list[tuple[list[float], int]] = field(default_factory=list)
-    failures: list[tuple[Job, int]] = field(default_factory=list)
-
-    def answered(self, outputs: bytes, step: int) -> None:
-        self.answers.append((np.frombuffer(outputs, "<f4").tolist(), step))
-
-    def failed(self, job: Job, position: int) -> None:
-        self.failures.append((job, position))
 
 
 class Collection:
@@ -41,14 +26,14 @@ class Collection:
         self.columns.clear_many(np.arange(NUM_ROWS))
         self.columns.step[:] = 10 * np.arange(NUM_ROWS)
         self.seconds: list[NDArray[np.float64]] = []
-        self.singles = Singles(self.columns, self.seconds.append)
+        self.singles = Singles(self.columns, "toy", self.seconds.append)
         self.waiters: list[Waiter] = []
 
     def add(self, row: int, answer_rows: int = 1) -> None:
         waiter = Waiter()
         self.waiters.append(waiter)
         arrived_s = -float(len(self.waiters))  # long ago on any counter: what is observed is above 0
-        self.singles.add(Slot(row, 7), [row + 0.25, row + 0.5], answer_rows, waiter, arrived_s)
+        self.singles.add(Single(row, 7, [row + 0.25, row + 0.5], answer_rows, waiter, arrived_s))
 
 
 def end(job: Job) -> None:
@@ -127,9 +112,22 @@ def test_row_that_failed_is_told_so_and_its_neighbours_are_answered():
     job.failed = np.array([False, True, False])
     end(job)
     assert [waiter.answers for waiter in collection.waiters] == [[([10.5], 51)], [], [([6.5], 31)]]
-    assert [waiter.failures for waiter in collection.waiters] == [[], [(job, 1)], []]
+    (error,) = collection.waiters[1].failures
+    assert isinstance(error, NonFiniteResult)
+    assert error.metadata == {"model": "toy"}
+    assert collection.waiters[0].failures == collection.waiters[2].failures == []
     assert collection.columns.step[2] == 20
     assert not collection.columns.is_busy.any()
+
+
+def test_first_can_be_looked_at_and_let_go():
+    collection = Collection()
+    for row in (5, 2):
+        collection.add(row)
+    assert collection.singles.first.row == 5
+    collection.singles.drop_first()
+    assert len(collection.singles) == 1
+    assert collection.singles.first.row == 2
 
 
 @pytest.mark.parametrize("answer_rows", [0, 1])
@@ -141,5 +139,5 @@ def test_dead_engine_is_told_to_every_waiter(answer_rows: int):
     job.failure = EngineDead("it failed")
     end(job)
     assert [waiter.answers for waiter in collection.waiters] == [[], []]
-    assert [waiter.failures for waiter in collection.waiters] == [[(job, 0)], [(job, 1)]]
+    assert [waiter.failures for waiter in collection.waiters] == [[job.failure], [job.failure]]
     assert not collection.columns.is_busy.any()

@@ -67,8 +67,8 @@ class Waiter:
     def answered(self, outputs: bytes, step: int) -> None:
         self.outcome.set_result((np.frombuffer(outputs, "<f4").tolist(), step))
 
-    def failed(self, job: Job, _position: int) -> None:
-        self.outcome.set_result(job.failure or errors.NonFiniteResult("x"))
+    def failed(self, error: errors.ServiceError) -> None:
+        self.outcome.set_result(error)
 
 
 def test_one_value_moves_the_session_as_a_message_does(play: Play):

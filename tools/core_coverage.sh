@@ -4,7 +4,7 @@ set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 set -- -q -p no:cacheprovider --cov-branch --cov-report=term-missing --cov-fail-under=100
-core="protocol session sessions sharded_dict row_index served_model arena host_states columns batching singles lane values record"
+core="protocol session sessions sharded_dict row_index served_model arena host_states columns batching singles lane one_step values record"
 for module in $core stores; do
     set -- "$@" "--cov=longshort_service.$module"
 done

@@ -7,7 +7,6 @@ a test holds the two against each other.
 
 from __future__ import annotations
 
-import math
 import time
 from typing import TYPE_CHECKING
 
@@ -58,6 +57,5 @@ def run_one(lane: Lane) -> None:
 
 
 def _is_finite(array: NDArray[np.float32]) -> bool:
-    """Return whether all elements are finite. A sum of squares that is finite says so for all of them at once."""
-    flat = array.ravel()
-    return math.isfinite(flat.dot(flat)) or bool(np.isfinite(flat).all())
+    """Return whether all elements are finite. A search in the bytes of few flags costs half of `all`."""
+    return b"\0" not in np.isfinite(array).tobytes()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from longshort_service.arena import Arena, Slot
 from longshort_service.columns import SessionColumns
-from longshort_service.host_states import HostStates, StateLayout
+from longshort_service.host_states import HostStates, layouts_of
 from longshort_service.session import Answers, Replay, Session
 from longshort_service.sessions import SessionTable
 from longshort_service.signature import Channel, MissingValue, Signature, State
@@ -50,10 +50,7 @@ class TableModel:
     columns: SessionColumns = field(init=False)
 
     def __post_init__(self) -> None:
-        layouts = [
-            StateLayout(state.shape, state.batch_axis, state.initial) for state in self.signature.states
-        ]
-        self.states = HostStates(layouts, self.num_rows)
+        self.states = HostStates(layouts_of(self.signature), self.num_rows)
         self.arena = Arena(self.states, self.num_rows)
         self.columns = SessionColumns(
             self.num_rows,
