@@ -19,6 +19,7 @@ from longshort_service.metrics import (
     HISTOGRAMS,
     Metrics,
 )
+from longshort_service.observers import LaneMetrics
 from prometheus_client import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -156,17 +157,64 @@ def test_the_stages_of_a_model_are_the_same_object_each_time():
     assert metrics.step_stages("metro") is not metrics.step_stages("parking")
 
 
-@given(st.lists(st.floats(0, 20) | st.sampled_from(LATENCY_BOUNDS_S), min_size=1, max_size=50))
-def test_one_by_one_and_many_at_once_count_the_same_and_right(seconds: list[float]):
-    single, many = Histogram(LATENCY_BOUNDS_S), Histogram(LATENCY_BOUNDS_S)
+@given(
+    seconds=st.lists(st.floats(0, 20) | st.sampled_from(LATENCY_BOUNDS_S), min_size=1, max_size=50),
+    times=st.integers(1, 3),
+)
+def test_one_by_one_and_many_at_once_count_the_same_and_right(seconds: list[float], times: int):
+    single, several, many = (Histogram(LATENCY_BOUNDS_S) for _ in range(3))
     for value_s in seconds:
-        single.observe(value_s)
-    many.observe_many(np.array(seconds))
-    by_hand = [(str(b), float(sum(s <= b for s in seconds))) for b in LATENCY_BOUNDS_S]
-    for histogram in (single, many):
+        several.observe(value_s, times)
+        for _ in range(times):
+            single.observe(value_s)
+    many.observe_many(np.array(seconds), times)
+    by_hand = [(str(b), float(times * sum(s <= b for s in seconds))) for b in LATENCY_BOUNDS_S]
+    for histogram in (single, several, many):
         buckets, total = histogram.buckets()
-        assert buckets == [*by_hand, ("+Inf", float(len(seconds)))]
-        assert total == pytest.approx(math.fsum(seconds), rel=1e-9)
+        assert buckets == [*by_hand, ("+Inf", float(times * len(seconds)))]
+        assert total == pytest.approx(times * math.fsum(seconds), rel=1e-9)
+
+
+def counts_by_stage(metrics: Metrics) -> dict[str, float]:
+    return {
+        stage: value(metrics, "longshort_step_seconds_count", model="metro", stage=stage)
+        for stage, _ in Metrics().step_stages("metro")
+    }
+
+
+def test_batch_counts_once_in_its_parts_and_once_for_each_message_in_the_queue():
+    metrics = Metrics()
+    observer = LaneMetrics(metrics, "metro", 3)
+    one_by_one, together = np.array([0.001, 0.002, 0.2]), np.array([0.1])
+    observer.batch_formed(8, [(one_by_one, 1), (together, 5)])
+    observer.answered(one_by_one)
+    observer.batch_done(8, 0.1, 0.2, 0.3)
+    observer.batch_done(0, 0.1, 0.2, 0.3)  # a piece of a long message
+    assert counts_by_stage(metrics) == {
+        "queue": 8, "gather": 2, "run": 2, "scatter": 2, "store": 0, "total": 3
+    }  # fmt: skip
+    queue = {"model": "metro", "stage": "queue"}
+    assert value(metrics, "longshort_step_seconds_sum", **queue) == pytest.approx(0.203 + 5 * 0.1)
+    assert value(metrics, "longshort_step_seconds_bucket", le="0.1", **queue) == 7
+    assert value(metrics, "longshort_batch_rows_sum", model="metro") == 8
+    assert value(metrics, "longshort_steps_total", model="metro", version="3") == 8
+
+
+def test_message_that_runs_alone_is_counted_as_a_batch_of_one_is():
+    alone, batch = Metrics(), Metrics()
+    parts = {"gather_s": 0.1, "run_s": 0.2, "scatter_s": 0.3}
+    for num_applied in (1, 0):
+        LaneMetrics(alone, "metro", 3).one_done(num_applied=num_applied, waited_s=0.4, total_s=1.5, **parts)
+        observer = LaneMetrics(batch, "metro", 3)
+        observer.batch_formed(1, [(np.array([0.4]), 1)])
+        observer.answered(np.array([1.5]))
+        observer.batch_done(num_applied, **parts)
+    ours = [
+        {key: v for key, v in scrape(metrics).items() if key[0].startswith("longshort_")}
+        for metrics in (alone, batch)
+    ]
+    assert ours[0] == ours[1]
+    assert value(alone, "longshort_steps_total", model="metro", version="3") == 1
 
 
 def test_latency_bounds_go_from_50_us_to_10_s_and_never_grow_by_more_than_a_factor_of_1_67():
