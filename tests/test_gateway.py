@@ -358,9 +358,9 @@ def test_sync_gateway_raises_what_the_async_one_does(gateway: Any):
 def test_forgotten_gateway_warns(server: Any):
     forgotten = [longshort.Gateway(server.address, "metro")]
     forgotten[0].step(*names(1), 1)
-    forgotten.clear()
     with pytest.warns(ResourceWarning, match="unclosed longshort.Gateway"):
-        gc.collect()
+        forgotten.clear()
+    gc.collect()
 
 
 def test_server_that_is_cut_off_is_met_again(start_server: Any):

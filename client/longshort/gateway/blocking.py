@@ -32,7 +32,9 @@ class Gateway:
     ) -> None:
         self._is_closed = True  # until it is open
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="longshort-gateway", daemon=True)
+        self._thread = threading.Thread(
+            target=_run, args=(self._loop,), name="longshort-gateway", daemon=True
+        )
         self._thread.start()
         try:
             self._gateway = asyncio.run_coroutine_threadsafe(
@@ -113,7 +115,7 @@ class Gateway:
     def __del__(self) -> None:
         if not getattr(self, "_is_closed", True):
             # The async gateway warns, with this one's address.
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._loop.call_soon_threadsafe(_end, self._loop)
 
     def _run(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Run a call on the loop; its arguments are looked at there too."""
@@ -127,9 +129,22 @@ class Gateway:
             raise
 
     def _stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop.call_soon_threadsafe(_end, self._loop)
         self._thread.join()
-        self._loop.close()
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
+
+
+def _end(loop: asyncio.AbstractEventLoop) -> None:
+    """Cancel what still runs and, a turn later, stop the loop."""
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
+    loop.call_soon(loop.stop)
 
 
 async def _awaited(ask: Callable[[], Awaitable[T]]) -> T:
