@@ -16,7 +16,7 @@ import numpy as np
 from longshort_service.protocol import MessageIdentity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -116,7 +116,7 @@ class SessionColumns:
             self._tell_waiters(rows)
 
     def settle_one(
-        self, row: int, sent: NDArray[np.float32], output: NDArray[np.float32] | None, answer_rows: int
+        self, row: int, sent: Sequence[float], output: NDArray[np.float32] | None, answer_rows: int
     ) -> None:
         """Do for one row, and a message of one step that the model saw as it was sent, what `settle` does for many.
 

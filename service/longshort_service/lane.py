@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from longshort_service.arena import Arena, States
     from longshort_service.batching import Batch, BatchPolicy, Job
     from longshort_service.columns import SessionColumns
-    from longshort_service.engine import Engine
+    from longshort_service.engine import Engine, SingleRun
     from longshort_service.host_states import HostStates
     from longshort_service.resident_engine import ResidentEngine
 
@@ -65,6 +65,14 @@ class Lane:
     is_waiting: bool = False  # it stands in line for a turn
     is_dead: bool = False
     resident: ResidentEngine | None = None  # runs in the place of `engine` where states stay on a device
+    _single_run: SingleRun | None = None
+
+    @property
+    def single_run(self) -> SingleRun:
+        """The run of one step of one session, made when it is first needed."""
+        if self._single_run is None:
+            self._single_run = self.engine.single()
+        return self._single_run
 
     @property
     def provider(self) -> str:

@@ -15,8 +15,6 @@ import numpy as np
 from longshort_service.served_model import not_finite
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from longshort_service.lane import Lane
 
 
@@ -27,23 +25,28 @@ def run_one(lane: Lane) -> None:
     """
     assert lane.states is not None  # noqa: S101  the caller has looked
     begin_s = time.perf_counter()
-    one = lane.singles.first
+    one, single = lane.singles.first, lane.single_run
     lane.arena.check_row(one.row, one.generation)
-    values = np.array(one.values, np.float32).reshape(1, 1, -1)
+    single.values[0, 0] = one.values
     states = lane.states.views(one.row)
+    for target, state in zip(single.states, states, strict=True):
+        target[...] = state
     gathered_s = time.perf_counter()
-    answers, new_states = lane.engine.run(values, None, states)
+    single.run()
     ended_s = time.perf_counter()
-    is_finite = _is_finite(answers) and all(map(_is_finite, new_states))
+    # A search in the bytes of few flags costs half of `all`.
+    is_finite = b"\0" not in np.isfinite(single.results).tobytes()
     if is_finite:
-        for state, new_state in zip(states, new_states, strict=True):
+        for state, new_state in zip(states, single.new_states, strict=True):
             state[...] = new_state
     lane.singles.drop_first()
     lane.num_queued_steps -= 1
-    lane.columns.settle_one(one.row, values[0, 0], answers[0, 0] if is_finite else None, one.answer_rows)
+    lane.columns.settle_one(one.row, one.values, single.answers if is_finite else None, one.answer_rows)
     scattered_s = time.perf_counter()
     if is_finite:
-        one.waiter.answered(answers.tobytes() if one.answer_rows else b"", lane.columns.step_of[one.row])
+        one.waiter.answered(
+            single.answers.tobytes() if one.answer_rows else b"", lane.columns.step_of[one.row]
+        )
     else:
         one.waiter.failed(not_finite(lane.name))
     lane.observer.one_done(
@@ -54,8 +57,3 @@ def run_one(lane: Lane) -> None:
         scatter_s=scattered_s - ended_s,
         total_s=time.perf_counter() - one.arrival_s,
     )
-
-
-def _is_finite(array: NDArray[np.float32]) -> bool:
-    """Return whether all elements are finite. A search in the bytes of few flags costs half of `all`."""
-    return b"\0" not in np.isfinite(array).tobytes()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from longshort_service.arena import Slot
     from longshort_service.record import SessionRecord
     from longshort_service.repository import Model
     from longshort_service.scheduler import Scheduler
@@ -70,11 +71,11 @@ class Stepper:
         self._scheduler.submit(model.lane, job)
 
     def submit_single(
-        self, session: Session[Model], values: Sequence[float], answer_rows: int, waiter: SingleWaiter
+        self, model: Model, slot: Slot, values: Sequence[float], answer_rows: int, waiter: SingleWaiter
     ) -> None:
         """Queue one step of a session that is not busy; see Singles.add. Raises QueueFull or EngineDead."""
-        session.last_used_s = self._clock()
-        self._scheduler.submit_single(session.model.lane, session.slot, values, answer_rows, waiter)
+        model.columns.used_s[slot.row] = self._clock()
+        self._scheduler.submit_single(model.lane, slot, values, answer_rows, waiter)
 
     def replayed(self, model: Model) -> None:
         """Note that a message was answered from the stored answer."""

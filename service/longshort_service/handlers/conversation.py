@@ -30,8 +30,6 @@ class Conversation:
         self._call = call
         self._is_over = is_over  # told once, when nothing is left to do
         self._is_answering = False  # a message is in hand
-        self._is_writing = False  # the last answer is not with gRPC yet
-        self._held: bytes | None = None  # a message that came before that
         self._end_error: errors.ServiceError | None = None
         self._task: asyncio.Task[None] | None = None
         call.on_closed = self._closed
@@ -68,8 +66,6 @@ class Conversation:
             return
         if raw is None:
             self._call.finish()
-        elif self._is_writing:
-            self._held = raw
         else:
             self._is_answering = True
             self._guarded(raw)
@@ -102,18 +98,11 @@ class Conversation:
     def _answer(self, response: bytes) -> None:
         """Write the answer to the message in hand, and read the next message."""
         self._is_answering = False
-        self._is_writing = True
-        self._call.write(response, self._written)
-        if self._end_error is not None:
-            self._fail(self._end_error)
+        if self._end_error is None:
+            self._call.exchange(response, self._received)
         else:
-            self._call.read(self._received)
-
-    def _written(self, is_sent: bool) -> None:  # noqa: FBT001, ARG002  a callback; that the call is over is said by its end
-        self._is_writing = False
-        raw, self._held = self._held, None
-        if raw is not None:
-            self._received(raw)
+            self._call.write(response)
+            self._fail(self._end_error)
 
     def _fail(self, error: errors.ServiceError, *, is_counted: bool = False) -> None:
         """End the call with the error as its status."""

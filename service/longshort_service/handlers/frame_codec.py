@@ -16,6 +16,7 @@ from longshort.v1 import sequence_pb2
 from longshort_service import errors
 from longshort_service.frames import Frame
 from longshort_service.handlers import codec
+from longshort_service.handlers.wire import varint, varint_at
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from longshort_service.frame_answer import FrameAnswer
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # the wire types
-_MAX_VARINT_BYTES: Final = 10
 # The columns of a request, by field number: handles, counts, steps, values, closes.
 _U4, _U8, _F4 = (np.dtype(code) for code in ("<u4", "<u8", "<f4"))
 _DTYPES: Final[dict[int, np.dtype[Any]]] = {2: _U4, 3: _U4, 4: _U8, 5: _F4, 8: _U4}
@@ -73,14 +73,14 @@ def _read_fields(raw: bytes) -> dict[int, list[Any]]:
     fields: dict[int, list[Any]] = {}
     view, position, end = memoryview(raw), 0, len(raw)
     while position < end:
-        tag, position = _varint(raw, position)
+        tag, position = varint_at(raw, position)
         wire_type = tag & 7
         content: Any
         if wire_type == _VARINT:
-            content, position = _varint(raw, position)
+            content, position = varint_at(raw, position)
         else:
             if wire_type == _BYTES:
-                length, position = _varint(raw, position)
+                length, position = varint_at(raw, position)
             elif wire_type in (_FIXED32, _FIXED64):
                 length = 4 if wire_type == _FIXED32 else 8
             else:
@@ -93,17 +93,6 @@ def _read_fields(raw: bytes) -> dict[int, list[Any]]:
             raise ValueError("field 0")
         fields.setdefault(tag >> 3, []).append(content)
     return fields
-
-
-def _varint(raw: bytes, position: int) -> tuple[int, int]:
-    number = shift = 0
-    for byte in raw[position : position + _MAX_VARINT_BYTES]:
-        position += 1
-        number |= (byte & 127) << shift
-        if byte < 128:
-            return number, position
-        shift += 7
-    raise ValueError("a number without end")
 
 
 def _column(chunks: list[memoryview], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -129,15 +118,3 @@ def response(answer: FrameAnswer | None, rest: sequence_pb2.StreamFramesResponse
 def _append(parts: list[bytes], number: int, column: NDArray[Any]) -> None:
     if len(column):
         parts += (bytes((number << 3 | _BYTES,)), varint(column.nbytes), column.tobytes())
-
-
-def varint(number: int) -> bytes:
-    """Return a number as protobuf writes it."""
-    if number < 128:
-        return bytes((number,))
-    written = bytearray()
-    while number > 127:
-        written.append(number & 127 | 128)
-        number >>= 7
-    written.append(number)
-    return bytes(written)

@@ -11,7 +11,7 @@ from longshort.v1 import sequence_pb2, types_pb2
 from longshort_service import errors
 from longshort_service.handlers import codec, status
 from longshort_service.handlers.conversation import Conversation
-from longshort_service.handlers.frame_codec import varint
+from longshort_service.handlers.wire import single_values, varint
 from longshort_service.protocol import StreamEvent, StreamProtocol, StreamState, ends_stream
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class StreamConversation(Conversation):
         self.end(error)
 
     def _take(self, raw: bytes) -> None:
+        if self._session is not None and self._take_single(self._session, raw):
+            return
         self._is_numbered = True
         # A message too large is refused in band: it is known to be one, if not of which kind.
         if self._protocol.state is StreamState.READY and len(raw) > self._edge.max_message_bytes:
@@ -55,8 +57,7 @@ class StreamConversation(Conversation):
         self._protocol.handle(_EVENTS[kind])
         if kind == "values":
             self._is_numbered = request.values.HasField("step")
-            if not self._take_single(request.values):
-                self._slowly(self._values(request.values))
+            self._slowly(self._values(request.values))
         elif kind == "open":
             self._slowly(self._open(request.open))
         elif kind == "forecast":
@@ -66,36 +67,35 @@ class StreamConversation(Conversation):
             flushed = sequence_pb2.Flushed(durable_step=durable_step)
             self._answer(sequence_pb2.StreamResponse(flushed=flushed).SerializeToString())
 
-    def _take_single(self, message: sequence_pb2.Values) -> bool:
+    def _take_single(self, session: Session[Model], raw: bytes) -> bool:
         """Take what most messages are: one finite step in its place, for a session that nobody else is at.
 
         Return whether it was one; everything else goes the general way. The two differ in cost alone.
         """
-        session = self._session
-        values = tuple(message.values)
+        single = single_values(raw, self._num_features)
+        if single is None or session.owner is not self:
+            return False
+        values, step, answers = single
+        row, columns = self._slot.row, self._columns
+        is_in_place = step == columns.step_of[row] if step is not None else columns.is_gapless[row]
         if (
-            session is None
-            or session.owner is not self
-            or len(values) != self._num_features
+            not is_in_place
+            or columns.is_busy_of[row]
+            or answers > types_pb2.ANSWERS_NONE
             or not all(map(math.isfinite, values))
-            or message.tensors
-            or session.is_busy
-            or not (message.step == session.step if self._is_numbered else session.is_gapless)
         ):
             return False
-        answer_rows = 0 if message.answers == types_pb2.ANSWERS_NONE else 1
-        if not types_pb2.ANSWERS_UNSPECIFIED <= message.answers <= types_pb2.ANSWERS_NONE:
-            return False
-        self._edge.stepper.submit_single(session, values, answer_rows, self)
+        self._protocol.handle(StreamEvent.VALUES)
+        self._is_numbered = step is not None
+        answer_rows = 0 if answers == types_pb2.ANSWERS_NONE else 1
+        self._edge.stepper.submit_single(session.model, self._slot, values, answer_rows, self)
         return True
 
     def answered(self, outputs: bytes, step: int) -> None:
         """See SingleWaiter: the answer is written as protobuf would write it."""
-        body = (
-            b"\x0a" + varint(len(outputs)) + outputs + b"\x18" + varint(step)
-            if outputs
-            else b"\x18" + varint(step)
-        )
+        body = b"\x18" + varint(step)
+        if outputs:
+            body = b"\x0a" + varint(len(outputs)) + outputs + body
         durable_step = self._edge.keeper.durable_step(step)
         if durable_step:
             body += b"\x20" + varint(durable_step)
@@ -130,6 +130,7 @@ class StreamConversation(Conversation):
         session, created = await edge.keeper.open(codec.open_request(request), self)
         self._open_timer.cancel()
         self._session = session
+        self._slot, self._columns = session.slot, session.model.columns
         self._num_features = len(session.model.signature.features)
         opened = codec.opened_message(
             session,
