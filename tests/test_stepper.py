@@ -77,7 +77,7 @@ def test_one_value_moves_the_session_as_a_message_does(play: Play):
         for number, value in enumerate((2.0, 3.0), start=1):
             house.now_s += 1
             waiter = Waiter()
-            house.stepper.submit_single(session, [value], 1, waiter)
+            house.stepper.submit_single(session.model, session.slot, [value], 1, waiter)
             assert session.is_busy
             assert session.last_used_s == house.now_s
             assert await waiter.outcome == ([[2.0], [5.0]][number - 1], number)
@@ -98,7 +98,7 @@ def test_one_value_whose_result_is_not_finite_moves_nothing(play: Play):
         session = await house.open("s")
         await house.step(session, 3e38)
         waiter = Waiter()
-        house.stepper.submit_single(session, [3e38], 1, waiter)
+        house.stepper.submit_single(session.model, session.slot, [3e38], 1, waiter)
         assert isinstance(await waiter.outcome, errors.NonFiniteResult)
         assert (session.step, session.is_busy) == (1, False)
 

@@ -315,16 +315,6 @@ async def memories(caller: Caller, session_id: str) -> dict[str, Any]:
     }
 
 
-def test_frames_are_declared_and_not_built_yet(against: Scenario):
-    async def scenario(caller: Caller) -> None:
-        call = caller.sequence.StreamFrames()
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await call.read()
-        assert refusal_of(caught.value) == ("UNIMPLEMENTED", "NOT_BUILT")
-
-    against(scenario)
-
-
 # -- the limits of the queue -----
 
 
