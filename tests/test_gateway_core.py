@@ -495,3 +495,154 @@ def test_table_grows_and_has_an_end(monkeypatch: pytest.MonkeyPatch):
     assert waiter.outcome.shape == (3000, 2)
     assert play.position("2999") == 1
     assert play.step("one more", 1.0).outcome.reason == "GATEWAY_FULL"
+
+
+def test_row_that_waits_behind_a_closing_or_a_doubt_is_told_by_row():
+    play = Play()
+    play.steps("ab", [1, 2])
+    play.run()
+    call = play.step("a", 2.0)
+    behind, _ = play.steps("ab", [3, 3])
+    ahead, _ = play.forecast("a", 2)
+    closed = play.close_session("a")
+    play.send()
+    play.cancel(call)
+    waiter, _ = play.steps("ab", [3, 3])
+    play.run()
+    for each in (behind, ahead, waiter):
+        assert isinstance(each.outcome.errors[0], errors.StepInDoubt)
+    assert isinstance(closed.outcome, errors.StepInDoubt)
+    assert play.position("b") == 3
+
+
+def test_ready_rows_wait_again_when_the_stream_breaks():
+    play = Play()
+    play.steps("abc", [1, 1, 1])
+    play.run()
+    single = play.step("a", 2.0)
+    waiter, _ = play.steps("bc", [2, 2])
+    ahead, _ = play.forecast("d", 1)
+    closing = play.close_session("e")
+    play.cut()
+    play.run()
+    for each in (single.outcome, *waiter.outcome):
+        np.testing.assert_array_equal(each, alone([1, 2])[1])
+    assert ahead.outcome.errors[0].reason == "SESSION_EMPTY"
+    assert closing.done()
+
+
+def test_forecasts_and_closings_in_flight_are_asked_again():
+    play = Play()
+    play.steps("abc", [1, 1, 1])
+    play.run()
+    ahead, _ = play.forecast("ab", 2)
+    closing = play.close_session("c")
+    play.send()
+    play.cut()
+    play.run()
+    assert ahead.outcome.shape == (2, 2, 2)
+    assert closing.done()
+
+
+def test_row_that_is_cancelled_while_it_is_ready_lets_the_next_go():
+    play = Play()
+    play.steps("abc", [1, 1, 1])
+    play.run()
+    single, (waiter, call) = play.step("a", 2.0), play.steps("bc", [2, 2])
+    behind = [play.step(key, 3.0) for key in "abc"]
+    assert not play.cancel(single)
+    assert not play.cancel(call, waiter)
+    play.run()
+    for each in behind:
+        np.testing.assert_array_equal(each.outcome, alone([1, 3])[1])
+
+
+def test_waiting_calls_are_each_told_once():
+    play = Play()
+    _, array = play.steps("ab", [1, 2])
+    single = play.step("c", 1.0)
+    closing = play.close_session("c")
+    assert {id(call) for call in play.core.waiting()} == {id(array), id(single)}
+    play.run()
+    waiter, array = play.steps("ab", [1, 2])
+    single = play.step("d", 1.0)
+    play.send()
+    assert {id(call) for call in play.core.waiting()} == {id(array), id(single)}
+    play.run()
+    assert closing.done()
+    assert waiter.done()
+    assert play.core.waiting() == []
+
+
+def test_what_a_server_forgot_is_sent_before_the_row_that_waits():
+    play = Play(FrameServer(BEHIND))
+    for value in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0):
+        play.step("a", value)
+        play.run()
+    call = play.step("a", 7.0)
+    play.send()
+    play.server.crash()
+    play.cut()
+    tries = iter([Refusal(Code.RESOURCE_EXHAUSTED, "QUEUE_FULL", delay_s=0.1)])
+
+    def refuse(_: str) -> None:
+        if refusal := next(tries, None):
+            raise refusal
+
+    play.server.refuse_row = refuse
+    play.server.requests.clear()
+    play.run()
+    np.testing.assert_array_equal(call.outcome, alone([1, 2, 3, 4, 5, 6, 7])[-1])
+    sent = [list(request.values) for request in play.server.requests if request.handles]
+    assert sent == [[1, 2, 3, 4], [1, 2, 3, 4], [5], [6], [7]], "joined, but for the last that was answered"
+
+
+def test_forgotten_values_that_the_server_refuses_lose_the_session():
+    play = Play(FrameServer(BEHIND))
+    play.step("a", 1.0)
+    play.run()
+    play.server.crash()
+    play.cut()
+
+    def refuse(_: str) -> None:
+        raise Refusal(Code.INVALID_ARGUMENT, "VALUE_MISSING")
+
+    play.server.refuse_row = refuse
+    call = play.step("a", 2.0)
+    play.run()
+    assert isinstance(call.outcome, errors.SessionLost)
+
+
+def test_retry_that_waits_when_the_session_ends_is_told():
+    play = Play()
+    play.step("a", 1.0)
+    play.run()
+    call = play.step("a", 2.0)
+    play.send()
+    play.cancel(call)
+    play.cut()
+    play.server.reset("a")
+    waiter = play.retry("a")
+    play.run()
+    assert isinstance(waiter.outcome, errors.SessionReplaced)
+
+
+def test_closed_session_forgets_the_doubts_of_calls_that_were_not_back():
+    play = Play()
+    waiter, call = play.steps("ab", np.zeros((2, 6, 1)))
+    play.run()
+    waiter, call = play.steps("ab", [1, 2])
+    play.server.refuse_row = lambda key: _busy_once(play, key)
+    closing = play.close_session("a")
+    for _ in range(3):
+        play.send() if not play.answers else play.move()
+    play.cancel(call, waiter) if not waiter.done() else None
+    play.run()
+    assert closing.done()
+    assert 0 not in play.core.turns.doubts
+
+
+def _busy_once(play: Play, key: str) -> None:
+    if key == "b":
+        play.server.refuse_row = lambda _: None
+        raise Refusal(Code.ABORTED, "SESSION_MOVED", cause="opened", client_id=play.client_id)

@@ -189,11 +189,15 @@ class RowsFailed(LongshortError):
     """
 
     def __init__(
-        self, message: str, *, answers: NDArray[np.float32] | None, errors: Mapping[int, LongshortError]
+        self,
+        message: str,
+        *,
+        answers: NDArray[np.float32] | None = None,
+        errors: Mapping[int, LongshortError] | None = None,
     ) -> None:
         super().__init__(message, reason="ROWS_FAILED")
         self.answers = answers
-        self.errors = errors
+        self.errors = dict(errors or {})
 
 
 class ResourceExhausted(LongshortError):

@@ -1,0 +1,152 @@
+"""The gateway's shells against a peer that loses and holds back answers, over real gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import longshort
+import numpy as np
+import pytest
+from frame_peer import FramePeer, frame_peer
+from frame_server import alone
+from longshort import errors
+from longshort.aio import writing
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+
+@pytest.fixture
+def peer() -> Iterator[FramePeer]:
+    with frame_peer() as running:
+        yield running
+
+
+def play(
+    peer: FramePeer, scenario: Callable[[longshort.aio.Gateway], Awaitable[None]], **options: Any
+) -> None:
+    async def with_gateway() -> None:
+        async with longshort.aio.Gateway(peer.address, "m", **{"timeout_s": 20} | options) as gateway:
+            await scenario(gateway)
+
+    asyncio.run(with_gateway())
+
+
+@pytest.mark.parametrize(
+    "code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED]
+)
+def test_lost_answers_are_a_pause(peer: FramePeer, code: grpc.StatusCode):
+    peer.loses = {1: code, 4: code, 6: code}
+
+    async def scenario(gateway: longshort.aio.Gateway) -> None:
+        for value in range(4):
+            answers = await gateway.steps(["a", "b"], [value, 2 * value])
+            np.testing.assert_array_equal(answers[0], alone(range(value + 1))[-1])
+        assert [len(session.history) for session in peer.server.sessions.values()] == [4, 4]
+
+    play(peer, scenario)
+    assert peer.num_frames > 8
+
+
+def test_timeout_after_sending_leaves_the_sessions_in_doubt_and_the_others_go_on(peer: FramePeer):
+    async def scenario(gateway: longshort.aio.Gateway) -> None:
+        await gateway.steps(list("abc"), [1, 1, 1])
+        peer.holds = {peer.num_frames}
+        call = asyncio.ensure_future(gateway.steps(["a", "b"], [2, 2], timeout_s=0.2))
+        await asyncio.sleep(0)  # it is asked, so that both go in one frame
+        outcomes = await asyncio.gather(call, gateway.step("c", 2, timeout_s=0.2), return_exceptions=True)
+        for outcome in outcomes:
+            assert isinstance(outcome, errors.DeadlineExceeded)
+            assert "retry" in str(outcome)
+        assert all(gateway.in_doubt(key) for key in "abc")
+        with pytest.raises(errors.StepInDoubt):
+            await gateway.step("a", 3)
+        with pytest.raises(errors.DeadlineExceeded):
+            await gateway.retry("a", timeout_s=0.05)
+        assert gateway.in_doubt("a")
+        other = asyncio.ensure_future(gateway.step("d", 1))
+        await asyncio.sleep(0.05)
+        peer.let_go.set()
+        for key in "abc":
+            np.testing.assert_array_equal(await gateway.retry(key), alone([1, 2])[1])
+        np.testing.assert_array_equal(await other, alone([1])[0])
+        np.testing.assert_array_equal(
+            await gateway.steps(list("abcd"), [3, 3, 3, 3]), [alone([1, 2, 3])[2]] * 3 + [alone([1, 3])[1]]
+        )
+
+    play(peer, scenario)
+
+
+def test_cancelled_array_call_leaves_what_was_sent_in_doubt(peer: FramePeer):
+    async def scenario(gateway: longshort.aio.Gateway) -> None:
+        await gateway.steps(["a", "b"], [1, 1])
+        peer.holds = {peer.num_frames}
+        call = asyncio.ensure_future(gateway.steps(["a", "b", "new"], [2, 2, 2]))
+        await asyncio.sleep(0.1)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert [gateway.in_doubt(key) for key in ("a", "b", "new")] == [True, True, False]
+        peer.let_go.set()
+        for key in "ab":
+            np.testing.assert_array_equal(await gateway.retry(key), alone([1, 2])[1])
+        np.testing.assert_array_equal(await gateway.step("new", 5), alone([5])[0])
+
+    play(peer, scenario)
+
+
+def test_early_timeout_is_told_while_later_ones_wait(peer: FramePeer):
+    async def scenario(gateway: longshort.aio.Gateway) -> None:
+        await gateway.steps(["a", "b"], [1, 1])
+        peer.holds = {peer.num_frames}
+        late = asyncio.ensure_future(gateway.step("a", 2, timeout_s=5))
+        early = asyncio.ensure_future(gateway.step("b", 2, timeout_s=0.1))
+        with pytest.raises(errors.DeadlineExceeded):
+            await early
+        assert not late.done()
+        peer.let_go.set()
+        np.testing.assert_array_equal(await late, alone([1, 2])[1])
+
+    play(peer, scenario)
+
+
+def test_bug_of_the_gateway_leaves_nobody_waiting(peer: FramePeer, monkeypatch: pytest.MonkeyPatch):
+    async def scenario() -> None:
+        gateway = longshort.aio.Gateway(peer.address, "m")
+        monkeypatch.setattr("longshort.gateway.wire.response", lambda _: 1 / 0)
+        with pytest.raises(errors.ServerFault) as caught:
+            await gateway.step("a", 1)
+        assert caught.value.reason == "INTERNAL"
+        with pytest.raises(errors.ServerFault):
+            await gateway.steps(["a"], [1])
+        await gateway.close()
+
+    asyncio.run(scenario())
+
+
+def test_grpcio_without_the_private_writer_will_do(peer: FramePeer, monkeypatch: pytest.MonkeyPatch):
+    write = writing.write
+
+    class Public:
+        """A call without its private part."""
+
+        def __init__(self, call: Any) -> None:
+            self.wait_for_connection, self.done, self.write = call.wait_for_connection, call.done, call.write
+
+    monkeypatch.setattr(
+        "longshort.aio.frame_pump.write", lambda call, raw, serialized: write(Public(call), raw, serialized)
+    )
+
+    async def scenario(gateway: longshort.aio.Gateway) -> None:
+        np.testing.assert_array_equal(await gateway.step("a", 1), alone([1])[0])
+
+    play(peer, scenario)
+
+
+def test_sync_gateway_goes_on_after_a_lost_answer(peer: FramePeer):
+    peer.loses = {1: grpc.StatusCode.UNAVAILABLE}
+    with longshort.Gateway(peer.address, "m", timeout_s=20) as gateway:
+        np.testing.assert_array_equal(gateway.step("a", 1.0), alone([1])[0])
+        assert len(peer.server.sessions["a"].history) == 1
