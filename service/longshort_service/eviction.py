@@ -126,8 +126,8 @@ class Evictor:
         while idle := self._table.idle_since(spill_before_s, SWEEP_SCAN):
             num_live = len(self._table)
             for begin in range(0, len(idle), EVICTION_BATCH):
-                await self._spill(idle[begin : begin + EVICTION_BATCH], "idle")
                 await asyncio.sleep(0)
+                await self._spill(idle[begin : begin + EVICTION_BATCH], "idle")
             if len(self._table) >= num_live:
                 break  # somebody is at all of them: the next sweep sees
         while expired := await self._store.idle_since(now_s - limits.session_ttl_s, EVICTION_BATCH):

@@ -147,6 +147,7 @@ class Keeper:
         """
         refusals = [self._take_away(request) for request in requests]
         wanted = [request for request, refusal in zip(requests, refusals, strict=True) if refusal is None]
+        # What is in flight is written under the epoch of before: the epoch is raised after it.
         for request in wanted:
             live = self.table.get(request.session_id)
             if live is not None and live.is_busy and request.mode is not OpenMode.CREATE:
