@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from longshort.gateway.calls import ArrayCall, Doubt, StepCall
+from longshort.gateway.calls import ArrayCall, StepCall
 
 if TYPE_CHECKING:
+    from longshort.gateway.doubts import Doubt
     from longshort.gateway.turns import Turns
 
 

@@ -184,10 +184,10 @@ class Gateway:
 
     async def retry(self, session_id: str, *, timeout_s: float | None = None) -> NDArray[np.float32]:
         """Return what the call in doubt would have returned for this session; its values are taken exactly once."""
+        slot = self._core.table.slots.get(session_id, -1)
         waiter = RetryFuture(loop=self._loop)
-        waiter.turns = self._core.turns
-        waiter.slot = self._core.table.slot_of(session_id)
-        waiter.doubt = self._core.turns.retry(waiter.slot, waiter)
+        waiter.turns, waiter.slot = self._core.turns, slot
+        waiter.doubt = self._core.turns.retry(slot if slot >= 0 else None, waiter)
         return await self._wait(waiter, timeout_s)
 
     def position(self, session_id: str) -> int:

@@ -27,8 +27,7 @@ MAX_FRAME_VALUES: Final = 262_144  # 1 MiB either way; a server takes 4 MiB a me
 def fill(frame: Frame, turns: Turns, table: SessionTable, *, is_full: bool) -> None:
     """Put what is ready in a frame; `is_full` holds back what would move a session beyond what it has seen."""
     held: list[Item] = []
-    width = max(table.num_features, table.num_outputs, 1)
-    left = min(MAX_FRAME_STEPS, MAX_FRAME_VALUES // width)
+    left = min(MAX_FRAME_STEPS, _max_values_steps(table))
     while turns.ready and left > 0:
         item = turns.ready.popleft()
         if is_withdrawn(item):
@@ -38,18 +37,27 @@ def fill(frame: Frame, turns: Turns, table: SessionTable, *, is_full: bool) -> N
         elif is_full and _is_new(item):
             held.append(item)
         else:
-            left -= _put(frame, item, turns, left, min(table.max_steps, MAX_ROW_STEPS))
+            left -= _put(frame, item, turns, left, max_row_steps(table))
     turns.ready.extendleft(reversed(held))
 
 
-def _put(frame: Frame, item: Item, turns: Turns, left: int, max_row_steps: int) -> int:
+def max_row_steps(table: SessionTable) -> int:
+    """Return the greatest number of steps of one session in a frame."""
+    return min(table.max_steps, MAX_ROW_STEPS, _max_values_steps(table))
+
+
+def _max_values_steps(table: SessionTable) -> int:
+    return max(MAX_FRAME_VALUES // max(table.num_features, table.num_outputs, 1), 1)
+
+
+def _put(frame: Frame, item: Item, turns: Turns, left: int, max_steps: int) -> int:
     """Put one thing in a frame; return the steps that it takes."""
     if isinstance(item, Row):
-        item.count = item.next_count(max_row_steps)
+        item.count = item.next_count(max_steps)
         frame.rows.append(item)
         return item.count
     if isinstance(item, Part):
-        rest = item.cut(left, max_row_steps)
+        rest = item.cut(left, max_steps)
         if rest is not None:
             turns.ready.appendleft(rest)
         frame.parts.append(item)

@@ -9,6 +9,7 @@ import heapq
 from typing import TYPE_CHECKING, Final
 
 from longshort import errors, recovery
+from longshort.gateway.filling import max_row_steps
 from longshort.gateway.rows import Row
 from longshort.gateway.table import OPEN, OPENING
 from longshort.recovery import Verdict
@@ -111,7 +112,7 @@ class Openings:
                 return False
             pending.is_taken = True
             return True
-        missing = self._kept.missing(slot, opened.step, position, opened.max_steps)
+        missing = self._kept.missing(slot, opened.step, position, max_row_steps(self._table))
         for message in reversed(missing or ()):
             rows = message.rows
             resent = Row(slot, None, 0, rows, 0, len(rows), message.first_step, is_taken=True)

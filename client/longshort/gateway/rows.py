@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from longshort.gateway.calls import ArrayCall, Sink, Waiter
+    from longshort.gateway.calls import ArrayCall, Sink
+    from longshort.gateway.doubts import Waiter
 
 
 @dataclass(slots=True, eq=False)

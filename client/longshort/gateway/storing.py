@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from longshort.backoff import Backoff
     from longshort.errors import LongshortError
-    from longshort.gateway.calls import Waiter
+    from longshort.gateway.doubts import Waiter
     from longshort.gateway.placing import Placed
     from longshort.gateway.table import SessionTable
 

@@ -6,6 +6,7 @@ asks `next_action`, does what it says, and tells the time.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
     from longshort.backoff import Backoff
     from longshort.errors import LongshortError
-    from longshort.gateway.calls import ArrayCall, Sink, StepCall, Waiter
+    from longshort.gateway.calls import ArrayCall, Sink, StepCall
+    from longshort.gateway.doubts import Waiter
     from longshort.opening import Opening
 
 
@@ -49,7 +51,7 @@ class FrameStream:
         self._backoff = new_backoff()
         self._is_connected = False
         self._connects_at_s = 0.0
-        self._num_calls = 0
+        self._numbers = itertools.count(1)  # of calls
         self._inflight: Frame | None = None
         self._asks_what_is_stored = False  # the frame in flight
         self._broken: LongshortError | None = None  # what the frame answered last says of the whole server
@@ -66,7 +68,7 @@ class FrameStream:
             row = arrays.one_row(value, table.num_features or None)
             value = row[0] if row.shape[1] > 1 else float(row[0, 0])
         call.value = value
-        self._number(call)
+        call.number = next(self._numbers)
         table.check(slot)
         if at is None:
             self.turns.ask_step(call)
@@ -79,7 +81,7 @@ class FrameStream:
     def steps(self, call: ArrayCall, values: NDArray[np.float32]) -> None:
         """Take [n, time, features] f32 of n sessions. Rows that cannot be asked fail by themselves."""
         self._check()
-        self._number(call)
+        call.number = next(self._numbers)
         self.turns.ask_array(call, values)
 
     def forecast(self, call: ArrayCall, horizon: int) -> None:
@@ -113,10 +115,6 @@ class FrameStream:
         calls = {id(call): call for call in map(call_of, rows) if call is not None}
         return list(calls.values())
 
-    def _number(self, call: Sink) -> None:
-        self._num_calls += 1
-        call.number = self._num_calls
-
     def _check(self) -> None:
         if self._end is not None:
             raise recovery.again(self._end)
@@ -132,13 +130,14 @@ class FrameStream:
         """Return what the shell is to do now."""
         if self._inflight is not None:
             return RECEIVE
-        wakes_at_s = self._openings.resume(now_s)
+        resumes_at_s = self._openings.resume(now_s)
         is_held = bool(self.turns.ready) and self._storing.is_full
         for slot in self._storing.unopened(is_held=is_held).tolist():
             self.turns.open_for(slot)
         asking, asks_at_s = self._storing.next_frame(now_s, is_held=is_held)
+        idle = Idle(min((at_s for at_s in (resumes_at_s, asks_at_s) if at_s is not None), default=None))
         if asking is None and not (self.turns.ready or self.turns.unopened):
-            return Idle(_earliest(wakes_at_s, asks_at_s))
+            return idle
         if not self._is_connected:
             if now_s < self._connects_at_s:
                 return Idle(self._connects_at_s)
@@ -150,7 +149,7 @@ class FrameStream:
         if asking is None:
             fill(frame, self.turns, self.table, is_full=is_held)
         if not frame:
-            return Idle(_earliest(wakes_at_s, asks_at_s))
+            return idle
         self._inflight = frame
         return SendFrame(frame.encode(self.table, opens))
 
@@ -176,10 +175,7 @@ class FrameStream:
         if self._asks_what_is_stored:
             self._storing.heard()  # what is wrong with a session, its next row is told
             return
-        self._release([row.slot for row in frame.closes])
-        for row in frame.closes:
-            if not row.waiter.done():
-                row.waiter.set_result(None)
+        self._closed(frame)
         for opened in answer.messages.opened:
             self._openings.opened(opened.handle, opened.opened)
         for slot, error in placing.errors_of(answer, placing.OPEN_PART).items():
@@ -249,6 +245,12 @@ class FrameStream:
             turns.num_waiting_steps -= row.sink.row_failed(row.index, error)  # type: ignore[union-attr]
             turns.free(np.array([slot]))
 
+    def _closed(self, frame: Frame) -> None:
+        self._release([row.slot for row in frame.closes])
+        for row in frame.closes:
+            if not row.waiter.done():
+                row.waiter.set_result(None)
+
     def _release(self, slots: list[int]) -> None:
         """Forget sessions that were closed."""
         if not slots:
@@ -286,15 +288,12 @@ class FrameStream:
             self.turns.put_back(row)
         for forecast in frame.forecasts:
             self.turns.put_back(forecast)
-        self._release([row.slot for row in frame.closes])
-        for close in frame.closes:
-            if not close.waiter.done():
-                close.waiter.set_result(None)
+        self._closed(frame)  # without its stream a handle is open no more
 
     def _give_up(self, error: LongshortError) -> None:
         self.turns.unopened.clear()
         self.table.flags &= ~np.uint8(OPENING)
-        for slot in self.turns.slots_behind():
+        for slot in list(self.turns.behind):
             self.turns.give_up_behind(slot, error)
         self._storing.fail(error)
 
@@ -302,7 +301,3 @@ class FrameStream:
         """End it: whatever waits and whatever is asked from now on raises an error like this one."""
         self.disconnected(error, 0.0)
         self._end = error
-
-
-def _earliest(*times_s: float | None) -> float | None:
-    return min((time_s for time_s in times_s if time_s is not None), default=None)

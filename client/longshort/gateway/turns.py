@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from longshort import errors, recovery
-from longshort.gateway.calls import ArrayCall, Doubt, StepCall
+from longshort.gateway.calls import ArrayCall, StepCall
 from longshort.gateway.rows import CloseRow, ForecastRow, Part, Row, is_withdrawn
 from longshort.gateway.table import BUSY, DOUBT, ENDED, OPEN, OPENING, QUEUED
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from longshort.errors import LongshortError
-    from longshort.gateway.calls import Waiter
+    from longshort.gateway.doubts import Doubt, Waiter
     from longshort.gateway.rows import Item
     from longshort.gateway.table import SessionTable
 
@@ -41,7 +41,7 @@ class Turns:
         self.doubts: dict[int, deque[Doubt]] = {}  # by slot, the oldest first
         self.num_waiting_steps = 0
         self._table = table
-        self._behind: dict[int, deque[Queued]] = {}
+        self.behind: dict[int, deque[Queued]] = {}  # by slot, in the order of calls
         self._num_withdrawn = 0
 
     # Asking
@@ -84,7 +84,7 @@ class Turns:
         """Put something in its session's line; raise where nothing can be asked of the session."""
         table, slot = self._table, item.slot
         table.check(slot)
-        self._behind.setdefault(slot, deque()).append(item)
+        self.behind.setdefault(slot, deque()).append(item)
         table.flag_bytes[slot] |= QUEUED
         self.open_for(slot)
         self.advance(slot)
@@ -102,7 +102,7 @@ class Turns:
         flags = self._table.flag_bytes
         if flags[slot] & (OPEN | QUEUED | BUSY) != OPEN | QUEUED:
             return
-        queue = self._behind[slot]
+        queue = self.behind[slot]
         if flags[slot] & DOUBT and not (isinstance(queue[0], Row) and queue[0].sink is None):
             return  # what the server has forgotten goes on; all else waits for `retry`
         while queue and not flags[slot] & BUSY:
@@ -111,7 +111,7 @@ class Turns:
                 flags[slot] |= BUSY
                 self.ready.append(item)
         if not queue:
-            del self._behind[slot]
+            del self.behind[slot]
             flags[slot] &= ~QUEUED
 
     def _is_to_go(self, item: Queued) -> bool:
@@ -139,11 +139,11 @@ class Turns:
         """Put what was ready or sent at the front of its session's line."""
         slot = item.slot
         self._table.flag_bytes[slot] = self._table.flag_bytes[slot] & ~BUSY | QUEUED
-        self._behind.setdefault(slot, deque()).appendleft(item)
+        self.behind.setdefault(slot, deque()).appendleft(item)
 
     def pending(self, slot: int) -> Row | None:
         """Return the unanswered message of a session that has no row under way."""
-        for item in self._behind.get(slot, ()):
+        for item in self.behind.get(slot, ()):
             if isinstance(item, Row) and item.is_begun and item.sink is not None:
                 return item
         return None
@@ -162,24 +162,23 @@ class Turns:
                     self.put_back(item.row_at(place, None))
             else:
                 self.put_back(item)
-        for slot, queue in list(self._behind.items()):
+        for slot, queue in list(self.behind.items()):
             while queue and isinstance(queue[0], Row) and queue[0].sink is None:
                 queue.popleft()  # what the server has forgotten is found out anew
             if not queue:
-                del self._behind[slot]
+                del self.behind[slot]
                 flags[slot] &= ~np.uint8(QUEUED)
         self._open_wanted()
 
     def _open_wanted(self) -> None:
         """Have the sessions opened that somebody waits for, those with an unanswered message first."""
-        wanted = [slot for slot in self._behind if self.is_wanted(slot)]
-        wanted.sort(key=lambda slot: self.pending(slot) is None)
-        for slot in wanted:
+        wanted = [
+            slot
+            for slot, queue in self.behind.items()
+            if any(isinstance(item, CloseRow) or not item.is_idle for item in queue)
+        ]
+        for slot in sorted(wanted, key=lambda slot: self.pending(slot) is None):
             self.open_for(slot)
-
-    def is_wanted(self, slot: int) -> bool:
-        """Return whether somebody waits for a session that is not open."""
-        return any(isinstance(item, CloseRow) or not item.is_idle for item in self._behind.get(slot, ()))
 
     # Endings
 
@@ -193,7 +192,7 @@ class Turns:
     def fail_behind(self, slot: int, error: LongshortError) -> None:
         """Fail all that waits for a session."""
         self._table.flag_bytes[slot] &= ~QUEUED
-        for item in self._behind.pop(slot, ()):
+        for item in self.behind.pop(slot, ()):
             self.fail(item, error)
 
     def fail(self, item: Queued, error: LongshortError) -> None:
@@ -206,11 +205,7 @@ class Turns:
 
     def items(self) -> list[Item]:
         """Return all that is ready or waits behind."""
-        return [*self.ready, *(item for queue in self._behind.values() for item in queue)]
-
-    def slots_behind(self) -> list[int]:
-        """Return the sessions that something waits for."""
-        return list(self._behind)
+        return [*self.ready, *(item for queue in self.behind.values() for item in queue)]
 
     # Withdrawals and doubts
 
@@ -242,7 +237,7 @@ class Turns:
 
     def give_up_behind(self, slot: int, error: LongshortError) -> None:
         """Give up all that waits for a session, which lives on."""
-        queue = self._behind.pop(slot, deque())
+        queue = self.behind.pop(slot, deque())
         self._table.flag_bytes[slot] &= ~QUEUED
         for item in reversed(queue):  # the one that was sent is the first, and is to stay
             if isinstance(item, Row):
@@ -256,23 +251,23 @@ class Turns:
         doubts = {*self.doubts.get(slot, ()), doubt}
         self.doubts[slot] = deque(sorted(doubts, key=lambda doubt: doubt.number))
         flags[slot] |= DOUBT
-        queue = self._behind.pop(slot, deque())
+        queue = self.behind.pop(slot, deque())
         flags[slot] &= ~QUEUED
         begun: deque[Queued] = deque(item for item in queue if isinstance(item, Row) and item.is_begun)
         if begun:
-            self._behind[slot] = begun
+            self.behind[slot] = begun
             flags[slot] |= QUEUED
         for item in queue:
             if item not in begun:
                 self.fail(item, recovery.doubt())
 
-    def retry(self, slot: int, waiter: Waiter) -> Doubt:
+    def retry(self, slot: int | None, waiter: Waiter) -> Doubt:
         """Hand the outcome of a row in doubt to a waiter, now or when it is there; raise where there is none."""
         flags = self._table.flag_bytes
-        if flags[slot] & ENDED:
+        if slot is not None and flags[slot] & ENDED:
             self._table.check(slot)
-        doubts = self.doubts.get(slot)
-        if not doubts:
+        doubts = None if slot is None else self.doubts.get(slot)
+        if slot is None or not doubts:
             raise errors.FailedPrecondition("no call of this session is in doubt", reason="NOT_IN_DOUBT")
         doubt = doubts.popleft()
         if not doubts:
@@ -297,9 +292,9 @@ class Turns:
         if self._num_withdrawn <= self.num_waiting_steps + MAX_WITHDRAWN:
             return
         self._num_withdrawn = 0
-        for slot, queue in list(self._behind.items()):
+        for slot, queue in list(self.behind.items()):
             left = deque(item for item in queue if not is_withdrawn(item))
-            self._behind[slot] = left
+            self.behind[slot] = left
             if not left:
-                del self._behind[slot]
+                del self.behind[slot]
                 self._table.flag_bytes[slot] &= ~QUEUED
