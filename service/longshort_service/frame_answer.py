@@ -69,17 +69,17 @@ class _Piece:
 def _piece(work: FrameWork[ModelT], part: Part[ModelT]) -> _Piece:
     job, positions = part.job, part.positions
     applied = job.applied
-    rows, outputs = job.slots.rows, job.outputs
+    steps, outputs = part.steps, job.outputs
     if applied is not None:
         error = job.failure or not_finite(part.model.name)
         work.failures.update(dict.fromkeys(positions[~applied].tolist(), error))
-        positions, rows = positions[applied], rows[applied]
-        outputs = outputs[applied] if job.failure is None else outputs
+        positions, steps = positions[applied], steps[applied]
+        outputs = outputs[applied] if len(outputs) else outputs  # there are none before the first run
     num_answered = work.frame.num_answer_rows(job.num_steps)
     outputs = outputs[:, outputs.shape[1] - num_answered :]
     return _Piece(
         positions,
         outputs.reshape(len(positions), -1) if outputs.size else np.empty((len(positions), 0), np.float32),
         np.full(len(positions), num_answered),
-        part.model.columns.step[rows],
+        steps,
     )

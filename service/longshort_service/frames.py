@@ -42,12 +42,13 @@ class Frame:
         return num_answer_rows(self.answers, num_steps)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Part(Generic[ModelT]):
     """Rows of one model and one length, in their order in the frame, that go as one job."""
 
     model: ModelT
     positions: NDArray[np.intp]
+    steps: NDArray[np.int64]  # of their sessions when it has been applied; later they may be anywhere
     job: Job
 
 
@@ -209,7 +210,8 @@ class FrameReader(Generic[ModelT]):
         moves = Moves(columns, values[:, -1], crcs, np.full(num_rows, answer_rows, np.int32))
         columns.is_busy[slots.rows] = True
         columns.used_s[slots.rows] = work.now_s
-        work.parts.append(Part(model, positions, Job(values, slots, scratch=scratch, owner=moves)))
+        job = Job(values, slots, scratch=scratch, owner=moves)
+        work.parts.append(Part(model, positions, columns.step[slots.rows] + num_steps, job))
 
     def _begin_alone(
         self,
@@ -231,7 +233,8 @@ class FrameReader(Generic[ModelT]):
         if isinstance(begun, Replay):
             work.replays[position] = begun
         else:
-            work.parts.append(Part(model, np.array([position]), begun))
+            steps = np.array([session.step + begun.num_steps])
+            work.parts.append(Part(model, np.array([position]), steps, begun))
 
     def _wrong_count(self, count: int) -> errors.ServiceError | None:
         if count < 1:

@@ -31,9 +31,7 @@ class HandleTable(Generic[ModelT]):
         self.models: list[ModelT] = []  # in the order in which the stream met them
         self._rows = np.empty(0, np.intp)  # [handles] the arena's rows, or _CLOSED or _LOST
         self._generations = np.empty(0, np.int64)
-        self._models = np.empty(
-            0, np.int16
-        )  # indices of `models`; also of lost ones, whose values have a width
+        self._models = np.empty(0, np.int16)  # indices of `models`; a lost one's values still have a width
         self._places = np.empty(0, np.intp)  # scratch of `repeated`
         self._sessions: list[Session[ModelT] | None] = []
         self._losses: dict[int, errors.ServiceError] = {}
@@ -65,12 +63,18 @@ class HandleTable(Generic[ModelT]):
         self._losses.pop(handle, None)
         return session
 
-    def lose(self, row: int, model: ModelT, error: errors.ServiceError) -> None:
-        """Note that the session in a row is the stream's no more: its next message is answered with the error."""
-        handle = int(model.columns.handle[row])
+    def lose(self, session: Session[ModelT], error: errors.ServiceError) -> bool:
+        """Note that a session is the stream's no more: the next message of its handle is answered with the error.
+
+        Return whether it had one. Where it has none yet, its row says what an earlier stream called it.
+        """
+        handle = int(session.model.columns.handle[session.row])
+        if handle >= len(self._sessions) or self._sessions[handle] is not session:
+            return False
         self._sessions[handle] = None
         self._rows[handle] = _LOST
         self._losses[handle] = error
+        return True
 
     def get(self, handle: int) -> Session[ModelT]:
         """Return the session of a handle. Raises UnknownHandle, or what the session was lost by."""
@@ -92,7 +96,7 @@ class HandleTable(Generic[ModelT]):
         is_known = handles < len(self._rows)
         places = np.where(is_known, handles, 0).astype(np.intp)
         rows = np.where(is_known, self._rows[places], _CLOSED)
-        return Found(places, rows, self._models[places], is_known & (rows != _CLOSED))
+        return Found(handles, places, rows, self._models[places], is_known & (rows != _CLOSED))
 
     def slots(self, found: Found, positions: slice | NDArray[np.intp]) -> Slots:
         """Return the rows of open handles that were found."""
@@ -104,7 +108,8 @@ class HandleTable(Generic[ModelT]):
         self._places[found.places] = order
         if (self._places[found.places] == order).all():
             return None
-        _, inverse, counts = np.unique(found.places, return_inverse=True, return_counts=True)
+        # By the handles: those out of range share a place with handle 0.
+        _, inverse, counts = np.unique(found.handles, return_inverse=True, return_counts=True)
         several: NDArray[np.bool_] = counts[inverse] > 1
         return several
 
@@ -122,16 +127,18 @@ class HandleTable(Generic[ModelT]):
 class Found:
     """What handles were found to name, by position."""
 
-    __slots__ = ("is_known", "models", "places", "rows")
+    __slots__ = ("handles", "is_known", "models", "places", "rows")
 
     def __init__(
         self,
+        handles: NDArray[np.uint32],
         places: NDArray[np.intp],
         rows: NDArray[np.intp],
         models: NDArray[np.int16],
         is_known: NDArray[np.bool_],
     ) -> None:
-        self.places = places  # of unknown handles 0
+        self.handles = handles
+        self.places = places  # of handles out of range 0
         self.rows = rows  # below 0 where the handle is not open
         self.models = models
         self.is_known = is_known  # open or lost: the width of its values is known

@@ -103,15 +103,18 @@ class Stream:
         self.call = call
 
     async def send(self, **kind: Any) -> None:
-        """Write one message without waiting for its answer; where the stream has ended, `receive` says how.
+        """Write one message without waiting for its answer; where the stream has ended, `receive` says how."""
+        await self.send_bytes(sequence_pb2.StreamRequest(**kind).SerializeToString())
+
+    async def send_bytes(self, message: bytes) -> None:
+        """Write the bytes of one message.
 
         Not with gRPC's own `write`: meeting the end of the stream it makes up INTERNAL, and the real status is lost.
         """
         with contextlib.suppress(grpc.aio.AioRpcError, grpc.aio.BaseError):
             await self.call.wait_for_connection()
             if not self.call.done():
-                request = sequence_pb2.StreamRequest(**kind).SerializeToString()
-                await self.call._cython_call.send_serialized_message(request)
+                await self.call._cython_call.send_serialized_message(message)
 
     async def receive(self) -> sequence_pb2.StreamResponse:
         """Read one message; raises EOFError where the stream has ended well, AioRpcError otherwise."""

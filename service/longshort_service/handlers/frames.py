@@ -40,13 +40,14 @@ class FrameConversation(Conversation):
         self._reader = FrameReader(self._handles, edge.max_steps, edge.max_batch_rows)
         self._num_running = 0  # jobs of the frame in hand
         self._all_ended: Callable[[], None] = _do_nothing
+        self._losses: dict[str, errors.ServiceError] = {}  # of sessions that have no handle yet, by id
         super().__init__(edge, call, is_over)
 
     def lose(self, session_id: str, error: errors.ServiceError) -> None:
         """See StreamOwner: only the next row of that session hears of it."""
         session = self._edge.keeper.table.get(session_id)
-        if session is not None:
-            self._handles.lose(session.row, session.model, error)
+        if session is None or not self._handles.lose(session, error):
+            self._losses[session_id] = error
 
     def _take(self, raw: bytes) -> None:
         begin_s = time.perf_counter()
@@ -58,9 +59,18 @@ class FrameConversation(Conversation):
             return
         work = self._begin(request.frame)
         if self._num_running:
-            self._all_ended = lambda: self._answer(self._response(work, begin_s, None))
+            self._all_ended = lambda: self._finish(work, begin_s)
         else:
             self._answer(self._response(work, begin_s, None))
+
+    def _finish(self, work: FrameWork[Model], begin_s: float) -> None:
+        """Answer a frame whose last job has ended. It is the scheduler that calls: nothing may be raised to it."""
+        try:
+            response = self._response(work, begin_s, None)
+        except Exception as error:  # noqa: BLE001  the edge: a bug ends this stream and no other
+            self._fail(self._edge.wrap(error), is_counted=True)
+        else:
+            self._answer(response)
 
     async def _take_slowly(self, request: frame_codec.FrameRequest, begin_s: float) -> bytes:
         """Answer a frame that has to wait for more than its jobs."""
@@ -112,9 +122,8 @@ class FrameConversation(Conversation):
         self, work: FrameWork[Model], begin_s: float, rest: sequence_pb2.StreamFramesResponse | None
     ) -> bytes:
         answer = collect(work)
-        if work.replays:
-            for position in work.replays:
-                self._edge.stepper.replayed(self._handles.get(int(work.frame.handles[position])).model)
+        for position in work.replays:
+            self._edge.stepper.replayed(self._handles.models[work.found.models[position]])
         if work.failures:
             rest = sequence_pb2.StreamFramesResponse() if rest is None else rest
             for position in sorted(work.failures):
@@ -165,17 +174,20 @@ class FrameConversation(Conversation):
             except errors.ServiceError as error:
                 self._add_error(rest, each.handle, _OPEN, error)
         self._close(handles)  # those that are open already change hands
-        for handle, opened in zip(handles, await edge.keeper.open_many(requests, self), strict=True):
+        self._losses.clear()
+        outcomes = await edge.keeper.open_many(requests, self)
+        for handle, request, opened in zip(handles, requests, outcomes, strict=True):
             if isinstance(opened, errors.ServiceError):
                 self._add_error(rest, handle, _OPEN, opened)
                 continue
             session, created = opened
-            if session.owner is not self:  # taken by another stream before all of them were open
-                moved = errors.SessionMoved(
-                    f"session {session.id} was opened by another stream", cause="opened", client_id=""
-                )
-                self._add_error(rest, handle, _OPEN, moved)
+            if session.owner is not self:  # taken away before all of them were open
+                self._add_error(rest, handle, _OPEN, self._losses[session.id])
                 continue
+            moved = errors.SessionMoved(
+                f"session {session.id} was given handle {handle}", cause="opened", client_id=request.client_id
+            )
+            self._handles.lose(session, moved)  # opened twice in this frame: a row is moved by one handle
             self._close([handle])
             self._handles.open(handle, session)
             message = codec.opened_message(
