@@ -7,15 +7,20 @@ import threading
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from longshort import view
+from longshort.aio.gateway import MAX_KEPT_STEPS, MAX_WAITING_STEPS
 from longshort.aio.gateway import Gateway as AsyncGateway
 from longshort.gateway.group import Group
+from longshort.options import DEFAULT_TIMEOUT_S
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
     from types import TracebackType
 
+    import grpc
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
+
+    from longshort.opening import Durability, Mode
 
 T = TypeVar("T")
 
@@ -28,18 +33,42 @@ class Gateway:
     """
 
     def __init__(
-        self, address: str, model: str | None = None, version: int | None = None, **options: Any
+        self,
+        address: str,
+        model: str | None = None,
+        version: int | None = None,
+        *,
+        mode: Mode = "open_or_create",
+        durability: Durability | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+        options: Sequence[tuple[str, Any]] = (),
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        client_id: str | None = None,
+        max_waiting_steps: int = MAX_WAITING_STEPS,
+        max_kept_steps: int = MAX_KEPT_STEPS,
     ) -> None:
         self._is_closed = True  # until it is open
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
-            target=_run, args=(self._loop,), name="longshort-gateway", daemon=True
+            target=_serve, args=(self._loop,), name="longshort-gateway", daemon=True
         )
         self._thread.start()
         try:
-            self._gateway = asyncio.run_coroutine_threadsafe(
-                _made(lambda: AsyncGateway(address, model, version, **options)), self._loop
-            ).result()
+            self._gateway = self._on_loop(
+                lambda: AsyncGateway(
+                    address,
+                    model,
+                    version,
+                    mode=mode,
+                    durability=durability,
+                    credentials=credentials,
+                    options=options,
+                    timeout_s=timeout_s,
+                    client_id=client_id,
+                    max_waiting_steps=max_waiting_steps,
+                    max_kept_steps=max_kept_steps,
+                )
+            )
         except BaseException:
             self._stop()
             raise
@@ -93,9 +122,9 @@ class Gateway:
 
     def in_doubt(self, session_id: str) -> bool:
         """Return whether a call ended without its answer after its values were sent; `retry` gets it."""
-        return self._run(
-            lambda: _made(lambda: self._gateway.in_doubt(session_id))
-        )  # after an interrupted call
+        if self._is_closed:
+            return self._gateway.in_doubt(session_id)
+        return self._on_loop(lambda: self._gateway.in_doubt(session_id))  # behind what an interrupt has begun
 
     def close(self) -> None:
         """Close the stream and the channel; what waits raises SessionClosed. The sessions live on."""
@@ -128,12 +157,15 @@ class Gateway:
             future.cancel()  # interrupted; a call that has failed is done, and this does nothing
             raise
 
+    def _on_loop(self, make: Callable[[], T]) -> T:
+        return asyncio.run_coroutine_threadsafe(_made(make), self._loop).result()
+
     def _stop(self) -> None:
         self._loop.call_soon_threadsafe(_end, self._loop)
         self._thread.join()
 
 
-def _run(loop: asyncio.AbstractEventLoop) -> None:
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
     try:
         loop.run_forever()
     finally:

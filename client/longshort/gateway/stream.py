@@ -102,8 +102,7 @@ class FrameStream:
         self._check()
         slot = self.table.slots.get(session_id)
         if slot is None or self.table.flag_bytes[slot] in (0, ENDED):
-            if slot is not None:
-                self._release([slot])
+            self._release([] if slot is None else [slot])
             waiter.set_result(None)
         else:
             self.turns.enqueue(CloseRow(slot, waiter))
@@ -184,8 +183,8 @@ class FrameStream:
         self._hand_out_forecasts(frame, answer, now_s)
         self._storing.heard()
         self.turns.sweep()
-        if self._broken is not None:
-            broken, self._broken = self._broken, None
+        broken, self._broken = self._broken, None
+        if broken is not None:
             self.disconnected(broken, now_s)
 
     def _take_positions(self, frame: Frame, placed: placing.Placed) -> None:
@@ -281,8 +280,7 @@ class FrameStream:
         """Put what was in flight back in its sessions' lines, as sent, or as never sent where it was refused."""
         if self._asks_what_is_stored:
             return
-        rows = [frame.row_at(number) for number in range(len(frame.slots))]
-        for row in rows:
+        for row in map(frame.row_at, range(len(frame.slots))):
             if is_refused and row.sink is not None:
                 row.count = 0
             self.turns.put_back(row)
