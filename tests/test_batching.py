@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -12,9 +11,6 @@ from hypothesis import strategies as st
 from longshort_service.arena import Slots
 from longshort_service.batching import Batch, BatchPolicy, Job, RunCost, form_batch
 from longshort_service.errors import EngineDead
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 SMALL_MODEL = RunCost(fixed=20e-6, each_step=5e-6, each_row_step=1e-6)
 FREE_PADDING = RunCost(fixed=1e-3, each_step=0.0, each_row_step=0.0)
@@ -194,8 +190,8 @@ def test_padding_is_weighed_by_rows_not_by_jobs():
         assert batch.counts == expected
 
 
-def rows_in(rows: NDArray[np.intp] | None) -> list[int] | None:
-    return None if rows is None else rows.tolist()
+def rows_in(rows: Slots | None) -> list[int] | None:
+    return None if rows is None else rows.rows.tolist()
 
 
 @pytest.mark.parametrize("num_rows", [1, 3])

@@ -39,6 +39,19 @@ class Slots:
 
     rows: NDArray[np.intp]  # [slots]
     generations: NDArray[np.int64]  # [slots]
+    span: slice | None = None  # the same rows, where they are known to follow one another
+
+    @property
+    def index(self) -> NDArray[np.intp] | slice:
+        """What picks the rows out of a column; a slice costs a fraction of what an array of rows does."""
+        return self.rows if self.span is None else self.span
+
+    def spanned(self) -> Slots:
+        """Return the same, with `span` where the rows follow one another."""
+        first, count = int(self.rows[0]), len(self.rows)
+        if not (self.rows == np.arange(first, first + count)).all():
+            return self
+        return Slots(self.rows, self.generations, slice(first, first + count))
 
     def __len__(self) -> int:
         """Return the number of slots."""
@@ -117,7 +130,7 @@ class Arena:
 
     def check(self, slots: Slots) -> None:
         """Raise DeadSlot unless all of them are held."""
-        if not (self._generations[slots.rows] == slots.generations).all():
+        if not (self._generations[slots.index] == slots.generations).all():
             raise DeadSlot("a row was used after it was freed")
 
     def check_row(self, row: int, generation: int) -> None:

@@ -116,15 +116,15 @@ class Job:
         return now_s - self.arrivals_s, 1
 
     @property
-    def source(self) -> NDArray[np.intp]:
+    def source(self) -> Slots:
         """The rows that the next piece starts from."""
-        return self.slots.rows if self.num_done == 0 or self.scratch is None else self.scratch.rows
+        return self.slots if self.num_done == 0 or self.scratch is None else self.scratch
 
-    def target(self, num_steps: int) -> NDArray[np.intp] | None:
+    def target(self, num_steps: int) -> Slots | None:
         """Return the rows that a piece of `num_steps` ends in, None where its state is not needed."""
         if self.num_done + num_steps < self.num_steps:
-            return None if self.scratch is None else self.scratch.rows
-        return self.slots.rows if self.owner is not None else None
+            return self.scratch
+        return self.slots if self.owner is not None else None
 
 
 NO_OUTPUTS: Final = np.empty((0, 0, 0), np.float32)

@@ -108,10 +108,13 @@ class SessionColumns:
         rows = job.slots.rows
         applied = job.applied
         if applied is None:
-            self._move(rows, job, moves, slice(None))
+            self._move(job.slots.index, job, moves, slice(None))
         elif applied.any():
             self._move(rows[applied], job, moves, applied)
-        self.is_busy[rows] = False
+        self.forget_long_answers(rows if applied is None else rows[applied])
+        if job.num_steps > 1:
+            self._keep_long_answers(job, moves)
+        self.is_busy[job.slots.index] = False
         if self._when_settled:
             self._tell_waiters(rows)
 
@@ -144,25 +147,28 @@ class SessionColumns:
                 del self._long_answers[row]
 
     def _move(
-        self, rows: NDArray[np.intp], job: Job, moves: Moves, applied: slice | NDArray[np.bool_]
+        self, rows: slice | NDArray[np.intp], job: Job, moves: Moves, applied: slice | NDArray[np.bool_]
     ) -> None:
-        outputs = job.outputs[applied]  # [rows, time, outputs] f32
-        answer_rows = moves.answer_rows[applied]
         self.step[rows] += job.num_steps
         self._message_steps[rows] = job.num_steps
-        self._answer_rows[rows] = answer_rows
-        self.output[rows] = outputs[:, -1]
+        self._answer_rows[rows] = moves.answer_rows[applied]
+        self.output[rows] = job.outputs[applied, -1]
         self.sent[rows] = moves.sent[applied]
         if self.seen is not self.sent:
             self.seen[rows] = job.values[applied, -1]
         self.is_gapless[rows] = True
-        self.forget_long_answers(rows)
         self._has_crc[rows] = moves.crcs is not None
         if moves.crcs is not None:
             self._message_crc[rows] = moves.crcs[applied]
-        if job.num_steps > 1:
-            long = answer_rows > 1
-            self._long_answers.update(zip(rows[long].tolist(), as_bytes(outputs[long]), strict=True))
+
+    def _keep_long_answers(self, job: Job, moves: Moves) -> None:
+        """Keep the answers of more than one row, which have no column."""
+        long, applied = moves.answer_rows > 1, job.applied
+        if applied is not None:
+            long &= applied
+        if long.any():
+            answers = as_bytes(job.outputs[long])
+            self._long_answers.update(zip(job.slots.rows[long].tolist(), answers, strict=True))
 
     def when_settled(self, row: int, callback: Callable[[], None]) -> None:
         """Have `callback` called once when what is in flight at a row has ended."""

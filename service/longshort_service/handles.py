@@ -35,6 +35,7 @@ class HandleTable(Generic[ModelT]):
         self._places = np.empty(0, np.intp)  # scratch of `repeated`
         self._sessions: list[Session[ModelT] | None] = []
         self._losses: dict[int, errors.ServiceError] = {}
+        self.version = 0  # raised whenever a handle comes to name something else
 
     def __iter__(self) -> Iterator[Session[ModelT]]:
         """Iterate over the open sessions."""
@@ -47,6 +48,7 @@ class HandleTable(Generic[ModelT]):
         if session.model not in self.models:
             self.models.append(session.model)
         slot = session.slot
+        self.version += 1
         self._rows[handle] = slot.row
         self._generations[handle] = slot.generation
         self._models[handle] = self.models.index(session.model)
@@ -58,6 +60,7 @@ class HandleTable(Generic[ModelT]):
         """Close a handle; return the session that it named, if it did."""
         if handle >= len(self._rows):
             return None
+        self.version += 1
         session, self._sessions[handle] = self._sessions[handle], None
         self._rows[handle] = _CLOSED
         self._losses.pop(handle, None)
@@ -71,6 +74,7 @@ class HandleTable(Generic[ModelT]):
         handle = int(session.model.columns.handle[session.row])
         if handle >= len(self._sessions) or self._sessions[handle] is not session:
             return False
+        self.version += 1
         self._sessions[handle] = None
         self._rows[handle] = _LOST
         self._losses[handle] = error

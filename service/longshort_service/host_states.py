@@ -69,11 +69,11 @@ class HostStates:
         """Return one row's states as a batch of one, `[..., 1, ...]`, in place: they are this memory."""
         return [state.view(row) for state in self._states]
 
-    def gather(self, rows: NDArray[np.intp]) -> States:
-        """Return copies of many rows as the model takes them, `[..., batch, ...]`."""
+    def gather(self, rows: slice | NDArray[np.intp]) -> States:
+        """Return many rows as the model takes them, `[..., batch, ...]`: copies, of a slice the memory itself."""
         return [state.gather(rows) for state in self._states]
 
-    def scatter(self, rows: NDArray[np.intp], states: States) -> None:
+    def scatter(self, rows: slice | NDArray[np.intp], states: States) -> None:
         """Copy the states of a batch, `[..., batch, ...]`, into as many rows."""
         for state, batch in zip(self._states, states, strict=True):
             state.scatter(rows, batch)
@@ -132,13 +132,19 @@ class _State:
         view: NDArray[np.float32] = self._array[(*self._before, slice(row, row + 1))]
         return view
 
-    def gather(self, rows: NDArray[np.intp]) -> NDArray[np.float32]:
+    def gather(self, rows: slice | NDArray[np.intp]) -> NDArray[np.float32]:
+        if isinstance(rows, slice):
+            view: NDArray[np.float32] = self._array[(*self._before, rows)]
+            return view
         batch = np.empty((self._lead, len(rows), self._width), np.float32)
         items = batch.view(self._items.dtype)[:, :, 0]
         for source, target in zip(self._items, items, strict=True):
             np.take(source, rows, out=target, mode="clip")
         return batch.reshape(self.layout.with_batch(len(rows)))
 
-    def scatter(self, rows: NDArray[np.intp], batch: NDArray[np.float32]) -> None:
+    def scatter(self, rows: slice | NDArray[np.intp], batch: NDArray[np.float32]) -> None:
+        if isinstance(rows, slice):
+            self._array[(*self._before, rows)] = batch
+            return
         for target, source in zip(self._items, self._as_items(batch, len(rows)), strict=True):
             target[rows] = source

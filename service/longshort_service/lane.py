@@ -102,23 +102,29 @@ def run_batch(lane: Lane, batch: Batch) -> RunResult:
     for job in jobs:
         lane.arena.check(job.slots)
     values, counts = _values(batch)
-    sources = jobs[0].source if len(jobs) == 1 else np.concatenate([job.source for job in jobs])
-    targets = [_targets_of(job, count) for job, count in zip(jobs, batch.counts, strict=True)]
-    everywhere = targets[0] if len(targets) == 1 else np.concatenate(targets)
     if lane.resident is not None:
-        answers, finite = lane.resident.run(values, counts, sources, everywhere)
+        sources = np.concatenate([job.source.rows for job in jobs])
+        answers, finite = lane.resident.run(values, counts, sources, _targets(batch))
         return RunResult(answers, finite, 0.0, time.perf_counter() - begin_s, 0.0)
     assert lane.states is not None  # noqa: S101  they are either here or there
-    states = lane.states.gather(sources)
+    is_alone = len(jobs) == 1
+    states = lane.states.gather(
+        jobs[0].source.index if is_alone else np.concatenate([job.source.rows for job in jobs])
+    )
     gathered_s = time.perf_counter()
     answers, new_states = lane.engine.run(values, counts, states)
     ended_s = time.perf_counter()
     finite_rows = _finite_rows(lane.states, counts, answers, new_states)
-    wanted = everywhere >= 0 if finite_rows is None else (everywhere >= 0) & finite_rows
-    if wanted.all():
-        lane.states.scatter(everywhere, new_states)
-    elif wanted.any():
-        lane.states.scatter(everywhere[wanted], lane.states.select(new_states, np.flatnonzero(wanted)))
+    target = jobs[0].target(batch.counts[0])
+    if is_alone and target is not None and finite_rows is None and jobs[0].failed is None:
+        lane.states.scatter(target.index, new_states)
+    else:
+        targets = _targets(batch)
+        wanted = targets >= 0 if finite_rows is None else (targets >= 0) & finite_rows
+        if wanted.all():
+            lane.states.scatter(targets, new_states)
+        elif wanted.any():
+            lane.states.scatter(targets[wanted], lane.states.select(new_states, np.flatnonzero(wanted)))
     return RunResult(
         answers, finite_rows, gathered_s - begin_s, ended_s - gathered_s, time.perf_counter() - ended_s
     )
@@ -154,9 +160,15 @@ def _finite_rows(
     return finite
 
 
+def _targets(batch: Batch) -> NDArray[np.intp]:
+    """Return where the states of each row of a batch go; -1 is nowhere."""
+    return np.concatenate(
+        [_targets_of(job, count) for job, count in zip(batch.jobs, batch.counts, strict=True)]
+    )
+
+
 def _targets_of(job: Job, count: int) -> NDArray[np.intp]:
-    """Return where the states of a job's piece go; -1 is nowhere."""
     target = job.target(count)
     if target is None:
         return np.full(job.num_rows, -1, np.intp)
-    return target if job.failed is None else np.where(job.failed, -1, target)
+    return target.rows if job.failed is None else np.where(job.failed, -1, target.rows)

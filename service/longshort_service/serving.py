@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from longshort_service import logs
 from longshort_service.app import App
+from longshort_service.garbage import GarbagePolicy
 from longshort_service.transport.event_loop import CompletionLoop
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def serve(config: ServeConfig) -> None:
 async def _serve(config: ServeConfig) -> None:
     app = App(config)
     await app.start()
+    GarbagePolicy(asyncio.get_running_loop()).start()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

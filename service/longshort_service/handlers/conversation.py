@@ -48,8 +48,8 @@ class Conversation:
         """Tell the client that its message came to nothing."""
         raise NotImplementedError
 
-    def _leave(self) -> None:
-        """Let go of what the stream has: the call is over."""
+    def _leave(self) -> Coroutine[None, None, None] | None:
+        """Let go of what the stream has: the call is over. Return what is left to do where that takes long."""
         raise NotImplementedError
 
     # What it is built of
@@ -115,6 +115,13 @@ class Conversation:
         self._open_timer.cancel()
         if self._task is not None:
             self._task.cancel()
-        self._leave()
+        leaving = self._leave()
+        if leaving is None:
+            self._ended()
+        else:
+            self._task = asyncio.get_running_loop().create_task(leaving)
+            self._task.add_done_callback(self._ended)
+
+    def _ended(self, _task: asyncio.Task[None] | None = None) -> None:
         self._edge.call_ended()
         self._is_over(self)

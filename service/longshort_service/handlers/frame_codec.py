@@ -27,6 +27,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # the wire types
 # The columns of a request, by field number: handles, counts, steps, values, closes.
 _U4, _U8, _F4 = (np.dtype(code) for code in ("<u4", "<u8", "<f4"))
 _DTYPES: Final[dict[int, np.dtype[Any]]] = {2: _U4, 3: _U4, 4: _U8, 5: _F4, 8: _U4}
+_EMPTY: Final = {dtype: np.empty(0, dtype) for dtype in (_U4, _U8, _F4)}
 
 
 @dataclass(slots=True)
@@ -97,6 +98,8 @@ def _read_fields(raw: bytes) -> dict[int, list[Any]]:
 
 def _column(chunks: list[memoryview], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Return a column as an aligned copy. A sender may split it, down to a chunk an element that is not packed."""
+    if not chunks:
+        return _EMPTY[dtype]
     packed = chunks[0] if len(chunks) == 1 else b"".join(chunks)
     return np.frombuffer(packed, dtype).copy()
 

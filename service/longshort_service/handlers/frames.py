@@ -16,10 +16,9 @@ from longshort_service.handlers.conversation import Conversation
 from longshort_service.handles import MAX_HANDLES, HandleTable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
 
     from longshort_service.batching import Job
-    from longshort_service.frames import Frame
     from longshort_service.handlers.edge import Edge
     from longshort_service.repository import Model
     from longshort_service.transport.call import Call
@@ -54,10 +53,16 @@ class FrameConversation(Conversation):
         self._open_timer.cancel()
         request = frame_codec.parse(raw, self._edge.max_message_bytes)
         frame = request.frame
-        if request.opens or len(request.closes) or request.forecasts or self._reader.busy_sessions(frame):
+        if request.opens or len(request.closes) or request.forecasts:
             self._slowly(self._take_slowly(request, begin_s))
             return
-        work = self._begin(request.frame)
+        work = self._reader.begin_again(frame, self._edge.keeper.clock())
+        if work is None:
+            if self._reader.busy_sessions(frame):
+                self._slowly(self._take_slowly(request, begin_s))
+                return
+            work = self._reader.begin(frame, self._edge.keeper.clock())
+        self._start(work)
         if self._num_running:
             self._all_ended = lambda: self._finish(work, begin_s)
         else:
@@ -81,7 +86,8 @@ class FrameConversation(Conversation):
         while busy := self._reader.busy_sessions(request.frame):
             for session in busy:
                 await self._edge.keeper.until_settled(session)
-        work = self._begin(request.frame)
+        work = self._reader.begin(request.frame, self._edge.keeper.clock())
+        self._start(work)
         if self._num_running:
             ended = asyncio.Event()
             self._all_ended = ended.set
@@ -93,16 +99,13 @@ class FrameConversation(Conversation):
         """End the stream: an error of a whole frame leaves nobody knowing what it held."""
         self._fail(error)
 
-    def _leave(self) -> None:
-        now_s = self._edge.keeper.clock()
-        for session in self._handles:
-            self._edge.keeper.table.detach(session, self, now_s)
+    def _leave(self) -> Coroutine[None, None, None]:
+        return self._edge.keeper.detach_many(list(self._handles), self)
 
     # -- values --------------------------------------------------------------------------------------------------
 
-    def _begin(self, frame: Frame) -> FrameWork[Model]:
+    def _start(self, work: FrameWork[Model]) -> None:
         """Start the jobs of a frame."""
-        work = self._reader.begin(frame, self._edge.keeper.clock())
         for part in list(work.parts):
             part.job.on_end = self._job_ended
             try:
@@ -111,7 +114,6 @@ class FrameConversation(Conversation):
                 work.give_up(part, error)
             else:
                 self._num_running += 1
-        return work
 
     def _job_ended(self, _job: Job) -> None:
         self._num_running -= 1
