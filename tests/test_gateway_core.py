@@ -629,20 +629,25 @@ def test_retry_that_waits_when_the_session_ends_is_told():
 
 def test_closed_session_forgets_the_doubts_of_calls_that_were_not_back():
     play = Play()
-    waiter, call = play.steps("ab", np.zeros((2, 6, 1)))
+    play.steps("ab", [0, 0])
     play.run()
+    moves = iter([Refusal(Code.ABORTED, "SESSION_MOVED", cause="opened", client_id=play.client_id)])
+
+    def refuse(key: str) -> None:
+        if key == "b" and (refusal := next(moves, None)):
+            raise refusal
+
+    play.server.refuse_row = refuse
     waiter, call = play.steps("ab", [1, 2])
-    play.server.refuse_row = lambda key: _busy_once(play, key)
     closing = play.close_session("a")
-    for _ in range(3):
-        play.send() if not play.answers else play.move()
-    play.cancel(call, waiter) if not waiter.done() else None
+    play.send()
+    play.move()
+    play.send()  # a is closed and b opened again
+    assert play.cancel(call, waiter)
+    assert 0 in play.core.turns.doubts
     play.run()
     assert closing.done()
     assert 0 not in play.core.turns.doubts
-
-
-def _busy_once(play: Play, key: str) -> None:
-    if key == "b":
-        play.server.refuse_row = lambda _: None
-        raise Refusal(Code.ABORTED, "SESSION_MOVED", cause="opened", client_id=play.client_id)
+    other = play.retry("b")
+    play.run()
+    np.testing.assert_array_equal(other.outcome, alone([0, 2])[1])
