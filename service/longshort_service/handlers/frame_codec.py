@@ -27,6 +27,14 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # the wire types
 # The columns of a request, by field number: handles, counts, steps, values, closes.
 _U4, _U8, _F4 = (np.dtype(code) for code in ("<u4", "<u8", "<f4"))
 _DTYPES: Final[dict[int, np.dtype[Any]]] = {2: _U4, 3: _U4, 4: _U8, 5: _F4, 8: _U4}
+# The wire types in which each field may come: columns packed, or an element a field.
+_WIRE_TYPES: Final[dict[int, tuple[int, ...]]] = {
+    **{number: (_BYTES, _FIXED64 if dtype is _U8 else _FIXED32) for number, dtype in _DTYPES.items()},
+    1: (_BYTES,),
+    6: (_VARINT,),
+    7: (_BYTES,),
+}
+_MAX_FIELD: Final = (1 << 29) - 1
 _EMPTY: Final = {dtype: np.empty(0, dtype) for dtype in (_U4, _U8, _F4)}
 
 
@@ -52,8 +60,8 @@ def parse(raw: bytes, max_message_bytes: int) -> FrameRequest:
         opens = [sequence_pb2.FrameOpen.FromString(part) for part in fields.get(1, [])]
         forecasts = [sequence_pb2.FrameForecast.FromString(part) for part in fields.get(7, [])]
         columns = {number: _column(fields.get(number, []), dtype) for number, dtype in _DTYPES.items()}
-        wanted: Any = fields[6][-1] if 6 in fields else 0
-    except (DecodeError, ValueError, TypeError) as error:
+        wanted: Any = fields[6][-1] & 0xFFFFFFFF if 6 in fields else 0  # as protobuf reads an enum
+    except (DecodeError, ValueError) as error:
         raise errors.MalformedMessage("the bytes are no longshort.v1.StreamFramesRequest") from error
     handles, counts, steps, values = (columns[number] for number in (2, 3, 4, 5))
     frame = Frame(
@@ -75,7 +83,9 @@ def _read_fields(raw: bytes) -> dict[int, list[Any]]:
     view, position, end = memoryview(raw), 0, len(raw)
     while position < end:
         tag, position = varint_at(raw, position)
-        wire_type = tag & 7
+        number, wire_type = tag >> 3, tag & 7
+        if not 0 < number <= _MAX_FIELD or wire_type not in _WIRE_TYPES.get(number, (wire_type,)):
+            raise ValueError(f"field {number} of wire type {wire_type}")
         content: Any
         if wire_type == _VARINT:
             content, position = varint_at(raw, position)
@@ -90,24 +100,27 @@ def _read_fields(raw: bytes) -> dict[int, list[Any]]:
                 raise ValueError("a field ends behind the message")
             content = view[position : position + length]
             position += length
-        if not tag >> 3:
-            raise ValueError("field 0")
-        fields.setdefault(tag >> 3, []).append(content)
+        fields.setdefault(number, []).append(content)
     return fields
 
 
 def _column(chunks: list[memoryview], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return a column as an aligned copy. A sender may split it, down to a chunk an element that is not packed."""
+    """Return a column as an aligned copy. A sender may split it, down to a chunk an element that is not packed.
+
+    Raises ValueError where a chunk is not of whole elements.
+    """
     if not chunks:
         return _EMPTY[dtype]
+    if any(len(chunk) % dtype.itemsize for chunk in chunks):
+        raise ValueError("a chunk ends within a number")
     packed = chunks[0] if len(chunks) == 1 else b"".join(chunks)
     return np.frombuffer(packed, dtype).copy()
 
 
-def response(answer: FrameAnswer | None, rest: sequence_pb2.StreamFramesResponse) -> bytes:
+def response(answer: FrameAnswer, rest: sequence_pb2.StreamFramesResponse) -> bytes:
     """Return the bytes of a StreamFramesResponse: the columns of `answer`, and what protobuf holds of it."""
     parts: list[bytes] = []
-    if answer is not None and len(answer.handles):
+    if len(answer.handles):
         _append(parts, 2, answer.handles.astype("<u4", copy=False))
         if not (answer.counts == 1).all():
             _append(parts, 3, answer.counts.astype("<u4"))
