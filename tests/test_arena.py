@@ -163,6 +163,21 @@ def test_many_rows_are_first_those_that_were_freed_and_then_fresh_ones():
     arena.check_integrity()
 
 
+def test_rows_that_follow_one_another_are_a_span():
+    arena = new_arena(6)
+    slots = arena.allocate_many(5).part(slice(1, 5))
+    spanned = slots.spanned()
+    assert (slots.span, spanned.span) == (None, slice(1, 5))
+    assert (spanned.index, slots.index is slots.rows) == (slice(1, 5), True)
+    assert spanned.rows is slots.rows
+    arena.check(spanned)
+    for chosen in ([1, 0], [0, 2]):
+        assert slots.part(np.array(chosen)).spanned().span is None
+    arena.free(slots.part(slice(2, 3)))
+    with pytest.raises(DeadSlot):
+        arena.check(spanned)
+
+
 def test_too_many_rows_are_refused_and_none_is_taken():
     arena = new_arena(4)
     older = arena.allocate_many(3)

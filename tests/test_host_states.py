@@ -96,6 +96,17 @@ def test_each_layout_is_gathered_and_scattered_by_itself(layout: StateLayout):
     assert back.flags.c_contiguous
 
 
+def test_rows_that_follow_one_another_are_gathered_in_place_and_scattered_as_any():
+    states, rows = filled()
+    batch = states.gather(slice(1, 4))
+    assert_same(batch, batch_of(rows[1:4]))
+    states.scatter(slice(2, 4), batch_of([row_of(100), row_of(101)]))
+    assert_same(
+        states.gather(np.arange(NUM_ROWS)), batch_of([*rows[:2], row_of(100), row_of(101), *rows[4:]])
+    )
+    assert_same(batch, batch_of([rows[1], row_of(100), row_of(101)]))  # the memory itself
+
+
 def test_one_row_can_be_made_initial():
     states, rows = filled()
     states.initialise(2)

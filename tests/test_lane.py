@@ -102,6 +102,16 @@ def test_rows_of_all_jobs_run_together_and_hold_what_came_of_them(lane: Lane):
     assert sums_in(lane, many.slots) == [21, 32, 43]
 
 
+def test_rows_that_follow_one_another_are_run_in_place_and_a_row_that_fails_stays(lane: Lane):
+    slots_holding(lane, 1)  # so that the span does not begin at the first row
+    slots = slots_holding(lane, 10, 20, 30).spanned()
+    assert slots.span is not None
+    for values, sums in (([1, 2, 3], [11, 22, 33]), ([1, NAN, 3], [12, 22, 36])):
+        job = Job(np.array(values, np.float32).reshape(3, 1, 1), slots, owner=Owner())
+        run_batch(lane, batch_of((job, 1)))
+        assert sums_in(lane, slots) == sums
+
+
 def test_rows_of_unequal_length_are_padded_and_padding_that_is_no_number_harms_nobody(lane: Lane):
     short, long = job_of(lane, [5], [6]), job_of(lane, [1, 2, 3])
     result = run_batch(lane, batch_of((short, 1), (long, 3)))

@@ -70,7 +70,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "sharded_dict": set(),
     "sessions": {"errors", "arena", "record", "row_index", "served_model", "session", "sharded_dict"},
     "handles": {"errors", "arena", "served_model", "session"},
-    "frames": {"errors", "batching", "columns", "handles", "served_model", "session"},
+    "frames": {"errors", "arena", "batching", "columns", "handles", "served_model", "session"},
     "frame_answer": {"frames", "served_model"},
     "engine": {"batching", "signature"},
     "resident_graph": {"signature"},

@@ -4,11 +4,12 @@ set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 set -- -q -p no:cacheprovider --cov-branch --cov-report=term-missing --cov-fail-under=100
-core="protocol session sessions sharded_dict row_index served_model arena host_states columns batching singles lane one_step values record"
+core="protocol session sessions sharded_dict row_index served_model arena host_states columns"
+core="$core batching singles lane one_step handles frames frame_answer values record"
 for module in $core stores; do
     set -- "$@" "--cov=longshort_service.$module"
 done
-for test in $core store_contract; do
+for test in $core frames_again store_contract; do
     set -- "$@" "tests/test_$test.py"
 done
 exec "$python" -m pytest "$@"
