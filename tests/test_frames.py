@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 from frame_tables import MAX_STEPS, ToyStream, frame, outcomes
@@ -9,6 +11,9 @@ from longshort_service import errors
 from longshort_service.session import Answers
 from longshort_service.signature import MissingValue
 from tables import NOW_S, TableModel, finish, last_answer, rows_of, signature_of
+
+if TYPE_CHECKING:
+    from longshort_service.frames import Frame
 
 NAN, INF = float("nan"), float("inf")
 
@@ -154,9 +159,9 @@ def test_rows_that_find_no_scratch_rows_are_refused_alone():
         frame([7, 0], [1]),
     ],
 )
-def test_columns_that_do_not_fit_one_another_refuse_the_frame(stream: ToyStream, sent: object):
+def test_columns_that_do_not_fit_one_another_refuse_the_frame(stream: ToyStream, sent: Frame):
     with pytest.raises(errors.InvalidMessage):
-        stream.begin(sent)  # type: ignore[arg-type]
+        stream.begin(sent)
     assert_nothing_moved(stream)
 
 
@@ -333,3 +338,76 @@ def test_rows_keep_nothing_of_their_frame():
     assert stream.play(frame([0], [1, 2], counts=[2], steps=[0])) == {0: (2, [2, 4])}
     session = stream.handles.get(0)
     assert session.record().last_values == rows_of(2)[0]
+
+
+# -- the same sessions again -----
+
+
+def same_again(stream: ToyStream) -> ToyStream:
+    """Send a frame of handles 2, 0, 1, so that the next of them may be known."""
+    assert stream.reader.begin_again(frame([2, 0, 1], [1, 1, 1], steps=[2, 0, 1]), NOW_S) is None
+    stream.play(frame([2, 0, 1], [1, 1, 1], steps=[2, 0, 1]))
+    return stream
+
+
+@pytest.mark.parametrize("steps", [None, [3, 1, 2]])
+def test_frame_of_the_same_sessions_is_begun_without_being_looked_up(
+    stream: ToyStream, steps: list[int] | None
+):
+    same_again(stream)
+    work = stream.reader.begin_again(
+        frame([2, 0, 1], [5, 6, 7], steps=steps, answers=Answers.NONE), NOW_S + 9
+    )
+    assert work is not None
+    assert [part.positions.tolist() for part in work.parts] == [[0, 1, 2]]
+    assert all(session.is_busy and session.last_used_s == NOW_S + 9 for session in stream.table)
+    finish(work.parts[0].job, work.parts[0].model)
+    assert outcomes(work) == {2: (4, []), 0: (2, []), 1: (3, [])}
+    assert stream.play(frame([0, 1, 2], [6, 7, 5], steps=[1, 2, 3])) == {0: (2, []), 1: (3, []), 2: (4, [])}
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        frame([0, 1, 2], [5, 6, 7], steps=[1, 2, 3]),
+        frame([2, 0], [5, 6], steps=[3, 1]),
+        frame([2, 0, 1], [5, 6, 7], steps=[3, 1, 2], counts=[1, 1, 1]),
+        frame([2, 0, 1], [5, 6, 7], steps=[3, 1, 1]),
+        frame([2, 0, 1], [5, 6, 7], steps=[3, 1, 9]),
+        frame([2, 0, 1], [5, 6, 7], steps=[3, 1]),
+        frame([2, 0, 1], [5, 6], steps=[3, 1, 2]),
+        frame([2, 0, 1], [5, 6, 7, 8], steps=[3, 1, 2]),
+        frame([2, 0, 1], [5, NAN, 7], steps=[3, 1, 2]),
+        frame([2, 0, 1], [5, INF, 7]),
+        frame([], []),
+    ],
+)
+def test_frame_that_is_not_right_in_every_respect_is_looked_at_closely(stream: ToyStream, sent: Frame):
+    same_again(stream)
+    assert stream.reader.begin_again(sent, NOW_S) is None
+    assert not any(session.is_busy for session in stream.table)
+
+
+@pytest.mark.parametrize("what", ["lost", "closed", "given to another", "busy", "has a gap"])
+def test_sessions_that_are_not_as_they_were_are_looked_up(stream: ToyStream, what: str):
+    same_again(stream)
+    session = stream.handles.get(0)
+    if what == "lost":
+        stream.handles.lose(session, errors.SessionMoved("elsewhere", cause="opened", client_id=""))
+    elif what == "closed":
+        stream.handles.close(0)
+    elif what == "given to another":
+        stream.open(0, session.model)
+    elif what == "busy":
+        session.begin(rows_of(1), None, Answers.ALL, NOW_S)
+    else:
+        session.model.columns.is_gapless[session.row] = False
+    assert stream.reader.begin_again(frame([2, 0, 1], [5, 6, 7]), NOW_S) is None
+
+
+def test_frame_with_a_failure_or_of_several_jobs_is_not_taken_for_one_that_is_known(stream: ToyStream):
+    model = stream.handles.models[0]
+    stream.open(3, model)
+    for handles in ([2, 0, 77], [2, 0, 0], [0, 1, 2, 3]):
+        stream.play(frame(handles, [1] * len(handles)))
+        assert stream.reader.begin_again(frame(handles, [1] * len(handles)), NOW_S) is None
