@@ -99,8 +99,9 @@ def test_job_of_many_rows_is_cut_by_what_its_run_would_cost():
     assert long == 40
     expected = policy.piece(1024)
     assert 1 <= expected < 40
-    assert SMALL_MODEL.run(1024, expected) <= policy.piece_s
-    assert SMALL_MODEL.run(1024, expected + 1) > policy.piece_s
+    limit_s = max(policy.piece_s, 2 * SMALL_MODEL.run(1024, 1))
+    assert SMALL_MODEL.run(1024, expected) <= limit_s + 1e-9
+    assert SMALL_MODEL.run(1024, expected + 1) > limit_s
     counts = counts_of(job_of(40, num_rows=1024, is_long=True), policy)
     assert set(counts[:-1]) == {expected}
     assert sum(counts) == 40
@@ -112,8 +113,10 @@ def test_job_of_many_rows_is_cut_by_what_its_run_would_cost():
         (SMALL_MODEL, 1, 64),  # the limit of steps comes before that of time
         (SMALL_MODEL, 128, 14),  # (2 ms - 20 us) / (5 us + 128 us)
         (RunCost(0.0, 0.0, 0.0), 1, 64),
-        (RunCost(0.0, 0.0, 1.0), 1, 1),  # a run of one step is too long already: there is none shorter
-        (RunCost(1.0, 0.0, 0.0), 1, 1),
+        (RunCost(0.0, 0.0, 1.0), 1, 2),  # a run of one step is too long already: twice that is the limit
+        (RunCost(0.0, 0.0, 1.0), 512, 2),
+        (RunCost(1.0, 0.0, 0.0), 1, 64),  # all of the cost is fixed: pieces would only add to it
+        (RunCost(0.45, 0.1, 0.0), 1, 6),  # (1.1 s - 0.45 s) / 0.1 s
     ],
 )
 def test_piece_is_as_long_as_its_time_allows_and_never_empty(cost: RunCost, num_rows: int, expected: int):

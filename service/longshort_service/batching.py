@@ -172,7 +172,9 @@ class BatchPolicy:
 
     def piece(self, num_rows: int) -> int:
         """Return how many steps of so many rows go into one run."""
-        return max(1, min(self.piece_steps, self.cost.steps_within(self.piece_s, num_rows)))
+        # At least as long as its fixed cost: in a slow model a piece of one step would be all overhead.
+        seconds = max(self.piece_s, 2 * self.cost.run(num_rows, 1))
+        return max(1, min(self.piece_steps, self.cost.steps_within(seconds, num_rows)))
 
 
 def form_batch(queue: deque[Job], policy: BatchPolicy, drop: Callable[[Job], None]) -> Batch | None:

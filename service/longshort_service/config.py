@@ -50,7 +50,7 @@ class ServeConfig:
     provider: Annotated[str, kinds.PROVIDER, "What onnxruntime computes on."] = "cpu"
     # More threads a run made small models slower on 2 cores; add replicas first.
     intra_op_num_threads: Annotated[int, kinds.THREADS, "Threads of one engine run."] = 1
-    max_batch_rows: Annotated[int, kinds.ROWS, "Greatest number of sessions in one engine run."] = 512
+    max_batch_rows: Annotated[int, kinds.ROWS, "Greatest number of sessions in one engine run."] = 2048
     max_steps: Annotated[int, kinds.STEPS, "Greatest number of steps in one message."] = 4096
     piece_steps: Annotated[int, kinds.STEPS, "Longer messages run in pieces of so many steps."] = 64
     # 100,000 states of a shipped model are 51 MB; with their bookkeeping well below 1 GB, where messages are short:

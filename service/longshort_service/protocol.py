@@ -27,6 +27,9 @@ class StreamState(enum.Enum):
     ANSWERING = enum.auto()
     ENDED = enum.auto()
 
+    # Members are what they are by identity. Enum's own hash is Python code, and the table is asked for every message.
+    __hash__ = object.__hash__
+
 
 class StreamEvent(enum.Enum):
     """What may happen to a stream."""
@@ -38,6 +41,8 @@ class StreamEvent(enum.Enum):
     ANSWERED = enum.auto()
     HALF_CLOSE = enum.auto()
     FAIL = enum.auto()
+
+    __hash__ = object.__hash__  # as above
 
 
 _S, _E = StreamState, StreamEvent
