@@ -191,8 +191,15 @@ def test_unknown_handle_fails_its_row_and_no_other(stream: ToyStream, stranger: 
     assert stream.play(frame([stranger, 0, stranger], [1, 2, 3])) == {stranger: "UNKNOWN_HANDLE", 0: (1, [4])}
 
 
-def test_frame_of_unknown_handles_on_a_stream_without_sessions_fails_by_row():
-    assert ToyStream().play(frame([4, 5], [1, 2])) == {4: "UNKNOWN_HANDLE", 5: "UNKNOWN_HANDLE"}
+@pytest.mark.parametrize("values", [[1, 2], [1, 2, 3, 4, 5, 6], [1], []])
+def test_frame_of_unknown_handles_alone_fails_by_row_whatever_their_width(values: list[float]):
+    """As where all openings of the frame were refused: nobody knows how wide their values were to be."""
+    expected = {4: "UNKNOWN_HANDLE", 5: "UNKNOWN_HANDLE"}
+    stream = ToyStream()
+    assert stream.play(frame([4, 5], values)) == expected
+    for handle, features in enumerate((1, 3)):
+        stream.open(handle, TableModel(signature=signature_of(features=features)))
+    assert stream.play(frame([4, 5], values)) == expected
 
 
 def test_every_row_of_two_models_may_fail(stream: ToyStream):

@@ -159,6 +159,19 @@ def test_openings_fail_by_handle_and_the_others_are_opened(against: Scenario):
     against(scenario)
 
 
+def test_values_beside_openings_that_are_all_refused_fail_by_row(against: Scenario):
+    async def scenario(caller: Caller) -> None:
+        frames = Frames(caller)
+        opens = [opening(handle, "", model="nobody") for handle in range(2)]
+        response = await frames.ask(opens=opens, handles=[0, 1], values=[1, 2, 3, 4, 5, 6])
+        for handle in range(2):
+            assert refusals_of(response, OPEN_PART)[handle] == ("NOT_FOUND", "MODEL_NOT_FOUND")
+            assert rows_of(response)[handle] == UNKNOWN
+        await frames.half_close()
+
+    against(scenario)
+
+
 def test_handle_is_given_to_another_session(against: Scenario):
     async def scenario(caller: Caller) -> None:
         frames = Frames(caller)

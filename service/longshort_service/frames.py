@@ -186,7 +186,9 @@ class FrameReader(Generic[ModelT]):
         for name, column in (("counts", frame.counts), ("steps", frame.steps)):
             if column is not None and len(column) != num_rows:
                 raise errors.InvalidMessage(f"{len(column)} {name} do not fit {num_rows} handles")
-        widths = np.array([len(model.signature.features) for model in self._handles.models] or [1])
+        if num_rows and not found.is_known.any():
+            return np.zeros(num_rows, np.int64)  # how wide they were to be is not known, and none is applied
+        widths = np.array([len(model.signature.features) for model in self._handles.models], np.int64)
         if not found.is_known.all() and widths.min() != widths.max():
             raise errors.InvalidMessage(
                 "a handle of the frame is not open and models of different width are: whose values are which "
