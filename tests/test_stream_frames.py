@@ -12,6 +12,7 @@ from inside import Gate, service, until
 from longshort.v1 import sequence_pb2, session_pb2
 from longshort_service.handlers import conversation
 from longshort_service.handlers import frames as frames_handler
+from longshort_service.model_loader import SCRATCH_ROWS
 from wire import CREATE, LAST, NONE, OPEN, Caller, key, refused, values_of
 
 if TYPE_CHECKING:
@@ -702,7 +703,46 @@ def test_bug_in_a_frame_s_answer_ends_its_stream_and_no_other(
     run(scenario())
 
 
+def test_bug_in_one_forecast_ends_its_stream_and_no_other(
+    run: Run, adders: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async def forecast(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async def scenario() -> None:
+        async with asyncio.timeout(20), service(adders, may_log_errors=True) as (app, caller):
+            frames = Frames(caller)
+            await frames.open("a")
+            monkeypatch.setattr(app._edge.stepper, "forecast", forecast)
+            end = await frames.end(forecasts=[sequence_pb2.FrameForecast(handle=0, horizon=2)])
+            assert end == ("INTERNAL", "INTERNAL")
+            assert (await caller.step("a", [1], 0, "")).answer.values == [1]
+
+    run(scenario())
+
+
 # -- many -----
+
+
+def test_forecasts_of_more_sessions_than_there_are_rows_to_work_on(run: Run, adders: Path):
+    async def scenario() -> None:
+        number = SCRATCH_ROWS + 200
+        async with (
+            asyncio.timeout(60),
+            service(adders, inline_run_limit_s=1.0, max_sessions=number) as (app, caller),
+        ):
+            frames = Frames(caller)
+            await frames.open(*(f"x{k}" for k in range(number)))
+            await frames.step(range(number), range(number))
+            asked = [sequence_pb2.FrameForecast(handle=k, horizon=3) for k in range(number)]
+            response = await frames.ask(forecasts=asked)
+            assert not response.errors
+            assert [list(each.values) for each in response.forecasts] == [
+                [k, 2 * k, 4 * k] for k in range(number)
+            ]
+            check_rows(app)
+
+    run(scenario())
 
 
 def test_twenty_thousand_sessions_on_one_stream(run: Run, adders: Path):
