@@ -752,9 +752,9 @@ def test_twenty_thousand_sessions_on_one_stream(run: Run, adders: Path):
             service(adders, inline_run_limit_s=1.0, max_sessions=20_010) as (app, caller),
         ):
             frames = Frames(caller)
-            number, size = 20_000, 4_000
-            for first in range(0, number, size):
-                await frames.open(*(f"x{k}" for k in range(first, first + size)), first=first)
+            number = 20_000
+            opened = await frames.open(*(f"x{k}" for k in range(number)))
+            assert [each.session.id for each in opened] == [f"x{k}" for k in range(number)]
             values = [k % 1000 for k in range(number)]
             response = await frames.ask(handles=range(number), values=values)
             assert list(response.values) == values

@@ -14,6 +14,7 @@ from longshort_service.frames import FrameReader, FrameWork
 from longshort_service.handlers import codec, frame_codec, status
 from longshort_service.handlers.conversation import Conversation
 from longshort_service.handles import MAX_HANDLES, HandleTable
+from longshort_service.keeper import OPEN_BATCH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
@@ -152,16 +153,20 @@ class FrameConversation(Conversation):
     # -- sessions ------------------------------------------------------------------------------------------------
 
     def _close(self, handles: Iterable[int]) -> None:
-        now_s = self._edge.keeper.clock()
-        for handle in handles:
-            session = self._handles.close(handle)
-            if session is not None:
-                self._edge.keeper.table.detach(session, self, now_s)
+        named = [self._handles.close(handle) for handle in handles]
+        sessions = [session for session in named if session is not None]
+        self._edge.keeper.table.detach_many(sessions, self, self._edge.keeper.clock())
 
     async def _open(
         self, opens: list[sequence_pb2.FrameOpen], rest: sequence_pb2.StreamFramesResponse
     ) -> None:
-        """Open sessions; each is answered in `opened` or in `errors`."""
+        """Open sessions, as many in one turn of the loop as the keeper does; each is answered or in `errors`."""
+        for begin in range(0, len(opens), OPEN_BATCH):
+            await self._open_part(opens[begin : begin + OPEN_BATCH], rest)
+
+    async def _open_part(
+        self, opens: list[sequence_pb2.FrameOpen], rest: sequence_pb2.StreamFramesResponse
+    ) -> None:
         edge = self._edge
         requests, handles = [], []
         for each in opens:
