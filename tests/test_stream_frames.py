@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
+    from conftest import Server
     from longshort_service.app import App
     from longshort_service.session import Session
 
@@ -343,6 +344,32 @@ def test_frame_that_cannot_be_read_ends_the_stream_and_leaves_its_sessions(
         assert await frames.step([0], [4]) == {0: (1, [4])}
         assert await frames.end(raw) == ("INVALID_ARGUMENT", reason)
         assert (await caller.step(opened.session.id, [1], 1, "")).answer.values == [5]
+
+    against(scenario)
+
+
+def test_metrics_count_rows_and_not_frames(against: Scenario, adder_server: Server):
+    wanted = {
+        'steps_total{model="adder",version="1"}': 4,  # [1, 2], 3 and 4
+        'replays_total{model="adder"}': 1,
+        'conflicts_total{reason="STEP_GAP"}': 1,
+        'errors_total{reason="HANDLE_TWICE"}': 2,
+        'step_seconds_count{model="adder",stage="total"}': 3,  # messages
+    }
+
+    def counted() -> dict[str, float]:
+        lines = (line.rpartition(" ") for line in adder_server.metrics().splitlines())
+        values = {name.removeprefix("longshort_"): value for name, _, value in lines}
+        return {name: float(values.get(name, 0)) for name in wanted}
+
+    async def scenario(caller: Caller) -> None:
+        frames = Frames(caller)
+        await frames.open(*(f"count-{k}" for k in range(5)))
+        before = await asyncio.to_thread(counted)
+        await frames.step([0, 1, 2], [1, 2, 3, 4], [0, 0, 0], counts=[2, 1, 1])
+        await frames.step([1, 2, 3, 3], [3, 9, 1, 1], [0, 5, 0, 0])
+        after = await asyncio.to_thread(counted)
+        assert {name: after[name] - before[name] for name in wanted} == wanted
 
     against(scenario)
 
