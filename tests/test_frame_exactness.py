@@ -12,15 +12,26 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from oracle import OracleModel
 from schedules import ACTS, Act, plan, walk
-from wire import Caller
+from wire import ALL, LAST, NONE, Caller
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
 NAMES = ("metro", "wide", "deep")
-FRAME_ACTS = st.builds(lambda act, kind: dataclasses.replace(act, kind=kind), ACTS, st.sampled_from(KINDS))
-SCHEDULES = st.tuples(st.sampled_from(NAMES), st.lists(FRAME_ACTS, min_size=2, max_size=8))
+# Few lengths and mostly one kind of answers, so that rows share jobs.
+FRAME_ACTS = st.builds(
+    lambda act, kind, count, answers: dataclasses.replace(act, kind=kind, count=count, answers=answers),
+    ACTS,
+    st.sampled_from(KINDS),
+    st.sampled_from([1, 1, 1, 1, 1, 2, 65]),
+    st.sampled_from([ALL, ALL, ALL, LAST, NONE]),
+)
+# At the end they have nothing but plain steps, so that frames of the same sessions follow one another.
+PLAIN_ACTS = [Act("values", 1, ALL, True, False, False, seed) for seed in range(6)]  # noqa: FBT003  as they stand
+SCHEDULES = st.tuples(
+    st.sampled_from(NAMES), st.lists(FRAME_ACTS, min_size=3, max_size=8).map(lambda acts: acts + PLAIN_ACTS)
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +47,7 @@ def oracles(repository: Path) -> dict[str, OracleModel]:
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking over sockets would take minutes
 )
 @given(
-    framed=st.lists(st.lists(SCHEDULES, min_size=1, max_size=4), min_size=1, max_size=2),
+    framed=st.lists(st.lists(SCHEDULES, min_size=3, max_size=6), min_size=1, max_size=2),
     others=st.lists(st.tuples(st.sampled_from(NAMES), st.lists(ACTS, min_size=2, max_size=6)), max_size=4),
     seed=st.integers(0, 2**32 - 1),
 )

@@ -55,8 +55,10 @@ class FrameWalk:
     async def run(self) -> None:
         """Do everything that is planned, that of each session in order."""
         frames = Frames(self._caller)
+        chosen: list[_Follower] = []
         while waiting := [each for each in self._followers if each.left]:
-            chosen = self._random.sample(waiting, self._random.randint(1, len(waiting)))
+            if not chosen or not all(each.left for each in chosen) or self._random.random() < 0.3:
+                chosen = self._random.sample(waiting, self._random.randint(1, len(waiting)))
             for each in chosen:
                 while each.handle < 0 and each.left and each.left[0].act.kind == "supersede":
                     each.left.pop(0)  # there is nobody to take it from
@@ -91,7 +93,7 @@ class FrameWalk:
             elif act.answers == answers:
                 rows.append(each)
         is_numbered = self._random.random() < 0.7 or any(each.left[0].act.kind not in MOVES for each in rows)
-        has_counts = any(len(each.left[0].rows) != 1 for each in rows) or self._random.random() < 0.5
+        has_counts = any(len(each.left[0].rows) != 1 for each in rows) or self._random.random() < 0.2
         for each in rows:
             entry = each.left[0]
             request.handles.append(each.handle)
