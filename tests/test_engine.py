@@ -57,25 +57,6 @@ def test_good_file_is_loaded_with_its_signature(adder: Path):
     assert [state.shape for state in engine.initial_states(3)] == [(3, 1)]
 
 
-@pytest.mark.parametrize("name", ["adder", "metro", "wide", "deep"])
-def test_single_run_in_memory_of_its_own_is_a_run_of_one_step(repository: Path, adders: Path, name: str):
-    root = adders if name == "adder" else repository
-    engine = load(root / name / "1" / "model.onnx")
-    single, states = engine.single(), engine.initial_states(1)
-    rng = np.random.default_rng(7)
-    for _ in range(3):
-        values = rng.normal(size=single.values.shape).astype(np.float32)
-        answers, new_states = engine.run(values, None, states)
-        single.values[...] = values
-        for target, state in zip(single.states, states, strict=True):
-            target[...] = state
-        single.run()
-        assert single.answers.tobytes() == answers.tobytes()
-        assert [state.tobytes() for state in single.new_states] == [state.tobytes() for state in new_states]
-        assert single.results.tobytes() == b"".join(map(np.ndarray.tobytes, (answers, *new_states)))
-        states = new_states
-
-
 def test_run_is_what_stepping_alone_gives_with_unequal_counts(tmp_path: Path):
     path = tmp_path / "model.onnx"
     write_random_model(path, name="m", hidden=16, layers=2)

@@ -200,21 +200,24 @@ def test_batch_counts_once_in_its_parts_and_once_for_each_message_in_the_queue()
     assert value(metrics, "longshort_steps_total", model="metro", version="3") == 8
 
 
-def test_message_that_runs_alone_is_counted_as_a_batch_of_one_is():
-    alone, batch = Metrics(), Metrics()
+def test_few_messages_that_run_together_are_counted_as_a_batch_is():
+    few, batch = Metrics(), Metrics()
     parts = {"gather_s": 0.1, "run_s": 0.2, "scatter_s": 0.3}
-    for num_applied in (1, 0):
-        LaneMetrics(alone, "metro", 3).one_done(num_applied=num_applied, waited_s=0.4, total_s=1.5, **parts)
+    for num_applied in (2, 0):
+        waited_s, total_s = [0.4, 0.5], [1.5, 2.0]
+        LaneMetrics(few, "metro", 3).few_done(
+            num_applied=num_applied, waited_s=waited_s, total_s=total_s, **parts
+        )
         observer = LaneMetrics(batch, "metro", 3)
-        observer.batch_formed(1, [(np.array([0.4]), 1)])
-        observer.answered(np.array([1.5]))
+        observer.batch_formed(2, [(np.array(waited_s), 1)])
+        observer.answered(np.array(total_s))
         observer.batch_done(num_applied, **parts)
     ours = [
         {key: v for key, v in scrape(metrics).items() if key[0].startswith("longshort_")}
-        for metrics in (alone, batch)
+        for metrics in (few, batch)
     ]
     assert ours[0] == ours[1]
-    assert value(alone, "longshort_steps_total", model="metro", version="3") == 1
+    assert value(few, "longshort_steps_total", model="metro", version="3") == 2
 
 
 def test_latency_bounds_go_from_50_us_to_10_s_and_never_grow_by_more_than_a_factor_of_1_67():

@@ -120,14 +120,13 @@ def test_row_that_failed_is_told_so_and_its_neighbours_are_answered():
     assert not collection.columns.is_busy.any()
 
 
-def test_first_can_be_looked_at_and_let_go():
+def test_what_waits_can_be_looked_at_and_let_go():
     collection = Collection()
     for row in (5, 2):
         collection.add(row)
-    assert collection.singles.first.row == 5
-    collection.singles.drop_first()
-    assert len(collection.singles) == 1
-    assert collection.singles.first.row == 2
+    assert [single.row for single in collection.singles.waiting] == [5, 2]
+    collection.singles.clear()
+    assert len(collection.singles) == 0
 
 
 @pytest.mark.parametrize("answer_rows", [0, 1])

@@ -5,7 +5,6 @@ An engine is used from one thread at a time; its caller sees to that.
 
 from __future__ import annotations
 
-import math
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -15,6 +14,7 @@ import onnxruntime as ort
 
 from longshort_service import signature as signatures
 from longshort_service.batching import RunCost
+from longshort_service.small_run import SmallRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,9 +62,9 @@ class Engine:
         answers, *new_states = self._session.run(self._run_outputs, self._feeds(values, counts, states))
         return answers, new_states
 
-    def single(self) -> SingleRun:
-        """Return the run of one step of one session, with memory of its own that is used again each time."""
-        return SingleRun(self._session, self.signature)
+    def small_run(self, num_rows: int) -> SmallRun:
+        """Return the run of one step of a few sessions, with memory of its own that is used again each time."""
+        return SmallRun(self._session, self.signature, num_rows)
 
     def run_all(
         self, values: NDArray[np.float32], states: list[NDArray[np.float32]]
@@ -224,38 +224,3 @@ def _shortest_s(run: Callable[[], object]) -> float:
 
 def _with_batch(state: signatures.State, num_rows: int) -> tuple[int, ...]:
     return (*state.shape[: state.batch_axis], num_rows, *state.shape[state.batch_axis + 1 :])
-
-
-class SingleRun:
-    """One step of one session in memory that onnxruntime is given once: a third cheaper than a run of new arrays.
-
-    Fill `values` and `states`, `run`, and read `answers` and `new_states` before the next run. `results` is all that
-    comes of a run in one array. On the CPU only.
-    """
-
-    def __init__(self, session: ort.InferenceSession, signature: Signature) -> None:
-        self._session = session
-        self._binding = session.io_binding()
-        self.values = np.zeros((1, 1, len(signature.features)), np.float32)
-        self._binding.bind_cpu_input(signature.input, self.values)
-        if signature.sequence_lens is not None:
-            self._count = np.ones(1, np.int32)
-            self._binding.bind_cpu_input(signature.sequence_lens, self._count)
-        shapes = [_with_batch(state, 1) for state in signature.states]
-        sizes = [len(signature.outputs), *(math.prod(shape) for shape in shapes)]
-        self.results = np.zeros(sum(sizes), np.float32)
-        answers, *new_states = np.split(self.results, np.cumsum(sizes)[:-1])
-        self.answers = answers  # [outputs] f32
-        self.states = [np.zeros(shape, np.float32) for shape in shapes]
-        self.new_states = [part.reshape(shape) for part, shape in zip(new_states, shapes, strict=True)]
-        for spec, state, new_state in zip(signature.states, self.states, self.new_states, strict=True):
-            self._binding.bind_cpu_input(spec.input, state)
-            self._bind_output(spec.output, new_state)
-        self._bind_output(signature.output, answers.reshape(1, 1, -1))
-
-    def _bind_output(self, name: str, array: NDArray[np.float32]) -> None:
-        self._binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
-
-    def run(self) -> None:
-        """Run. Raises whatever onnxruntime raises."""
-        self._session.run_with_iobinding(self._binding)

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from longshort_service.arena import Arena, States
     from longshort_service.batching import Batch, BatchPolicy, Job
     from longshort_service.columns import SessionColumns
-    from longshort_service.engine import Engine, SingleRun
+    from longshort_service.engine import Engine
     from longshort_service.host_states import HostStates
     from longshort_service.resident_engine import ResidentEngine
+    from longshort_service.small_run import SmallRun
 
 
 class LaneObserver(Protocol):
@@ -34,17 +35,17 @@ class LaneObserver(Protocol):
     def batch_done(self, num_applied: int, gather_s: float, run_s: float, scatter_s: float) -> None:
         """Note that a batch has run and its waiters are told; `num_applied` steps of sessions are complete by it."""
 
-    def one_done(
+    def few_done(
         self,
         *,
         num_applied: int,
-        waited_s: float,
+        waited_s: list[float],
         gather_s: float,
         run_s: float,
         scatter_s: float,
-        total_s: float,
+        total_s: list[float],
     ) -> None:
-        """Note all of that of a message that came alone and was run alone."""
+        """Note all of that of a few messages that came one by one and were run together."""
 
 
 @dataclass(slots=True, eq=False)
@@ -65,14 +66,14 @@ class Lane:
     is_waiting: bool = False  # it stands in line for a turn
     is_dead: bool = False
     resident: ResidentEngine | None = None  # runs in the place of `engine` where states stay on a device
-    _single_run: SingleRun | None = None
+    _small_runs: dict[int, SmallRun] = field(default_factory=dict)
 
-    @property
-    def single_run(self) -> SingleRun:
-        """The run of one step of one session, made when it is first needed."""
-        if self._single_run is None:
-            self._single_run = self.engine.single()
-        return self._single_run
+    def small_run(self, num_rows: int) -> SmallRun:
+        """Return the run of one step of a few sessions, made when it is first needed."""
+        run = self._small_runs.get(num_rows)
+        if run is None:
+            run = self._small_runs[num_rows] = self.engine.small_run(num_rows)
+        return run
 
     @property
     def provider(self) -> str:

@@ -38,20 +38,22 @@ class LaneMetrics:
         self._stages.run.observe(run_s)
         self._stages.scatter.observe(scatter_s)
 
-    def one_done(
+    def few_done(
         self,
         *,
         num_applied: int,
-        waited_s: float,
+        waited_s: list[float],
         gather_s: float,
         run_s: float,
         scatter_s: float,
-        total_s: float,
+        total_s: list[float],
     ) -> None:
         """See LaneObserver."""
-        self._metrics.batch_rows(self._model, 1)
-        self._stages.queue.observe(waited_s)
-        self._stages.total.observe(total_s)
+        self._metrics.batch_rows(self._model, len(waited_s))
+        for seconds in waited_s:
+            self._stages.queue.observe(seconds)
+        for seconds in total_s:
+            self._stages.total.observe(seconds)
         self.batch_done(num_applied, gather_s, run_s, scatter_s)
 
 

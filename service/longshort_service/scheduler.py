@@ -19,8 +19,8 @@ import numpy as np
 
 from longshort_service import errors
 from longshort_service.batching import Batch, Job, form_batch
+from longshort_service.few_steps import MAX_FEW, run_few
 from longshort_service.lane import Lane, RunResult, run_batch
-from longshort_service.one_step import run_one
 from longshort_service.singles import Single
 
 if TYPE_CHECKING:
@@ -113,8 +113,14 @@ class Scheduler:
         self._is_turn_due = False
         lane = self._waiting_lanes.popleft()
         lane.is_waiting = False
-        if len(lane.singles) == 1 and not lane.queue and lane.states and self._runs_inline(lane, 1, 1):
-            self._run_one(lane)
+        num_singles = len(lane.singles)
+        if (
+            0 < num_singles <= MAX_FEW
+            and not lane.queue
+            and lane.states
+            and self._runs_inline(lane, num_singles, 1)
+        ):
+            self._run_few(lane)
         else:
             self._run_next_batch(lane)
         self._wake(lane)
@@ -124,9 +130,9 @@ class Scheduler:
     def _runs_inline(self, lane: Lane, num_rows: int, num_steps: int) -> bool:
         return lane.policy.cost.run(num_rows, num_steps) <= self._inline_run_limit_s
 
-    def _run_one(self, lane: Lane) -> None:
+    def _run_few(self, lane: Lane) -> None:
         try:
-            run_one(lane)
+            run_few(lane)
         except Exception as error:  # noqa: BLE001  whatever is raised, nobody may be left waiting
             self._die(lane, [], error)
 

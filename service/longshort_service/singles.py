@@ -70,13 +70,13 @@ class Singles:
         self._waiting.append(single)
 
     @property
-    def first(self) -> Single:
-        """The one that has waited longest."""
-        return self._waiting[0]
+    def waiting(self) -> Sequence[Single]:
+        """What waits, in the order of arrival."""
+        return self._waiting
 
-    def drop_first(self) -> None:
-        """Let go of the one that has waited longest: it was dealt with."""
-        del self._waiting[0]
+    def clear(self) -> None:
+        """Let go of all that waits: it was dealt with."""
+        self._waiting = []
 
     def take(self, max_rows: int) -> Job:
         """Return the first of them as a job, which tells each waiter."""

@@ -46,14 +46,17 @@ class Observer:
         self.num_applied += num_applied
         self.num_done += 1
 
-    def one_done(self, *, num_applied: int, **seconds: float) -> None:
-        assert set(seconds) == {"waited_s", "gather_s", "run_s", "scatter_s", "total_s"}
-        assert min(seconds.values()) >= 0
-        assert seconds["total_s"] >= sum(seconds.values()) - seconds["total_s"]
-        self.rows.append(1)
+    def few_done(
+        self, *, num_applied: int, waited_s: list[float], total_s: list[float], **parts: float
+    ) -> None:
+        assert set(parts) == {"gather_s", "run_s", "scatter_s"}
+        assert min(parts.values()) >= 0
+        for waited, total in zip(waited_s, total_s, strict=True):
+            assert total >= waited + sum(parts.values())
+        self.rows.append(len(waited_s))
         self.num_applied += num_applied
         self.num_done += 1
-        self.num_answered += 1
+        self.num_answered += len(total_s)
 
 
 @dataclass

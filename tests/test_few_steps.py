@@ -1,4 +1,4 @@
-"""One step alone against a batch of one: the short way decides nothing otherwise than the long one."""
+"""One step of a few sessions against a batch: the short way decides nothing otherwise than the long one."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from longshort_service import errors
 from longshort_service.arena import DeadSlot, Slot
 from longshort_service.batching import Batch
 from longshort_service.engine import Engine
+from longshort_service.few_steps import run_few
 from longshort_service.lane import run_batch
-from longshort_service.one_step import run_one
 from longshort_service.singles import Single
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from longshort_service.lane import Lane
 
-NUM_ROWS = 3
+NUM_ROWS = 4
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +54,14 @@ def send(lane: Lane, slot: Slot, values: Sequence[float], answer_rows: int = 1) 
 
 
 def run_as_batch(lane: Lane) -> None:
-    """Do what the scheduler does to a batch of one."""
-    job = lane.singles.take(1)
-    batch = Batch([job], [1], 1, 1)
-    lane.observer.batch_formed(1, [job.waits_s(1.0)])
+    """Do what the scheduler does to a batch."""
+    job = lane.singles.take(NUM_ROWS)
+    batch = Batch([job], [1], 1, job.num_rows)
+    lane.observer.batch_formed(job.num_rows, [job.waits_s(1.0)])
     result = run_batch(lane, batch)
     job.outputs, job.num_done = result.answers, 1
     job.failed = None if result.finite is None or result.finite.all() else ~result.finite
-    lane.num_queued_steps -= 1
+    lane.num_queued_steps -= job.num_rows
     assert job.owner is not None
     assert job.on_end is not None
     job.owner.settled(job)
@@ -85,29 +85,36 @@ def assert_same(alone: Lane, together: Lane) -> None:
 VALUE = st.floats(-9, 9, width=32) | st.sampled_from([1e30, 3e38, -3e38])
 
 
+MESSAGE = st.tuples(st.integers(0, NUM_ROWS - 1), VALUE, st.integers(0, 1))
+
+
 @pytest.mark.parametrize("name", ["adder", "deep"])
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(messages=st.lists(st.tuples(st.integers(0, NUM_ROWS - 1), VALUE, st.integers(0, 1)), max_size=12))
-def test_step_alone_and_batch_of_one_come_to_the_same(
-    engines: dict[str, Engine], name: str, messages: list[tuple[int, float, int]]
+@given(rounds=st.lists(st.lists(MESSAGE, min_size=1, unique_by=lambda message: message[0]), max_size=6))
+def test_few_steps_and_a_batch_come_to_the_same(
+    engines: dict[str, Engine], name: str, rounds: list[list[tuple[int, float, int]]]
 ):
-    alone, slots, _ = new_lane(engines[name])
-    together, _, _ = new_lane(engines[name])
-    for row, value, answer_rows in messages:
-        waiters = [send(lane, slots[row], [value], answer_rows) for lane in (alone, together)]
-        run_one(alone)
-        run_as_batch(together)
-        assert waiters[0].answers == waiters[1].answers
-        assert [str(error) for error in waiters[0].failures] == [str(error) for error in waiters[1].failures]
-        assert_same(alone, together)
+    few, slots, _ = new_lane(engines[name])
+    batch, _, _ = new_lane(engines[name])
+    for messages in rounds:
+        waiters = [
+            [send(lane, slots[row], [value], answer_rows) for row, value, answer_rows in messages]
+            for lane in (few, batch)
+        ]
+        run_few(few)
+        run_as_batch(batch)
+        for one, other in zip(*waiters, strict=True):
+            assert one.answers == other.answers
+            assert [str(error) for error in one.failures] == [str(error) for error in other.failures]
+        assert_same(few, batch)
 
 
 def test_step_whose_result_is_not_finite_fails_and_moves_nothing(engines: dict[str, Engine]):
     lane, slots, observer = new_lane(engines["adder"])
     send(lane, slots[1], [3e38])
-    run_one(lane)  # finite, if too large for its square
+    run_few(lane)  # finite, if too large for its square
     waiter = send(lane, slots[1], [3e38])
-    run_one(lane)
+    run_few(lane)
     (error,) = waiter.failures
     assert isinstance(error, errors.NonFiniteResult)
     assert error.metadata == {"model": "adder"}
@@ -130,7 +137,7 @@ def test_step_that_raises_has_moved_nothing_and_still_waits(
     lane, slots, observer = new_lane(engines["adder"])
     waiter = send(lane, slots[1], [spoil(lane, slots[1])])
     with pytest.raises(error):
-        run_one(lane)
+        run_few(lane)
     assert (len(lane.singles), lane.num_queued_steps) == (1, 1)
     assert lane.arena.memory.read(1)[0].tolist() == [0]
     assert lane.columns.step_of[1] == 0
