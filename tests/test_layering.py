@@ -154,7 +154,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "transport.server": {"transport.call", "transport.coroutines", "transport.event_loop"},
 }
 ONLY_IN = {
-    "onnxruntime": {"engine", "device_states"},
+    "onnxruntime": {"engine", "device_states", "small_run"},
     "prometheus_client": {"metrics", "http_endpoint", "demo"},
     "click": {"cli", "config", "commands"},
     "torch": set(),
