@@ -190,6 +190,37 @@ def test_handle_is_given_to_another_session(against: Scenario):
     against(scenario)
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        opening(0, "with space"),
+        opening(0, "b-none", client_id="x" * 65),
+        opening(0, "b-none", mode=99),  # type: ignore[arg-type]
+    ],
+    ids=["id", "client", "mode"],
+)
+def test_opening_that_cannot_be_read_leaves_its_handle_closed(
+    against: Scenario, bad: sequence_pb2.FrameOpen, request: pytest.FixtureRequest
+):
+    """What is sent with the handle is meant for the session that could not be opened."""
+    former, other = (f"b-{name}-{request.node.callspec.id}" for name in ("former", "other"))
+
+    async def scenario(caller: Caller) -> None:
+        frames = Frames(caller)
+        await frames.open(former)
+        response = await frames.ask(opens=[bad], handles=[0], values=[5])
+        assert 0 in refusals_of(response, OPEN_PART)
+        assert rows_of(response)[0] == UNKNOWN
+        # The last opening of a handle counts, here as elsewhere.
+        response = await frames.ask(opens=[opening(0, other), bad], handles=[0], values=[5])
+        assert rows_of(response)[0] == UNKNOWN
+        response = await frames.ask(opens=[bad, opening(0, other)], handles=[0], values=[5])
+        assert rows_of(response)[0] == (1, [5])
+        assert (await caller.step(former, [1], 0, "")).answer.values == [1]
+
+    against(scenario)
+
+
 def test_handle_twice_in_one_frame_s_openings_is_the_last_one_s(against: Scenario):
     async def scenario(caller: Caller) -> None:
         frames = Frames(caller)

@@ -15,6 +15,7 @@ from longshort_service.handlers import codec, frame_codec, status
 from longshort_service.handlers.conversation import Conversation
 from longshort_service.handles import MAX_HANDLES, HandleTable
 from longshort_service.keeper import OPEN_BATCH
+from longshort_service.opener import OpenRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
@@ -168,33 +169,27 @@ class FrameConversation(Conversation):
         self, opens: list[sequence_pb2.FrameOpen], rest: sequence_pb2.StreamFramesResponse
     ) -> None:
         edge = self._edge
-        requests, handles = [], []
-        for each in opens:
-            try:
-                edge.refuse_while_draining()
-                if each.handle >= MAX_HANDLES:
-                    raise errors.HandleOutOfRange(
-                        f"handle {each.handle} is too great: handles are below {MAX_HANDLES}",
-                        handle=each.handle,
-                        max_handles=MAX_HANDLES,
-                    )
-                requests.append(codec.open_request(each.open))
-                handles.append(each.handle)
-            except errors.ServiceError as error:
-                self._add_error(rest, each.handle, _OPEN, error)
-        self._close(handles)  # those that are open already change hands
+        asked = [self._asked(each) for each in opens]
+        self._close(each.handle for each in opens)  # those that are open already change hands
         self._losses.clear()
-        outcomes = await edge.keeper.open_many(requests, self)
-        for handle, request, opened in zip(handles, requests, outcomes, strict=True):
+        requests = [request for request in asked if isinstance(request, OpenRequest)]
+        outcomes = iter(await edge.keeper.open_many(requests, self))
+        for each, request in zip(opens, asked, strict=True):
+            handle = each.handle
+            opened = next(outcomes) if isinstance(request, OpenRequest) else request
             if isinstance(opened, errors.ServiceError):
+                self._close([handle])  # given twice in this frame, it may name another by now
                 self._add_error(rest, handle, _OPEN, opened)
                 continue
             session, created = opened
             if session.owner is not self:  # taken away before all of them were open
+                self._close([handle])
                 self._add_error(rest, handle, _OPEN, self._losses[session.id])
                 continue
             moved = errors.SessionMoved(
-                f"session {session.id} was given handle {handle}", cause="opened", client_id=request.client_id
+                f"session {session.id} was given handle {handle}",
+                cause="opened",
+                client_id=each.open.client_id,
             )
             self._handles.lose(session, moved)  # opened twice in this frame: a row is moved by one handle
             self._close([handle])
@@ -206,6 +201,20 @@ class FrameConversation(Conversation):
                 max_steps=edge.max_steps,
             )
             rest.opened.append(sequence_pb2.FrameOpened(handle=handle, opened=message))
+
+    def _asked(self, each: sequence_pb2.FrameOpen) -> OpenRequest | errors.ServiceError:
+        """Return what an opening asks for, or why it is refused before anything is looked at."""
+        try:
+            self._edge.refuse_while_draining()
+            if each.handle >= MAX_HANDLES:
+                raise errors.HandleOutOfRange(
+                    f"handle {each.handle} is too great: handles are below {MAX_HANDLES}",
+                    handle=each.handle,
+                    max_handles=MAX_HANDLES,
+                )
+            return codec.open_request(each.open)
+        except errors.ServiceError as error:
+            return error
 
     async def _forecast(
         self, forecasts: list[sequence_pb2.FrameForecast], rest: sequence_pb2.StreamFramesResponse
