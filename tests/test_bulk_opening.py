@@ -288,6 +288,29 @@ def test_busy_session_is_waited_for_and_its_stream_is_told_first(play: Play):
     play(scenario)
 
 
+def test_session_that_was_taken_by_a_call_that_left_is_nobody_s(play: Play):
+    """A frame stream that lost it does not give it back: it would never be idle again."""
+
+    async def scenario(house: House) -> None:
+        owner = RecordingOwner()
+        session = await house.open("s", owner)
+        gate = Gate.before(house.repository.get("adder").lane)
+        step = asyncio.ensure_future(house.step(session, 5))
+        await gate.arrival()
+        opening = asyncio.ensure_future(house.keeper.open_many(requests_of(["s"]), RecordingOwner()))
+        await until(lambda: owner.ends, pause_s=0)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        gate.open()
+        assert await step == [5]
+        await until(lambda: not len(house.keeper.turns))
+        assert (session.owner, house.table.num_idle) == (None, 1)
+        await house.spill(session)
+
+    play(scenario)
+
+
 @pytest.mark.parametrize("num_turns", range(10))
 def test_session_opened_by_another_meanwhile_has_one_owner(play: Play, num_turns: int):
     async def scenario(house: House) -> None:

@@ -170,13 +170,16 @@ class Keeper:
             check_model(request, live.model.name, live.model.version)
         except errors.ModelMismatch as error:
             return error
-        if live.owner is not None:
+        owner = live.owner
+        if owner is not None:
             moved = errors.SessionMoved(
                 f"session {live.id} was opened by another stream",
                 cause="opened",
                 client_id=request.client_id,
             )
-            live.owner.lose(live.id, moved)
+            owner.lose(live.id, moved)
+            # At once: where the new stream leaves before it has it, nobody else would make it idle.
+            self.table.detach(live, owner, self.clock())
             self._observer.move()
         return None
 
