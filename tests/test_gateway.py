@@ -355,6 +355,24 @@ def test_sync_gateway_raises_what_the_async_one_does(gateway: Any):
     assert "longshort-gateway" not in {thread.name for thread in threading.enumerate()}
 
 
+def test_call_that_meets_a_closing_by_another_thread_is_told(server: Any, monkeypatch: pytest.MonkeyPatch):
+    gateway = longshort.Gateway(server.address, "metro", timeout_s=20)
+    closing = threading.Thread(target=gateway.close)
+    hand_over = asyncio.run_coroutine_threadsafe
+
+    def hand_over_late(*arguments: Any) -> Any:
+        if threading.current_thread() is not closing:
+            closing.start()
+            closing.join(0.3)
+        return hand_over(*arguments)
+
+    monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", hand_over_late)
+    assert gateway.step(*names(1), 1).shape == (3,), (
+        "the loop has ended between the look and the handing over"
+    )
+    closing.join()
+
+
 def test_forgotten_gateway_warns(server: Any):
     forgotten = [longshort.Gateway(server.address, "metro")]
     forgotten[0].step(*names(1), 1)

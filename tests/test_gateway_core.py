@@ -274,6 +274,50 @@ def test_frame_that_the_server_refuses_has_moved_nothing():
     assert not play.core.turns.doubts
 
 
+def test_row_that_the_server_has_taken_is_in_doubt_where_its_answer_is_refused():
+    play = Play()
+    play.step("a", 1.0)
+    play.run()
+    call = play.step("a", 2.0)
+    play.send()
+    play.cut()
+    play.send()  # the opening, whose answer says that the row was taken
+    play.send()  # the row again
+    play.cut(status(Code.PERMISSION_DENIED))
+    assert isinstance(call.outcome, errors.AccessDenied)
+    assert isinstance(play.step("a", 3.0).outcome, errors.StepInDoubt)
+    again = play.retry("a")
+    play.run()
+    np.testing.assert_array_equal(again.outcome, alone([1, 2])[1])
+
+
+def test_retry_after_the_end_is_told_so():
+    play = Play()
+    play.step("a", 1.0)
+    play.run()
+    call = play.step("a", 2.0)
+    play.send()
+    play.cancel(call)
+    play.cut()
+    play.core.close(errors.SessionClosed("closed", reason="CLOSED"))
+    assert isinstance(play.retry("a").outcome, errors.SessionClosed)
+
+
+@pytest.mark.parametrize("at", [None, 1])
+def test_number_beyond_f32_is_sent_as_infinity_without_a_warning(at: int | None):
+    play = Play()
+    play.steps("ab", [1, 1])
+    play.run()
+    play.step("a", 1e300, at)
+    play.step("b", 1e300)
+    play.step("b", 1e300)  # waits behind the other
+    play.send()
+    play.cut()
+    play.send()
+    play.send()
+    assert list(play.server.requests[-1].values) == [np.inf, np.inf]
+
+
 def test_stream_that_ends_for_good_under_values_leaves_them_in_doubt():
     play = Play()
     play.steps("abc", [1, 2, 3])
@@ -472,6 +516,24 @@ def test_closing_waits_for_what_was_asked_before_and_fails_what_was_asked_after(
     play.step("c", 1.0)
     play.send()
     play.cancel(play.step("d", 1.0))
+
+
+def test_closing_that_is_cancelled_before_it_is_sent_is_withdrawn():
+    play = Play()
+    play.step("a", 1.0)
+    play.run()
+    play.step("a", 2.0)
+    play.send()
+    play.close_session("a").cancel()
+    after = play.step("a", 3.0)
+    play.run()
+    np.testing.assert_array_equal(after.outcome, alone([1, 2, 3])[2])
+    play.close_session("a").cancel()  # while it is ready
+    after = play.step("a", 4.0)
+    play.cut()
+    play.run()
+    np.testing.assert_array_equal(after.outcome, alone([1, 2, 3, 4])[3])
+    assert not any(request.closes for request in play.server.requests)
 
 
 def test_much_that_is_withdrawn_is_swept_from_the_queues():

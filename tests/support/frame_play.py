@@ -105,7 +105,7 @@ class Play:
 
     def retry(self, session_id: str) -> Promise:
         slot = self.core.table.slots[session_id]
-        return self.ask(lambda waiter: self.core.turns.retry(slot, waiter))
+        return self.ask(lambda waiter: self.core.retry(slot, waiter))
 
     def cancel(self, call: Any, waiter: Promise | None = None) -> bool:
         """Let the caller go away, as a shell does."""

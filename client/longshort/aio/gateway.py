@@ -187,7 +187,7 @@ class Gateway:
         slot = self._core.table.slots.get(session_id, -1)
         waiter = RetryFuture(loop=self._loop)
         waiter.turns, waiter.slot = self._core.turns, slot
-        waiter.doubt = self._core.turns.retry(slot if slot >= 0 else None, waiter)
+        waiter.doubt = self._core.retry(slot if slot >= 0 else None, waiter)
         return await self._wait(waiter, timeout_s)
 
     def position(self, session_id: str) -> int:

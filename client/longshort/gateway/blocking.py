@@ -48,6 +48,9 @@ class Gateway:
         max_kept_steps: int = MAX_KEPT_STEPS,
     ) -> None:
         self._is_closed = True  # until it is open
+        # Held while a call is handed to the loop: one that came to a loop that has ended would never be answered.
+        # Re-entrant for a signal handler that closes.
+        self._handing_over = threading.RLock()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=_serve, args=(self._loop,), name="longshort-gateway", daemon=True
@@ -122,16 +125,21 @@ class Gateway:
 
     def in_doubt(self, session_id: str) -> bool:
         """Return whether a call ended without its answer after its values were sent; `retry` gets it."""
-        if self._is_closed:
-            return self._gateway.in_doubt(session_id)
-        return self._on_loop(lambda: self._gateway.in_doubt(session_id))  # behind what an interrupt has begun
+        with self._handing_over:
+            if self._is_closed:
+                return self._gateway.in_doubt(session_id)
+            return self._on_loop(
+                lambda: self._gateway.in_doubt(session_id)
+            )  # behind what an interrupt has begun
 
     def close(self) -> None:
         """Close the stream and the channel; what waits raises SessionClosed. The sessions live on."""
-        if not self._is_closed:
+        with self._handing_over:
+            if self._is_closed:
+                return
             self._is_closed = True
-            asyncio.run_coroutine_threadsafe(self._gateway.close(), self._loop).result()
-            self._stop()
+        asyncio.run_coroutine_threadsafe(self._gateway.close(), self._loop).result()
+        self._stop()
 
     def __enter__(self) -> Self:
         return self
@@ -148,9 +156,10 @@ class Gateway:
 
     def _run(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Run a call on the loop; its arguments are looked at there too."""
-        if self._is_closed:
-            raise view.closed_error("gateway")
-        future = asyncio.run_coroutine_threadsafe(_awaited(ask), self._loop)
+        with self._handing_over:
+            if self._is_closed:
+                raise view.closed_error("gateway")
+            future = asyncio.run_coroutine_threadsafe(_awaited(ask), self._loop)
         try:
             return future.result()
         except BaseException:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from longshort import arrays
 from longshort.gateway import wire
 from longshort.gateway.rows import CloseRow, ForecastRow, Part, Row
 from longshort.v1 import sequence_pb2
@@ -97,7 +98,7 @@ class Frame:
         """Return a row of the frame by itself, as one that was sent."""
         if number < len(self.calls):
             call = self.calls[number]
-            values = np.array(call.value, np.float32).reshape(1, -1)
+            values = arrays.one_row(call.value, None)
             return Row(call.slot, call, 0, values, count=1, first_step=int(self.steps[number]))
         for part, first, end in self.parts_with_places():
             if number < end:

@@ -80,6 +80,11 @@ class CloseRow:
     slot: int
     waiter: Waiter
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody awaits it."""
+        return self.waiter.done()
+
 
 @dataclass(slots=True, eq=False)
 class Part:
@@ -133,7 +138,7 @@ def is_withdrawn(item: Item) -> bool:
         return item.call.is_abandoned and item.start == 0
     if isinstance(item, Row):
         return item.is_idle and not item.is_begun
-    return isinstance(item, ForecastRow) and item.is_idle
+    return item.is_idle
 
 
 def call_of(item: Item) -> Sink | None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from longshort.backoff import Backoff
     from longshort.errors import LongshortError
     from longshort.gateway.calls import ArrayCall, Sink, StepCall
-    from longshort.gateway.doubts import Waiter
+    from longshort.gateway.doubts import Doubt, Waiter
     from longshort.opening import Opening
 
 
@@ -74,7 +74,7 @@ class FrameStream:
             self.turns.ask_step(call)
         else:
             first_step = arrays.whole_number(at, "at", 2**63)
-            row = np.array(value, np.float32).reshape(1, -1)
+            row = arrays.one_row(value, None)
             self.turns.enqueue(Row(slot, call, 0, row, first_step=first_step))
             self.turns.num_waiting_steps += 1
 
@@ -106,6 +106,11 @@ class FrameStream:
             waiter.set_result(None)
         else:
             self.turns.enqueue(CloseRow(slot, waiter))
+
+    def retry(self, slot: int | None, waiter: Waiter) -> Doubt:
+        """Hand the outcome of a row in doubt to a waiter; raise where there is none. `slot` None: an unknown id."""
+        self._check()
+        return self.turns.retry(slot, waiter)
 
     def waiting(self) -> list[Sink]:
         """Return the calls that somebody may await, each once."""
@@ -277,11 +282,14 @@ class FrameStream:
             self._give_up(failure)
 
     def _take_back(self, frame: Frame, *, is_refused: bool) -> None:
-        """Put what was in flight back in its sessions' lines, as sent, or as never sent where it was refused."""
+        """Put what was in flight back in its sessions' lines: as sent, or as never sent where it was refused.
+
+        What the server has taken before remains sent, whatever a later stream ends with.
+        """
         if self._asks_what_is_stored:
             return
         for row in map(frame.row_at, range(len(frame.slots))):
-            if is_refused and row.sink is not None:
+            if is_refused and row.sink is not None and not row.is_taken:
                 row.count = 0
             self.turns.put_back(row)
         for forecast in frame.forecasts:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from longshort import errors, recovery
+from longshort import arrays, errors, recovery
 from longshort.gateway.calls import ArrayCall, StepCall
 from longshort.gateway.rows import CloseRow, ForecastRow, Part, Row, is_withdrawn
 from longshort.gateway.table import BUSY, DOUBT, ENDED, OPEN, OPENING, QUEUED
@@ -54,8 +54,7 @@ class Turns:
             flags[slot] = OPEN | BUSY
             self.ready.append(call)
         else:
-            values = np.array(call.value, np.float32).reshape(1, -1)
-            self.enqueue(Row(slot, call, 0, values))
+            self.enqueue(Row(slot, call, 0, arrays.one_row(call.value, None)))
         self.num_waiting_steps += 1
 
     def ask_array(self, call: ArrayCall, values: NDArray[np.float32]) -> None:
@@ -156,7 +155,7 @@ class Turns:
         items, self.ready = self.ready, deque()
         for item in items:
             if isinstance(item, StepCall):
-                self.put_back(Row(item.slot, item, 0, np.array(item.value, np.float32).reshape(1, -1)))
+                self.put_back(Row(item.slot, item, 0, arrays.one_row(item.value, None)))
             elif isinstance(item, Part):
                 for place in range(len(item.rows)):
                     self.put_back(item.row_at(place, None))
@@ -172,11 +171,7 @@ class Turns:
 
     def _open_wanted(self) -> None:
         """Have the sessions opened that somebody waits for, those with an unanswered message first."""
-        wanted = [
-            slot
-            for slot, queue in self.behind.items()
-            if any(isinstance(item, CloseRow) or not item.is_idle for item in queue)
-        ]
+        wanted = [slot for slot, queue in self.behind.items() if any(not item.is_idle for item in queue)]
         for slot in sorted(wanted, key=lambda slot: self.pending(slot) is None):
             self.open_for(slot)
 
