@@ -240,6 +240,26 @@ def test_bug_of_ours_ends_one_stream_with_internal_and_no_other(
     run(scenario())
 
 
+def test_stream_whose_opening_takes_long_has_not_been_silent(
+    run: Callable[..., Any], adders: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("longshort_service.handlers.conversation.OPEN_TIMEOUT_S", 0.1)
+
+    async def scenario() -> None:
+        async with asyncio.timeout(20), service(adders) as (app, caller):
+            gate = Gate.before(app.repository.get("adder").lane)
+            step = asyncio.ensure_future(caller.step("s", [5], 0, "adder"))
+            await gate.arrival()
+            opening = asyncio.ensure_future(caller.open("s", "adder"))
+            await asyncio.sleep(0.2)
+            gate.open()
+            await step
+            stream, _ = await opening
+            await assert_goes_on(stream, 1, 5)
+
+    run(scenario())
+
+
 def test_stream_that_is_not_opened_in_time_gives_its_place_back(
     run: Callable[..., Any], adders: Any, monkeypatch: pytest.MonkeyPatch
 ):

@@ -824,3 +824,26 @@ def test_twenty_thousand_sessions_on_one_stream(run: Run, adders: Path):
             check_rows(app)
 
     run(scenario())
+
+
+def test_closing_many_handles_lets_others_through(run: Run, adders: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(frames_handler, "DETACH_BATCH", 3)
+
+    async def scenario() -> None:
+        async with asyncio.timeout(20), service(adders) as (app, caller):
+            frames = Frames(caller)
+            await frames.open(*(f"c{k}" for k in range(10)))
+            seen: list[Any] = []
+            original = app._table.detach_many
+
+            def detach_many(sessions: Any, *rest: Any) -> None:
+                seen.append([session.id for session in sessions])
+                asyncio.get_running_loop().call_soon(seen.append, "others")
+                original(sessions, *rest)
+
+            monkeypatch.setattr(app._table, "detach_many", detach_many)
+            await frames.ask(closes=range(7))
+            assert seen == [["c0", "c1", "c2"], "others", ["c3", "c4", "c5"], "others", ["c6"], "others"]
+            assert await frames.step([7], [1]) == {7: (1, [1])}
+
+    run(scenario())

@@ -14,7 +14,7 @@ from longshort_service.frames import FrameReader, FrameWork
 from longshort_service.handlers import codec, frame_codec, status
 from longshort_service.handlers.conversation import Conversation
 from longshort_service.handles import MAX_HANDLES, HandleTable
-from longshort_service.keeper import OPEN_BATCH
+from longshort_service.keeper import DETACH_BATCH, OPEN_BATCH
 from longshort_service.opener import OpenRequest
 
 if TYPE_CHECKING:
@@ -83,7 +83,9 @@ class FrameConversation(Conversation):
 
     async def _take_slowly(self, request: frame_codec.FrameRequest, begin_s: float) -> bytes:
         """Answer a frame that has to wait for more than its jobs."""
-        self._close(request.closes.tolist())
+        for begin in range(0, len(request.closes), DETACH_BATCH):
+            self._close(request.closes[begin : begin + DETACH_BATCH].tolist())
+            await asyncio.sleep(0)
         rest = sequence_pb2.StreamFramesResponse()
         if request.opens:
             await self._open(request.opens, rest)

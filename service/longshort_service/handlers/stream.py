@@ -126,9 +126,9 @@ class StreamConversation(Conversation):
 
     async def _open(self, request: sequence_pb2.Open) -> bytes:
         edge = self._edge
+        self._open_timer.cancel()
         edge.refuse_while_draining()
         session, created = await edge.keeper.open(codec.open_request(request), self)
-        self._open_timer.cancel()
         self._session = session
         self._slot, self._columns = session.slot, session.model.columns
         self._num_features = len(session.model.signature.features)
