@@ -168,6 +168,7 @@ def test_record_of_another_encoding_says_which_versions():
         {"last_message": [4, 2, 9]},
         {"last_message": [5, 0, 9]},
         {"last_message": [4, 1, 2**32]},
+        {"last_message": [0, 2**31, 9], "step": 2**31},
         {"shapes": []},
         {"shapes": [[1, 2], [1, 3], [1], [4]]},
         {"shapes": [[1, 2], [1, 3], [1], [2]]},

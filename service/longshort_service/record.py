@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MAGIC: Final = b"LSREC\x00\x00\x01"  # the last byte is the version of the encoding
 MAX_STEP: Final = 2**62  # steps are 64-bit and signed: what is left above it no session can count through
+MAX_MESSAGE_STEPS: Final = 2**31 - 1  # what the column of it holds; no server takes as many
 _PREFIX: Final = struct.Struct("<8sII")
 # Printable ASCII without space: an id travels in headers, and gRPC takes nothing else there.
 SESSION_ID: Final = re.compile(r"[\x21-\x7e]{1,256}")
@@ -158,7 +159,11 @@ def _record(header: dict[str, Any], arrays: list[NDArray[np.float32] | None]) ->
 
 def _ends_at(message: MessageIdentity, step: int) -> bool:
     """Whether a message can be the last one of a session at `step`."""
-    return message.num_steps > 0 and message.first_step + message.num_steps == step and message.crc < 1 << 32
+    return (
+        0 < message.num_steps <= MAX_MESSAGE_STEPS
+        and message.first_step + message.num_steps == step
+        and message.crc < 1 << 32
+    )
 
 
 def _uint64(number: object) -> int:
