@@ -13,6 +13,7 @@ from frame_peer import FramePeer, frame_peer
 from frame_server import alone
 from longshort import errors
 from longshort.aio import writing
+from longshort.gateway.stream import FrameStream
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -94,6 +95,45 @@ def test_cancelled_array_call_leaves_what_was_sent_in_doubt(peer: FramePeer):
             np.testing.assert_array_equal(await gateway.retry(key), alone([1, 2])[1])
         np.testing.assert_array_equal(await gateway.step("new", 5), alone([5])[0])
 
+    play(peer, scenario)
+
+
+def test_answer_that_a_cancellation_overtakes_is_kept_for_retry(
+    peer: FramePeer, monkeypatch: pytest.MonkeyPatch
+):
+    received = FrameStream.received
+    overtaken: list[asyncio.Task[Any]] = []
+
+    def overtake(core: FrameStream, raw: bytes, now_s: float) -> None:
+        received(core, raw, now_s)
+        for task in overtaken:  # it has its answer, and has not run since
+            task.cancel()
+
+    async def cancelled(ask: Awaitable[Any]) -> None:
+        overtaken[:] = [asyncio.ensure_future(ask)]
+        await asyncio.sleep(0)
+        peer.let_go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await overtaken[0]
+        overtaken.clear()
+
+    async def scenario(gateway: longshort.aio.Gateway) -> None:
+        await gateway.steps(["a", "b"], [1, 1])
+        await cancelled(gateway.steps(["a", "b"], [2, 2]))
+        assert gateway.in_doubt("a")
+        for key in "ab":
+            np.testing.assert_array_equal(await gateway.retry(key), alone([1, 2])[1])
+        await cancelled(gateway.forecasts(["a", "b"], 2))
+        assert not gateway.in_doubt("a"), "a forecast takes nothing"
+        peer.let_go.clear()
+        peer.holds = {peer.num_frames}
+        call = gateway.step("a", 3)
+        await asyncio.sleep(0.1)
+        call.cancel()
+        await cancelled(gateway.retry("a"))
+        np.testing.assert_array_equal(await gateway.retry("a"), alone([1, 2, 3])[2])
+
+    monkeypatch.setattr(FrameStream, "received", overtake)
     play(peer, scenario)
 
 

@@ -28,7 +28,7 @@ class StepFuture(asyncio.Future[NDArray[np.float32]], StepCall):
 
 
 class ArrayFuture(asyncio.Future[NDArray[np.float32]]):
-    """The result of an array call."""
+    """The result of an array call, awaited by one coroutine: cancelled when it is done, it was not taken."""
 
     call: ArrayCall
     turns: Turns
@@ -37,11 +37,13 @@ class ArrayFuture(asyncio.Future[NDArray[np.float32]]):
         """Withdraw the call; the rows that were sent are in doubt."""
         if not self.done():
             self.turns.abandon(self.call)
+        elif not self.cancelled():
+            self.turns.doubt_sent(self.call)
         return super().cancel(msg)
 
 
 class RetryFuture(asyncio.Future[NDArray[np.float32]]):
-    """The outcome of a row that was in doubt."""
+    """The outcome of a row that was in doubt, awaited by one coroutine: cancelled when it is done, it was not taken."""
 
     doubt: Doubt
     slot: int
@@ -49,6 +51,6 @@ class RetryFuture(asyncio.Future[NDArray[np.float32]]):
 
     def cancel(self, msg: Any | None = None) -> bool:
         """Leave the row in doubt again."""
-        if not self.done():
+        if not self.cancelled():
             self.turns.abandon_retry(self.slot, self.doubt)
         return super().cancel(msg)

@@ -211,6 +211,10 @@ class Turns:
         """
         self.num_waiting_steps -= call.weight
         self._num_withdrawn += call.weight
+        return self.doubt_sent(call)
+
+    def doubt_sent(self, call: StepCall | ArrayCall) -> bool:
+        """Put in doubt what was sent of a call, as its answers are not handed out; return whether there is any."""
         doubts = [
             (slot, doubt)
             for slot, doubt in call.abandon(self._table.ids)
@@ -277,9 +281,9 @@ class Turns:
         return doubt
 
     def abandon_retry(self, slot: int, doubt: Doubt) -> None:
-        """Take that nobody awaits a retry any more: what has no outcome is in doubt again."""
+        """Take that nobody awaits a retry any more, whose outcome was not handed out: it is in doubt again."""
         doubt.waiter = None
-        if not doubt.is_settled:
+        if not self._table.flag_bytes[slot] & ENDED:
             self._doubt(slot, doubt)
 
     def sweep(self) -> None:
