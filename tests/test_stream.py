@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import numpy as np
 from inside import Gate, service, until
-from longshort.v1 import sequence_pb2, types_pb2
+from longshort.v1 import sequence_pb2, session_pb2, types_pb2
 from longshort_service.values import check_values
-from wire import ALL, CREATE, LAST, NONE, OPEN, Caller, assert_goes_on, in_band, refused, values_of
+from wire import ALL, CREATE, LAST, NONE, OPEN, Caller, assert_goes_on, in_band, key, refused, values_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -256,6 +256,32 @@ def test_stream_whose_opening_takes_long_has_not_been_silent(
             await step
             stream, _ = await opening
             await assert_goes_on(stream, 1, 5)
+
+    run(scenario())
+
+
+def test_session_that_ends_before_its_opening_is_answered_is_not_said_to_be_open(
+    run: Callable[..., Any], adders: Any
+):
+    """Its row is another session's by then, perhaps: nothing of it may be told."""
+
+    async def scenario() -> None:
+        async with asyncio.timeout(20), service(adders) as (app, caller):
+            gate = Gate.before(app.repository.get("adder").lane)
+            step = asyncio.ensure_future(caller.step("s", [5], 0, "adder"))
+            await gate.arrival()
+            opening = asyncio.ensure_future(caller.refused_open("s", "adder"))
+            await until(lambda: len(app._keeper.turns) == 1)
+            delete = asyncio.ensure_future(
+                caller.sessions.Delete(session_pb2.DeleteRequest(session=key("s")))
+            )
+            await until(lambda: app._keeper.turns._waiting["s"])
+            gate.open()
+            await step
+            await delete
+            moved = await opening
+            assert moved == ("ABORTED", "SESSION_MOVED")
+            assert moved.metadata["cause"] == "deleted"
 
     run(scenario())
 

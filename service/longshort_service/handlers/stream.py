@@ -130,6 +130,7 @@ class StreamConversation(Conversation):
         edge.refuse_while_draining()
         session, created = await edge.keeper.open(codec.open_request(request), self)
         self._session = session
+        self._settled_session()  # it may have been taken or ended since, and its row be another's
         self._slot, self._columns = session.slot, session.model.columns
         self._num_features = len(session.model.signature.features)
         opened = codec.opened_message(
