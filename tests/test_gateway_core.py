@@ -433,6 +433,45 @@ def test_values_are_kept_until_they_are_stored_and_new_ones_wait_for_room():
     np.testing.assert_array_equal(call.outcome, alone([0, 1, 2])[2])
 
 
+def moves(play: Play, count: int) -> None:
+    """Let the core act so often, letting time pass."""
+    for _ in range(count):
+        action = play.move()
+        if isinstance(action, Idle) and action.until_s is not None:
+            play.now_s = max(play.now_s, action.until_s)
+
+
+def test_sessions_taken_by_another_do_not_fill_the_memory_of_what_is_kept():
+    play = Play(FrameServer(durability=BEHIND, stores=False), max_kept_steps=1)
+    play.steps("ab", [1, 1])
+    play.run()
+    for key in "ab":
+        play.server.take(key, "other")
+    new = play.step("c", 2.0)
+    moves(play, 30)
+    np.testing.assert_array_equal(new.outcome, alone([2])[0])
+    assert isinstance(play.step("a", 1.0).outcome, errors.SessionTaken)
+
+
+def test_what_a_session_in_doubt_was_answered_before_is_stored_all_the_same():
+    play = Play(FrameServer(durability=BEHIND, stores=False))
+    play.step("a", 1.0)
+    play.run()
+    call = play.step("a", 2.0)
+    play.send()
+    play.cancel(call)
+    play.cut()
+    flush = play.flush("a")
+    moves(play, 20)
+    assert not flush.done()
+    play.server.store()
+    moves(play, 20)
+    assert flush.done()
+    again = play.retry("a")
+    play.run()
+    np.testing.assert_array_equal(again.outcome, alone([1, 2])[1])
+
+
 def test_flush_waits_until_what_was_answered_is_stored():
     play = Play(FrameServer(BEHIND))
     play.steps("ab", [1, 2])

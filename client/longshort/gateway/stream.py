@@ -20,7 +20,7 @@ from longshort.gateway.frame import Frame
 from longshort.gateway.openings import Openings
 from longshort.gateway.rows import CloseRow, ForecastRow, Row, call_of
 from longshort.gateway.storing import Storing
-from longshort.gateway.table import ENDED, OPEN, OPENING, SessionTable
+from longshort.gateway.table import BUSY, DOUBT, ENDED, OPEN, OPENING, SessionTable
 from longshort.gateway.turns import Turns
 from longshort.recovery import Verdict
 
@@ -177,7 +177,8 @@ class FrameStream:
         self._backoff.reset()
         self._take_positions(frame, placed)
         if self._asks_what_is_stored:
-            self._storing.heard()  # what is wrong with a session, its next row is told
+            self._refused_asking(frame, placed)
+            self._storing.heard()
             return
         self._closed(frame)
         for opened in answer.messages.opened:
@@ -191,6 +192,23 @@ class FrameStream:
         broken, self._broken = self._broken, None
         if broken is not None:
             self.disconnected(broken, now_s)
+
+    def _refused_asking(self, frame: Frame, placed: placing.Placed) -> None:
+        """Take what is said of sessions that were only asked how far they are stored.
+
+        Values of those that are lost would be kept for ever. One whose row in doubt the server has taken refuses the
+        message before it: it is opened again, which says the same. What else is wrong, the next rows are told.
+        """
+        for number, error in placed.refused.items():
+            slot = int(frame.slots[number])
+            if self._judge(error) is Verdict.LOST:
+                position = int(self.table.position[slot])
+                self.turns.end(slot, recovery.ending(error, self.table.ids[slot], position))
+            elif self.table.flag_bytes[slot] & (DOUBT | BUSY) == DOUBT:
+                self.table.flag_bytes[slot] &= ~OPEN
+
+    def _judge(self, error: LongshortError) -> Verdict:
+        return recovery.judge(error, client_id=self._openings.client_id, was_open=True)
 
     def _take_positions(self, frame: Frame, placed: placing.Placed) -> None:
         table, slots = self.table, frame.slots[placed.taken]
@@ -229,7 +247,7 @@ class FrameStream:
             self._broken = error  # draining, say: elsewhere, or here a moment later
             turns.put_back(row)
             return
-        verdict = recovery.judge(error, client_id=self._openings.client_id, was_open=True)
+        verdict = self._judge(error)
         if isinstance(error, errors.SessionTaken) and verdict is Verdict.RETRY:
             turns.put_back(row)
             self.table.flag_bytes[slot] &= ~OPEN
