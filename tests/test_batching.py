@@ -330,3 +330,26 @@ def check_that_padding_pays(batch: Batch, cost: RunCost) -> None:
         rows_of[count] += job.num_rows
     apart = sum(cost.run(num_rows, length) for length, num_rows in rows_of.items())
     assert together <= apart * (1 + 1e-9)
+
+
+def test_many_that_warm_up_are_many_runs():
+    """A run of a thousand long messages would keep live sessions waiting for all of it."""
+    policy = policy_of(max_rows=2048, piece_steps=64)
+    queue = deque(job_of(64, row=row) for row in range(1000))
+    queue.append(job_of(1, row=1000))
+    waiting = list(queue)
+    batch = form(queue, policy)
+    assert batch is not None
+    assert batch.jobs == waiting[: len(batch.jobs)]
+    assert 1 < len(batch.jobs) < 200
+    limit_s = max(2 * policy.piece_s, 4 * SMALL_MODEL.run(1, 64))
+    assert SMALL_MODEL.run(batch.num_rows, 64) <= limit_s < SMALL_MODEL.run(batch.num_rows + 1, 64)
+    assert list(queue) == waiting[len(batch.jobs) :]
+
+
+def test_slow_model_is_batched_too():
+    slow = RunCost(fixed=0.05, each_step=0.0, each_row_step=0.01)
+    queue = deque(job_of(1, row=row) for row in range(100))
+    batch = form(queue, policy_of(1024, 64, slow))
+    assert batch is not None
+    assert len(batch.jobs) == 19  # 4 * (50 ms + 10 ms) = 50 ms + 19 * 10 ms

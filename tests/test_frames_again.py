@@ -11,7 +11,7 @@ from longshort_service.session import Answers
 from tables import NOW_S, TableModel, finish, rows_of
 
 if TYPE_CHECKING:
-    from longshort_service.frames import Frame
+    from longshort_service.frame_work import Frame
 
 NAN = float("nan")
 

@@ -125,7 +125,7 @@ def test_judgement_is_total_and_applies_only_at_the_sessions_step(
 # -- the stream -----
 
 
-def test_stream_walks_from_open_over_values_forecast_and_flush_to_half_close():
+def test_stream_walks_from_open_over_values_forecast_and_flush():
     protocol = StreamProtocol()
     for event in (
         StreamEvent.OPEN,
@@ -134,10 +134,9 @@ def test_stream_walks_from_open_over_values_forecast_and_flush_to_half_close():
             (asked, StreamEvent.ANSWERED)
             for asked in (StreamEvent.VALUES, StreamEvent.FORECAST, StreamEvent.FLUSH)
         ),
-        StreamEvent.HALF_CLOSE,
     ):
         protocol.handle(event)
-    assert protocol.state is StreamState.ENDED
+    assert protocol.state is StreamState.READY
 
 
 @pytest.mark.parametrize("state", StreamState)
@@ -157,12 +156,6 @@ def test_event_out_of_place_raises_and_changes_nothing(state: StreamState, event
 def test_anything_before_open_is_not_open(event: StreamEvent):
     with pytest.raises(errors.NotOpen):
         StreamProtocol().handle(event)
-
-
-def test_stream_that_half_closes_without_a_word_ends_quietly():
-    protocol = StreamProtocol()
-    protocol.handle(StreamEvent.HALF_CLOSE)
-    assert protocol.state is StreamState.ENDED
 
 
 @pytest.mark.parametrize("state", [StreamState.OPENING, StreamState.READY, StreamState.ANSWERING])

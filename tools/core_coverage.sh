@@ -6,7 +6,7 @@ python=${PYTHON:-.venv/bin/python}
 set -- -q -p no:cacheprovider --cov-branch --cov-report=term-missing --cov-fail-under=100
 core="protocol session sessions sharded_dict row_index served_model arena host_states columns"
 core="$core batching singles lane few_steps small_run handles frames frame_answer values record"
-for module in $core stores; do
+for module in $core frame_work stores; do
     set -- "$@" "--cov=longshort_service.$module"
 done
 for test in $core frames_again store_contract; do

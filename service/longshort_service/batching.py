@@ -196,14 +196,32 @@ def form_batch(queue: deque[Job], policy: BatchPolicy, drop: Callable[[Job], Non
     if not candidates:
         return None
     counts = [_piece(job, policy) for job in candidates]
-    if min(counts) == max(counts):
-        return Batch(candidates, counts, counts[0], num_rows)
-    lengths = _lengths_that_share(candidates, counts, policy)
-    taken = [k for k, count in enumerate(counts) if count in lengths]
-    left = [candidates[k] for k, count in enumerate(counts) if count not in lengths]
-    queue.extendleft(reversed(left))
-    jobs = [candidates[k] for k in taken]
-    return Batch(jobs, [counts[k] for k in taken], max(lengths), sum(job.num_rows for job in jobs))
+    lengths = {counts[0]}
+    if min(counts) < max(counts):
+        lengths = _lengths_that_share(candidates, counts, policy)
+    taken = _within_time(
+        [k for k, count in enumerate(counts) if count in lengths], candidates, counts, policy
+    )
+    if len(taken) < len(candidates):
+        left = sorted(set(range(len(candidates))) - set(taken), reverse=True)
+        queue.extendleft(candidates[k] for k in left)
+    jobs, counts = [candidates[k] for k in taken], [counts[k] for k in taken]
+    return Batch(jobs, counts, max(counts), sum(job.num_rows for job in jobs))
+
+
+def _within_time(taken: list[int], jobs: list[Job], counts: list[int], policy: BatchPolicy) -> list[int]:
+    """Return as many of the first of `taken` as a run of bounded length holds: many that warm up are many runs.
+
+    The limit is twice a piece, or four times what a single row would take: a slow model is batched too.
+    """
+    longest = max(counts[k] for k in taken)
+    limit_s = max(2 * policy.piece_s, 4 * policy.cost.run(1, longest))
+    num_rows = 0
+    for place, k in enumerate(taken):
+        num_rows += jobs[k].num_rows
+        if place and policy.cost.run(num_rows, longest) > limit_s:
+            return taken[:place]
+    return taken
 
 
 def _piece(job: Job, policy: BatchPolicy) -> int:

@@ -88,6 +88,22 @@ class SessionColumns:
             return np.frombuffer(long, np.float32).reshape(-1, self.output.shape[1])
         return self.output[row : row + 1][: self._answer_rows[row]].copy()
 
+    def repeats(
+        self, rows: NDArray[np.intp], steps: NDArray[np.int64], values: NDArray[np.float32]
+    ) -> NDArray[np.bool_]:
+        """Return of which rows messages `[rows, features]` of one step are the last one again, bit for bit.
+
+        Where that is known by its values; what was loaded from a record is known by its checksum alone.
+        """
+        is_last = (self._message_steps[rows] == 1) & ~self._has_crc[rows] & (steps + 1 == self.step[rows])
+        same: NDArray[np.bool_] = (self.sent[rows].view(np.uint32) == values.view(np.uint32)).all(axis=1)
+        repeated: NDArray[np.bool_] = is_last & same
+        return repeated
+
+    def answer_rows(self, rows: NDArray[np.intp]) -> NDArray[np.int32]:
+        """Return how many rows the stored answers of rows have."""
+        return self._answer_rows[rows]
+
     def set_last_message(
         self, row: int, message: MessageIdentity | None, answer: NDArray[np.float32] | None
     ) -> None:

@@ -10,9 +10,11 @@ import numpy as np
 from longshort_service.served_model import ModelT, not_finite
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
-    from longshort_service.frames import FrameWork, Part
+    from longshort_service.frame_work import FrameWork, Part, Repeats
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,9 @@ def collect(work: FrameWork[ModelT]) -> FrameAnswer:
     """Gather the answers of a frame whose jobs have ended; rows that came to nothing are put into its failures."""
     frame, num_rows = work.frame, len(work.frame.handles)
     pieces = [_piece(work, part) for part in work.parts]
-    replayed = np.array(sorted(work.replays), np.intp)
+    replayed = np.sort(
+        np.concatenate([np.array(list(work.replays), np.intp), *(part.positions for part in work.repeats)])
+    )
     if len(pieces) == 1 and len(pieces[0].positions) == num_rows:
         (piece,) = pieces  # of all rows; they are in the frame's order
         return FrameAnswer(
@@ -40,6 +44,8 @@ def collect(work: FrameWork[ModelT]) -> FrameAnswer:
         outputs = replay.outputs.reshape(1, -1)
         counts, steps = np.array([len(replay.outputs)]), np.array([replay.step])
         pieces.append(_Piece(np.array([position]), outputs, counts, steps))
+    for repeats in work.repeats:
+        pieces.extend(_repeated(repeats))
     counts, steps, lengths = (np.zeros(num_rows, np.int64) for _ in range(3))
     is_answered = np.zeros(num_rows, np.bool_)
     for piece in pieces:
@@ -64,6 +70,19 @@ class _Piece:
     values: NDArray[np.float32]  # [rows, outputs of all steps that go back]
     counts: NDArray[np.int64]
     steps: NDArray[np.int64]
+
+
+def _repeated(repeats: Repeats[ModelT]) -> Iterator[_Piece]:
+    """Yield the repeated rows that have an answer, and those that have none."""
+    for count in (0, 1):
+        chosen = repeats.answer_rows == count
+        num_rows = int(np.count_nonzero(chosen))
+        yield _Piece(
+            repeats.positions[chosen],
+            repeats.outputs[chosen][:, : count * repeats.outputs.shape[1]],
+            np.full(num_rows, count),
+            repeats.steps[chosen],
+        )
 
 
 def _piece(work: FrameWork[ModelT], part: Part[ModelT]) -> _Piece:

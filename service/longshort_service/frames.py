@@ -7,16 +7,17 @@ rows that something is wrong with, or that were sent before. Knows no gRPC, no a
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Generic
 
 import numpy as np
 
 from longshort_service import errors
 from longshort_service.batching import Job
 from longshort_service.columns import Moves, as_bytes
+from longshort_service.frame_work import FrameWork, Part, Repeats
 from longshort_service.served_model import ModelT, allocate_scratch
-from longshort_service.session import Answers, Replay, num_answer_rows
+from longshort_service.session import Replay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,54 +25,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from longshort_service.arena import Slots
+    from longshort_service.frame_work import Frame
     from longshort_service.handles import Found, HandleTable
     from longshort_service.session import Session
 
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """The columns of a frame's values, as they came. A row is one session's message."""
-
-    handles: NDArray[np.uint32]  # [rows]
-    counts: NDArray[np.int64] | None  # [rows] steps of each; None: 1 each
-    steps: NDArray[np.int64] | None  # [rows] the step before each; None: not numbered
-    values: NDArray[np.float32]  # flat, all rows one after the other
-    answers: Answers
-
-    def num_answer_rows(self, num_steps: int) -> int:
-        """Return how many rows of outputs go back for a message of so many steps."""
-        return num_answer_rows(self.answers, num_steps)
-
-
-@dataclass(slots=True, eq=False)
-class Part(Generic[ModelT]):
-    """Rows of one model and one length, in their order in the frame, that go as one job."""
-
-    model: ModelT
-    positions: NDArray[np.intp]
-    steps: NDArray[np.int64]  # of their sessions when it has been applied; later they may be anywhere
-    job: Job
-
-
-@dataclass(slots=True)
-class FrameWork(Generic[ModelT]):
-    """What a frame came to: jobs to be run, and what was settled at once."""
-
-    frame: Frame
-    found: Found
-    starts: NDArray[np.int64]  # [rows] where in the flat values each begins
-    now_s: float
-    parts: list[Part[ModelT]] = field(default_factory=list)
-    failures: dict[int, errors.ServiceError] = field(default_factory=dict)  # by position
-    replays: dict[int, Replay] = field(default_factory=dict)  # by position
-
-    def give_up(self, part: Part[ModelT], error: errors.ServiceError) -> None:
-        """Take back a part that the scheduler did not take: nothing has moved."""
-        self.parts.remove(part)
-        if part.job.scratch is not None:
-            part.model.arena.free(part.job.scratch)
-        part.model.columns.is_busy[part.job.slots.rows] = False
-        self.failures.update(dict.fromkeys(part.positions.tolist(), error))
+# Rows that something is wrong with cost some 10 us each: a frame of them must not hold the loop for seconds.
+MAX_ROWS: Final = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +142,8 @@ class FrameReader(Generic[ModelT]):
     def _starts(self, frame: Frame, found: Found) -> NDArray[np.int64]:
         """Return where in the flat values each row begins. Raises InvalidMessage where they do not add up."""
         num_rows = len(frame.handles)
+        if num_rows > MAX_ROWS:
+            raise errors.InvalidMessage(f"the frame has {num_rows} rows: send at most {MAX_ROWS}")
         for name, column in (("counts", frame.counts), ("steps", frame.steps)):
             if column is not None and len(column) != num_rows:
                 raise errors.InvalidMessage(f"{len(column)} {name} do not fit {num_rows} handles")
@@ -249,8 +210,37 @@ class FrameReader(Generic[ModelT]):
             if len(right):
                 slots = self._handles.slots(work.found, positions[right])
                 self._begin_job(work, model, positions[right], values[right], slots)
-        for place in np.flatnonzero(~is_right).tolist():
+        is_wrong = ~is_right
+        if count == 1 and work.frame.steps is not None and is_wrong.any():
+            is_wrong &= ~self._repeat(work, model, positions, values[:, 0], is_wrong)
+        for place in np.flatnonzero(is_wrong).tolist():
             self._begin_alone(work, model, int(positions[place]), values[place])
+
+    @staticmethod
+    def _repeat(
+        work: FrameWork[ModelT],
+        model: ModelT,
+        positions: NDArray[np.intp],
+        values: NDArray[np.float32],
+        chosen: NDArray[np.bool_],
+    ) -> NDArray[np.bool_]:
+        """Answer those of the chosen rows whose message of one step came before: all do after a lost answer."""
+        assert work.frame.steps is not None  # noqa: S101  the caller has looked
+        columns, rows = model.columns, work.found.rows[positions]
+        is_repeat = chosen & columns.repeats(rows, work.frame.steps[positions], values)
+        rows = rows[is_repeat]
+        if len(rows):
+            columns.used_s[rows] = work.now_s
+            work.repeats.append(
+                Repeats(
+                    model,
+                    positions[is_repeat],
+                    columns.answer_rows(rows),
+                    columns.output[rows],
+                    columns.step[rows],
+                )
+            )
+        return is_repeat
 
     def _begin_job(
         self,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from longshort_service.session import Session
 
-MAX_HANDLES: Final = 1 << 22  # the columns grow to the highest handle: a wild one must not take all memory
+MAX_HANDLES: Final = 1 << 20  # the columns grow to the highest handle: a wild one must not take all memory
 _CLOSED, _LOST = -1, -2  # as rows
 
 
@@ -118,7 +118,7 @@ class HandleTable(Generic[ModelT]):
         return several
 
     def _grow(self, num_handles: int) -> None:
-        """Make room by doubling. What was there is copied; a million handles take 26 MB."""
+        """Make room by doubling. What was there is copied; a million handles take 34 MB."""
         size = min(max(num_handles, 2 * len(self._rows), 1024), MAX_HANDLES)
         more = size - len(self._rows)
         self._rows = np.concatenate([self._rows, np.full(more, _CLOSED, np.intp)])

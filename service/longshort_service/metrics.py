@@ -112,9 +112,9 @@ class Metrics(Collector):
         """Count an engine run shared by so many sessions. Called from the event loop's thread only."""
         self._histogram("longshort_batch_rows", model, ROWS_BOUNDS).observe(num_rows)
 
-    def replay(self, model: str) -> None:
-        """Count a message answered from the stored answer."""
-        self._counters["longshort_replays_total"].add((model,))
+    def replay(self, model: str, num_messages: int = 1) -> None:
+        """Count messages answered from the stored answer."""
+        self._counters["longshort_replays_total"].add((model,), num_messages)
 
     def conflict(self, reason: str) -> None:
         """Count a message refused by its step number, by one of CONFLICT_REASONS."""

@@ -4,7 +4,7 @@ A stream is in one of five states; `TRANSITIONS` is all that may happen. An even
 changes nothing.
 
     AWAITING_OPEN --OPEN--> OPENING --ANSWERED--> READY --VALUES|FORECAST|FLUSH--> ANSWERING --ANSWERED--> READY
-    AWAITING_OPEN, READY --HALF_CLOSE--> ENDED          every state --FAIL--> ENDED
+    every state --FAIL--> ENDED          (a client that half-closes just ends the stream: nothing is left to say)
 
 A session holds at most one unanswered message of a stream by construction: only READY takes one.
 """
@@ -39,7 +39,6 @@ class StreamEvent(enum.Enum):
     FORECAST = enum.auto()
     FLUSH = enum.auto()
     ANSWERED = enum.auto()
-    HALF_CLOSE = enum.auto()
     FAIL = enum.auto()
 
     __hash__ = object.__hash__  # as above
@@ -48,13 +47,12 @@ class StreamEvent(enum.Enum):
 _S, _E = StreamState, StreamEvent
 
 TRANSITIONS: Final[dict[StreamState, dict[StreamEvent, StreamState]]] = {
-    _S.AWAITING_OPEN: {_E.OPEN: _S.OPENING, _E.HALF_CLOSE: _S.ENDED, _E.FAIL: _S.ENDED},
+    _S.AWAITING_OPEN: {_E.OPEN: _S.OPENING, _E.FAIL: _S.ENDED},
     _S.OPENING: {_E.ANSWERED: _S.READY, _E.FAIL: _S.ENDED},
     _S.READY: {
         _E.VALUES: _S.ANSWERING,
         _E.FORECAST: _S.ANSWERING,
         _E.FLUSH: _S.ANSWERING,
-        _E.HALF_CLOSE: _S.ENDED,
         _E.FAIL: _S.ENDED,
     },
     _S.ANSWERING: {_E.ANSWERED: _S.READY, _E.FAIL: _S.ENDED},

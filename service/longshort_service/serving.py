@@ -33,7 +33,8 @@ def serve(config: ServeConfig) -> None:
 async def _serve(config: ServeConfig) -> None:
     app = App(config)
     await app.start()
-    GarbagePolicy(asyncio.get_running_loop()).start()
+    garbage = GarbagePolicy(asyncio.get_running_loop())
+    garbage.start()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -52,6 +53,7 @@ async def _serve(config: ServeConfig) -> None:
         },
     )
     await stop.wait()
+    garbage.stop()
     await app.stop()
     logger.info("stopped")
 

@@ -37,8 +37,8 @@ MAX_EXPLAINS_AT_ONCE: Final = 4
 class StepObserver(Protocol):
     """Who is told what became of messages."""
 
-    def replay(self, model: str) -> None:
-        """Note that a message was answered from the stored answer."""
+    def replay(self, model: str, num_messages: int = 1) -> None:
+        """Note that messages were answered from the stored answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +77,9 @@ class Stepper:
         model.columns.used_s[slot.row] = self._clock()
         self._scheduler.submit_single(model.lane, slot, values, answer_rows, waiter)
 
-    def replayed(self, model: Model) -> None:
-        """Note that a message was answered from the stored answer."""
-        self._observer.replay(model.name)
+    def replayed(self, model: Model, num_messages: int = 1) -> None:
+        """Note that messages were answered from the stored answer."""
+        self._observer.replay(model.name, num_messages)
 
     async def step(
         self, session: Session[Model], rows: NDArray[np.float32], step: int | None, answers: Answers

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from longshort_service.frame_answer import collect
-from longshort_service.frames import Frame, FrameReader, FrameWork
+from longshort_service.frame_work import Frame, FrameWork
+from longshort_service.frames import FrameReader
 from longshort_service.handles import HandleTable
 from longshort_service.session import Answers
 from longshort_service.sessions import SessionTable

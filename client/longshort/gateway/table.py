@@ -25,7 +25,7 @@ OPENING: Final = 8  # it is to be opened, or its opening was sent
 DOUBT: Final = 16  # a call ended without its answer after its values were sent
 ENDED: Final = 32  # nothing can be asked of it any more
 
-MAX_SESSIONS: Final = 4_194_304  # handles are below this
+MAX_SESSIONS: Final = 1_048_576  # handles are below this
 _FIRST_CAPACITY: Final = 1_024
 
 

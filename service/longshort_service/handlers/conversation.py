@@ -7,7 +7,7 @@ has to wait for something else goes on in a task.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from longshort_service import errors
 from longshort_service.handlers import status
@@ -68,11 +68,12 @@ class Conversation:
             self._call.finish()
         else:
             self._is_answering = True
-            self._guarded(raw)
+            self._guarded(self._take, raw)
 
-    def _guarded(self, raw: bytes) -> None:
+    def _guarded(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Do something for the client; whatever is raised is its to hear, and nobody's else."""
         try:
-            self._take(raw)
+            work(*arguments)
         except errors.ServiceError as error:
             self._refuse(error)
         except Exception as error:  # noqa: BLE001  the edge: a bug ends this stream and no other

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from longshort.v1 import sequence_pb2
 
 from longshort_service import errors
-from longshort_service.frames import Frame
+from longshort_service.frame_work import Frame
 from longshort_service.handlers import codec
 from longshort_service.handlers.wire import varint, varint_at
 

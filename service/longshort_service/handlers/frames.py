@@ -10,7 +10,7 @@ from longshort.v1 import sequence_pb2
 
 from longshort_service import errors
 from longshort_service.frame_answer import collect
-from longshort_service.frames import FrameReader, FrameWork
+from longshort_service.frames import FrameReader
 from longshort_service.handlers import codec, frame_codec, status
 from longshort_service.handlers.conversation import Conversation
 from longshort_service.handles import MAX_HANDLES, HandleTable
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
     from longshort_service.batching import Job
+    from longshort_service.frame_work import FrameWork
     from longshort_service.handlers.edge import Edge
     from longshort_service.repository import Model
     from longshort_service.transport.call import Call
@@ -68,18 +69,13 @@ class FrameConversation(Conversation):
             work = self._reader.begin(frame, self._edge.keeper.clock())
         self._start(work)
         if self._num_running:
-            self._all_ended = lambda: self._finish(work, begin_s)
+            # It is the scheduler that calls: nothing may be raised to it.
+            self._all_ended = lambda: self._guarded(self._finish, work, begin_s)
         else:
-            self._answer(self._response(work, begin_s, None))
+            self._finish(work, begin_s)
 
     def _finish(self, work: FrameWork[Model], begin_s: float) -> None:
-        """Answer a frame whose last job has ended. It is the scheduler that calls: nothing may be raised to it."""
-        try:
-            response = self._response(work, begin_s, None)
-        except Exception as error:  # noqa: BLE001  the edge: a bug ends this stream and no other
-            self._fail(self._edge.wrap(error), is_counted=True)
-        else:
-            self._answer(response)
+        self._answer(self._response(work, begin_s, None))
 
     async def _take_slowly(self, request: frame_codec.FrameRequest, begin_s: float) -> bytes:
         """Answer a frame that has to wait for more than its jobs."""
@@ -124,7 +120,8 @@ class FrameConversation(Conversation):
     def _job_ended(self, _job: Job) -> None:
         self._num_running -= 1
         if not self._num_running:
-            self._all_ended()
+            all_ended, self._all_ended = self._all_ended, _do_nothing  # it holds the frame
+            all_ended()
 
     def _response(
         self, work: FrameWork[Model], begin_s: float, rest: sequence_pb2.StreamFramesResponse | None
@@ -132,10 +129,18 @@ class FrameConversation(Conversation):
         answer = collect(work)
         for position in work.replays:
             self._edge.stepper.replayed(self._handles.models[work.found.models[position]])
+        for repeats in work.repeats:
+            self._edge.stepper.replayed(repeats.model, len(repeats.positions))
         if work.failures:
             rest = sequence_pb2.StreamFramesResponse() if rest is None else rest
             for position in sorted(work.failures):
-                self._add_error(rest, int(work.frame.handles[position]), _VALUES, work.failures[position])
+                error = work.failures[position]
+                self._add_error(rest, int(work.frame.handles[position]), _VALUES, error)
+                # Good values that were not applied, without a number: the next ones would close over the gap unseen.
+                if work.frame.steps is None and isinstance(
+                    error, errors.QueueFull | errors.SessionsExhausted
+                ):
+                    self._end_error = self._end_error or error
         seconds = time.perf_counter() - begin_s
         for part in work.parts:
             self._edge.observer.step_total(part.model.name, seconds, part.job.num_applied)

@@ -93,6 +93,9 @@ class StreamConversation(Conversation):
 
     def answered(self, outputs: bytes, step: int) -> None:
         """See SingleWaiter: the answer is written as protobuf would write it."""
+        self._guarded(self._write_answer, outputs, step)
+
+    def _write_answer(self, outputs: bytes, step: int) -> None:
         body = b"\x18" + varint(step)
         if outputs:
             body = b"\x0a" + varint(len(outputs)) + outputs + body
@@ -103,7 +106,7 @@ class StreamConversation(Conversation):
 
     def failed(self, error: errors.ServiceError) -> None:
         """See SingleWaiter."""
-        self._refuse(error)
+        self._guarded(self._refuse, error)
 
     def _answer(self, response: bytes) -> None:
         self._protocol.handle(StreamEvent.ANSWERED)
