@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from frame_tables import MAX_STEPS, ToyStream, frame, outcomes
 from longshort_service import errors
+from longshort_service.frames import MAX_ROWS
 from longshort_service.session import Answers
 from longshort_service.signature import MissingValue
 from tables import NOW_S, TableModel, finish, last_answer, rows_of, signature_of
@@ -158,6 +159,7 @@ def test_rows_that_find_no_scratch_rows_are_refused_alone():
         frame([], [], counts=[1]),
         frame([0], [1], counts=[2**32 - 1]),
         frame([7, 0], [1]),
+        frame([0] * (MAX_ROWS + 1), [1] * (MAX_ROWS + 1)),
     ],
 )
 def test_columns_that_do_not_fit_one_another_refuse_the_frame(stream: ToyStream, sent: Frame):
