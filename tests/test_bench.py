@@ -237,7 +237,7 @@ def test_every_profile_measures_each_case_once():
 
 def some_results() -> results.Results:
     """Return two repetitions of a few cases, longshort twice as fast as naive asyncio and a fifth of its CPU."""
-    found = results.Results("smoke", measure_machine(), 2.0, duration_s=90.0)
+    found = results.Results("quick", measure_machine(), 2.0, duration_s=90.0)
     slow = replace(RUN, steps=500, server_cpu_s=0.125)
     load = (SMALL, cases.LIGHT_CLIENTS, "open", cases.LIGHT_RATE)
     for sessions in (1, 128):

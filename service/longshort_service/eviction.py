@@ -83,7 +83,8 @@ class Evictor:
             idle = self._table.longest_idle(wanted, self._turns.is_free)
             if not idle:
                 raise errors.SessionsExhausted(
-                    f"all {len(self._table)} sessions that memory may hold are in use: wait, or raise max_sessions",
+                    f"all {len(self._table)} sessions that memory may hold are in use: "
+                    "close some that nobody follows any more, or raise max_sessions",
                     max_sessions=limit,
                 )
             await self._spill(idle, "capacity")
