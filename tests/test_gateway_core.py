@@ -12,6 +12,7 @@ from longshort import errors
 from longshort.errors import Code
 from longshort.gateway.actions import Idle
 from longshort.gateway.filling import MAX_FRAME_STEPS, MAX_ROW_STEPS
+from longshort.gateway.group import Group
 from longshort.v1 import sequence_pb2, types_pb2
 
 
@@ -585,6 +586,16 @@ def test_much_that_is_withdrawn_is_swept_from_the_queues():
     assert len(play.core.turns.items()) == 0
     assert play.core.turns.num_waiting_steps == 0
     assert play.position("a") == 1
+
+
+def test_group_means_the_sessions_of_these_names_with_whichever_gateway_it_is_used():
+    one, other = Play(), Play()
+    one.steps("abc", [1, 2, 3])
+    other.steps("cba", [3, 2, 1])
+    group = Group(list("abc"))
+    assert [one.core.table.ids[slot] for slot in group.slots(one.core.table)] == list("abc")
+    assert [other.core.table.ids[slot] for slot in group.slots(other.core.table)] == list("abc")
+    assert [one.core.table.ids[slot] for slot in group.slots(one.core.table)] == list("abc")
 
 
 def test_table_grows_and_has_an_end(monkeypatch: pytest.MonkeyPatch):

@@ -23,8 +23,8 @@ class Group:
         if isinstance(ids, str):
             raise errors.InvalidRequest(f"ids is a sequence of ids, not {ids!r}", reason="INVALID_OPTION")
         self.ids = tuple(ids)
-        self._slots: NDArray[np.intp] = np.empty(0, np.intp)
-        self._generation = -1
+        # Of which table and when, and the slots; set at once, as gateways of several threads may share a group.
+        self._found: tuple[object, NDArray[np.intp]] = (None, np.empty(0, np.intp))
         if not self.ids or len(set(self.ids)) < len(self.ids):
             raise errors.InvalidRequest(
                 "ids is at least one id, and each only once: a session takes one row a call",
@@ -35,11 +35,12 @@ class Group:
         return len(self.ids)
 
     def slots(self, table: SessionTable) -> NDArray[np.intp]:
-        """Return the slots, looked up again where a session was closed since."""
-        if self._generation != table.generation:
+        """Return the slots, looked up again in another table, and where a session was closed since."""
+        generation, slots = self._found
+        if generation is not table.generation:
             found = [table.slots.get(session_id, -1) for session_id in self.ids]
             if min(found) < 0:
                 found = [table.slot_of(session_id) for session_id in self.ids]
-            self._slots = np.array(found, np.intp)
-            self._generation = table.generation
-        return self._slots
+            slots = np.array(found, np.intp)
+            self._found = (table.generation, slots)
+        return slots

@@ -33,7 +33,8 @@ class SessionTable:
     """Ids and columns of the sessions that were asked for and not closed since.
 
     `flags` and `flag_bytes` are the same memory: NumPy is slow with one number, a bytearray with many.
-    `generation` changes with every slot that is given back, so that slots looked up before are known as old.
+    `generation` is another object after every slot that is given back, and no other table's: slots that were
+    looked up under it are these sessions' while it is there.
     """
 
     def __init__(self) -> None:
@@ -45,7 +46,7 @@ class SessionTable:
         self.num_outputs = 0
         self.max_steps = 0
         self.keeps_any = False
-        self.generation = 0
+        self.generation = object()
         self._free: list[int] = []
         self.flag_bytes = bytearray(_FIRST_CAPACITY)
         self.flags: NDArray[np.uint8] = np.frombuffer(self.flag_bytes, np.uint8)  # [capacity], writable
@@ -96,7 +97,7 @@ class SessionTable:
         self.position[slot] = self.durable_step[slot] = 0
         self.keeps[slot] = False
         self._free.append(slot)
-        self.generation += 1
+        self.generation = object()
 
     def end(self, slot: int, error: LongshortError) -> None:
         """Mark a session as ended: whatever is asked of it raises an error like this one."""
