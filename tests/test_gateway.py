@@ -359,15 +359,15 @@ def test_sync_gateway_raises_what_the_async_one_does(gateway: Any):
 def test_call_that_meets_a_closing_by_another_thread_is_told(server: Any, monkeypatch: pytest.MonkeyPatch):
     gateway = longshort.Gateway(server.address, "metro", timeout_s=20)
     closing = threading.Thread(target=gateway.close)
-    hand_over = asyncio.run_coroutine_threadsafe
+    hand_over = gateway._loop.call_soon_threadsafe
 
     def hand_over_late(*arguments: Any) -> Any:
-        if threading.current_thread() is not closing:
+        if threading.current_thread() is threading.main_thread() and closing.ident is None:
             closing.start()
             closing.join(0.3)
         return hand_over(*arguments)
 
-    monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", hand_over_late)
+    monkeypatch.setattr(gateway._loop, "call_soon_threadsafe", hand_over_late)
     with contextlib.suppress(errors.SessionClosed):  # answered or told, whichever thread is quicker
         gateway.step(*names(1), 1)
     closing.join()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -166,6 +167,25 @@ def test_bug_of_the_gateway_leaves_nobody_waiting(peer: FramePeer, monkeypatch: 
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("delay_s", [0, 0.05])
+def test_end_of_the_task_behind_the_gateway_is_told_at_once_and_ever_after(peer: FramePeer, delay_s: float):
+    async def scenario(gateway: longshort.aio.Gateway) -> None:
+        peer.holds = {0}
+        calls = [asyncio.ensure_future(gateway.step("a", number)) for number in range(2)]
+        calls.append(asyncio.ensure_future(gateway.steps(["b"], [1])))
+        await asyncio.sleep(delay_s)
+        for task in asyncio.all_tasks():  # as asyncio.run does at its end
+            if task.get_name() == "longshort-frames":
+                task.cancel()
+        async with asyncio.timeout(2):
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            later = await asyncio.gather(gateway.step("a", 1), gateway.flush(), return_exceptions=True)
+        peer.let_go.set()
+        assert {type(outcome) for outcome in [*outcomes, *later]} == {errors.SessionClosed}
+
+    play(peer, scenario, max_waiting_steps=1)
+
+
 def test_grpcio_without_the_private_writer_will_do(peer: FramePeer, monkeypatch: pytest.MonkeyPatch):
     write = writing.write
 
@@ -190,3 +210,37 @@ def test_sync_gateway_goes_on_after_a_lost_answer(peer: FramePeer):
     with longshort.Gateway(peer.address, "m", timeout_s=20) as gateway:
         np.testing.assert_array_equal(gateway.step("a", 1.0), alone([1])[0])
         assert len(peer.server.sessions["a"].history) == 1
+
+
+class InterruptedLock:
+    """A lock that is left by an interrupt, a moment after what was done under it."""
+
+    def __init__(self, delay_s: float) -> None:
+        self._delay_s = delay_s
+
+    def __enter__(self) -> None:
+        """Nobody else asks."""
+
+    def __exit__(self, *_: object) -> None:
+        time.sleep(self._delay_s)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("delay_s", [0, 0.1])
+def test_interrupt_between_handing_over_and_waiting_withdraws_or_leaves_in_doubt(
+    peer: FramePeer, delay_s: float, monkeypatch: pytest.MonkeyPatch
+):
+    with longshort.Gateway(peer.address, "m", timeout_s=20) as gateway:
+        gateway.step("a", 1)
+        peer.holds = {peer.num_frames}
+        with monkeypatch.context() as patch:
+            patch.setattr(gateway, "_handing_over", InterruptedLock(delay_s))
+            with pytest.raises(KeyboardInterrupt):
+                gateway.step("a", 2)
+        is_in_doubt = gateway.in_doubt("a")
+        peer.let_go.set()
+        assert is_in_doubt or not delay_s
+        if is_in_doubt:
+            np.testing.assert_array_equal(gateway.retry("a"), alone([1, 2])[1])
+        taken = [1, 2, 3] if is_in_doubt else [1, 3]
+        np.testing.assert_array_equal(gateway.step("a", 3), alone(taken)[-1])

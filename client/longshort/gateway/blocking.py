@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from longshort import view
@@ -156,15 +157,21 @@ class Gateway:
 
     def _run(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Run a call on the loop; its arguments are looked at there too."""
-        with self._handing_over:
-            if self._is_closed:
-                raise view.closed_error("gateway")
-            future = asyncio.run_coroutine_threadsafe(_awaited(ask), self._loop)
+        future: Future[T] = (
+            Future()
+        )  # made here: an interrupt at any moment must find what it has to withdraw
         try:
+            self._hand_over(ask, future)
             return future.result()
         except BaseException:
             future.cancel()  # interrupted; a call that has failed is done, and this does nothing
             raise
+
+    def _hand_over(self, ask: Callable[[], Awaitable[T]], future: Future[T]) -> None:
+        with self._handing_over:
+            if self._is_closed:
+                raise view.closed_error("gateway")
+            self._loop.call_soon_threadsafe(_begin, ask, future)
 
     def _on_loop(self, make: Callable[[], T]) -> T:
         return asyncio.run_coroutine_threadsafe(_made(make), self._loop).result()
@@ -186,6 +193,26 @@ def _end(loop: asyncio.AbstractEventLoop) -> None:
     for task in asyncio.all_tasks(loop):
         task.cancel()
     loop.call_soon(loop.stop)
+
+
+def _begin(ask: Callable[[], Awaitable[T]], future: Future[T]) -> None:
+    """Run a call in a task on this loop, and tell its future: cancelled, it cancels the task."""
+    if future.cancelled():
+        return
+    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(_awaited(ask))
+    task.add_done_callback(lambda _: _tell(task, future))
+    future.add_done_callback(lambda _: loop.call_soon_threadsafe(task.cancel) if future.cancelled() else None)
+
+
+def _tell(task: asyncio.Task[T], future: Future[T]) -> None:
+    if task.cancelled():
+        future.cancel()
+    elif not future.set_running_or_notify_cancel():
+        task.exception()  # looked at: nobody awaits it any more
+    elif (error := task.exception()) is None:
+        future.set_result(task.result())
+    else:
+        future.set_exception(error)
 
 
 async def _awaited(ask: Callable[[], Awaitable[T]]) -> T:
