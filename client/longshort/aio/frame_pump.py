@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
-from longshort import errors, operations
+from longshort import errors, operations, view
 from longshort.aio.writing import is_cancelled, write
 from longshort.gateway.actions import CONNECT, RECEIVE, Idle, SendFrame
 from longshort.options import CLOSE_TIMEOUT_S
@@ -23,12 +23,23 @@ _EOF = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the type stubs
 
 
 class FramePump:
-    """Moves frames between one core and one server. `on_answer` is told after each frame that came."""
+    """Moves frames between one core and one server.
 
-    def __init__(self, core: FrameStream, channel: grpc.aio.Channel, on_answer: Callable[[], None]) -> None:
+    `on_answer` is told after each frame that came, `on_end` when none will come any more.
+    """
+
+    def __init__(
+        self,
+        core: FrameStream,
+        channel: grpc.aio.Channel,
+        *,
+        on_answer: Callable[[], None],
+        on_end: Callable[[], None],
+    ) -> None:
         self._core = core
         self._new_call: Any = channel.stream_stream(METHOD, None, None)  # bytes in, bytes out
         self._on_answer = on_answer
+        self._on_end = on_end
         self._loop = asyncio.get_running_loop()
         self._call: Any = None
         self._waker: asyncio.Future[None] | None = None  # while there is nothing to do
@@ -40,20 +51,24 @@ class FramePump:
             self._waker.set_result(None)
         elif self._task is None:
             self._task = self._loop.create_task(self._run(), name="longshort-frames")
+            self._task.add_done_callback(self._ended)  # of one that never ran too
 
     async def close(self, error: errors.LongshortError) -> None:
         """Half-close the stream, wait briefly for its end, and fail what waits. The sessions live on."""
         is_quiet = self._core.is_quiet
         self._core.close(error)
-        if self._task is not None:
+        if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task])
-        if self._call is not None and is_quiet:
-            with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError, TimeoutError):
-                async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                    await self._call.done_writing()
-                    await self._call.read()
+            if self._call is not None and is_quiet:
+                await self._half_close()
         self._drop()
+
+    async def _half_close(self) -> None:
+        with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError, TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self._call.done_writing()
+                await self._call.read()
 
     async def _run(self) -> None:
         try:
@@ -62,6 +77,11 @@ class FramePump:
             # A bug of ours: nobody must wait for ever.
             self._core.close(errors.ServerFault(f"the gateway has failed: {error!r}", reason="INTERNAL"))
             raise
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():  # by `close`, which has told it, or with all tasks at the end of the loop
+            self._core.close(view.closed_error("gateway"))
+        self._on_end()
 
     async def _converse(self) -> None:
         while True:

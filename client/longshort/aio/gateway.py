@@ -81,7 +81,9 @@ class Gateway:
         )
         self._room = Room(self._core.turns, max_waiting)
         self._deadlines = Deadlines(self._core, address, self._room.let_in)
-        self._pump = FramePump(self._core, self._channel, self._room.let_in)
+        self._pump = FramePump(
+            self._core, self._channel, on_answer=self._room.let_in, on_end=self._room.close
+        )
         self._is_closed = False
 
     def step(

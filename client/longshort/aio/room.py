@@ -22,6 +22,8 @@ class Room:
     @property
     def is_full(self) -> bool:
         """Whether a call has to wait before it is taken; none may overtake those that do."""
+        if self._is_closed:
+            return False
         return bool(self._outside) or self._turns.num_waiting_steps >= self._max_waiting_steps
 
     def enter(self) -> asyncio.Future[None]:
