@@ -53,7 +53,7 @@ def test_message_moves_the_session_and_is_counted(play: Play):
         again = await house.stepper.step(session, rows(1, 2, 3), 0, Answers.ALL)
         assert (again.outputs.tolist(), again.step, again.is_replayed) == ([[6]], 3, True)
         assert [told[0] for told in house.notes.of("batch_done")] == [3]
-        assert house.notes.of("replay") == [("adder", 1)]
+        assert house.notes.of("replay") == [("adder",)]
 
     play(scenario)
 
@@ -172,7 +172,7 @@ def test_caller_cancelled_during_the_last_run_finds_the_message_applied(play: Pl
         await house.keeper.until_settled(session)
         assert session.step == 1
         assert await house.step(session, 5, step=0) == [5]
-        assert house.notes.of("replay") == [("adder", 1)]
+        assert house.notes.of("replay") == [("adder",)]
 
     play(scenario)
 
