@@ -11,7 +11,7 @@ from frame_server import BEHIND, FrameServer, Refusal, alone
 from longshort import errors
 from longshort.errors import Code
 from longshort.gateway.actions import Idle
-from longshort.gateway.filling import MAX_FRAME_STEPS, MAX_ROW_STEPS
+from longshort.gateway.filling import MAX_FRAME_STEPS, MAX_LONG_STEPS, MAX_ROW_STEPS
 from longshort.gateway.group import Group
 from longshort.v1 import sequence_pb2, types_pb2
 
@@ -70,6 +70,37 @@ def test_frame_has_a_limit_of_steps_and_rows_are_cut():
     sums = [sum(request.counts) or len(request.handles) for request in play.server.requests]
     assert max(sums) <= MAX_FRAME_STEPS
     assert max(max(request.counts) for request in play.server.requests) <= MAX_ROW_STEPS
+
+
+def test_live_row_shares_a_small_frame_with_long_ones():
+    play = Play(FrameServer(max_steps=10_000))
+    ids = [str(number) for number in range(100)]
+    play.steps([*ids, "live"], np.zeros(101))
+    play.run()
+    play.server.requests.clear()
+    waiter, _ = play.steps(ids, np.zeros((100, 300, 1)))
+    other, _ = play.steps(["new"], np.zeros((1, 300, 1)))
+    while not waiter.done():
+        live = play.step("live", 1.0)
+        play.send()
+        play.move()
+        assert live.done(), "it goes with the next frame, whatever waits"
+    play.run()
+    assert isinstance(other.outcome, np.ndarray)
+    sums = [sum(request.counts) or len(request.handles) for request in play.server.requests]
+    assert max(sums) <= MAX_LONG_STEPS + 1
+
+
+def test_long_parts_that_do_not_fit_together_take_turns():
+    play = Play(FrameServer(max_steps=10_000))
+    ids = [str(number) for number in range(5000)]
+    play.steps(ids, np.zeros(5000))
+    play.run()
+    play.server.requests.clear()
+    waiters = [play.steps(some, np.zeros((2500, 8, 1)))[0] for some in (ids[:2500], ids[2500:])]
+    play.run()
+    assert all(waiter.outcome.shape == (2500, 8, 2) for waiter in waiters)
+    assert {len(request.handles) for request in play.server.requests} <= {2500, 5000}, "never in shreds"
 
 
 def test_part_with_more_rows_than_a_frame_holds_goes_in_several(monkeypatch: pytest.MonkeyPatch):

@@ -186,6 +186,25 @@ def test_end_of_the_task_behind_the_gateway_is_told_at_once_and_ever_after(peer:
     play(peer, scenario, max_waiting_steps=1)
 
 
+def test_array_call_larger_than_the_room_leaves_room_beside_it(peer: FramePeer):
+    async def scenario(gateway: longshort.aio.Gateway) -> None:
+        await gateway.steps(["a", "b"], [1, 1])
+        peer.holds = {peer.num_frames}
+        large = asyncio.ensure_future(gateway.steps(["a"], np.ones((1, 300, 1))))
+        await asyncio.sleep(0)
+        small = gateway.step("b", 2)
+        assert isinstance(small, asyncio.Future), "taken at once"
+        peer.let_go.set()
+        await asyncio.gather(large, small)
+        large = asyncio.ensure_future(gateway.steps(["a"], np.ones((1, 300, 1))))
+        await asyncio.sleep(0)
+        large.cancel()
+        await asyncio.gather(large, return_exceptions=True)
+        assert gateway._core.turns.num_waiting_steps == 0
+
+    play(peer, scenario, max_waiting_steps=8)
+
+
 def test_grpcio_without_the_private_writer_will_do(peer: FramePeer, monkeypatch: pytest.MonkeyPatch):
     write = writing.write
 

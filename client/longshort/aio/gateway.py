@@ -41,8 +41,9 @@ class Gateway:
     `model`, `version`, `mode` and `durability` are as in `Client.session`, for every session; a session is opened
     when it is used first. `address`, `credentials`, `options` and `client_id` are as in `Client`. `timeout_s` is
     what a call takes at most, reconnecting included, unless it says otherwise. While `max_waiting_steps` or more
-    wait, further calls wait for room before they are taken. `max_kept_steps` is how many answered steps are kept
-    for a server that stores behind its answers; beyond it new ones wait until it has stored more.
+    wait, further calls wait for room before they are taken; an array call counts for a quarter of them at most.
+    `max_kept_steps` is how many answered steps are kept for a server that stores behind its answers; beyond it new
+    ones wait until it has stored more.
 
     It may be used by all tasks of its loop. Calls of one session are taken in the order in which they were made;
     a call that fails or is cancelled harms no other.
@@ -240,6 +241,7 @@ class Gateway:
             num_steps,
             is_flat=is_flat,
             deadline_s=self._deadlines.after(self._within(timeout_s)),
+            max_weight=self._room.max_weight,
         )
         return future
 

@@ -11,10 +11,14 @@ if TYPE_CHECKING:
 
 
 class Room:
-    """Lets calls in, in order, while fewer than `max_waiting_steps` wait: the last one let in may be larger."""
+    """Lets calls in, in order, while fewer than `max_waiting_steps` wait: the last one let in may be larger.
+
+    None takes more than a quarter of the room, `max_weight`, however large it is: small ones go on beside it.
+    """
 
     def __init__(self, turns: Turns, max_waiting_steps: int) -> None:
         self._turns = turns
+        self.max_weight = max(max_waiting_steps // 4, 1)
         self._max_waiting_steps = max_waiting_steps
         self._outside: deque[asyncio.Future[None]] = deque()
         self._is_closed = False

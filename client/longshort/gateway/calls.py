@@ -6,6 +6,7 @@ It owns results and failures by row. It does not know frames, or when anything i
 from __future__ import annotations
 
 import math
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,6 +33,7 @@ class StepCall:
     value: float | NDArray[np.float32]
     deadline_s: float  # of the shell's clock
     number = 0  # in the order of calls
+    weight = 1  # how much room it takes, in steps
     is_sent = False
     heir: Doubt | None = None
 
@@ -46,11 +48,6 @@ class StepCall:
     def set_exception(self, error: LongshortError, /) -> None:
         """Take the failure."""
         raise NotImplementedError
-
-    @property
-    def weight(self) -> int:
-        """The steps that it waits for."""
-        return 1
 
     def abandon(self, _ids: Sequence[str]) -> list[tuple[int, Doubt]]:
         """Take that nobody awaits it any more; return the slots whose values may be taken, with a doubt each.
@@ -115,7 +112,8 @@ class StepCall:
 class ArrayCall:
     """Values or forecasts of many sessions, a row each. The result is one array, or RowsFailed.
 
-    `num_steps` is the length of each row's answer; `is_flat` leaves the axis of time out of the result.
+    `num_steps` is the length of each row's answer; `is_flat` leaves the axis of time out of the result. It weighs
+    as many steps as it waits for, but at most `max_weight`.
     """
 
     def __init__(
@@ -127,8 +125,10 @@ class ArrayCall:
         *,
         is_flat: bool,
         deadline_s: float = math.inf,
+        max_weight: int = sys.maxsize,
     ) -> None:
         self.waiter = waiter
+        self.weight = min(len(slots) * num_steps, max_weight)
         self.number = 0  # in the order of calls
         self.deadline_s = deadline_s  # of the shell's clock
         self.slots = slots  # [n]
@@ -144,11 +144,6 @@ class ArrayCall:
         self._is_answered = np.zeros(len(slots), np.bool_)
         self._answers: NDArray[np.float32] | None = None  # [n, time, outputs] f32
         self._errors: dict[int, LongshortError] = {}
-
-    @property
-    def weight(self) -> int:
-        """The steps that it waits for."""
-        return len(self.slots) * self.num_steps
 
     def abandon(self, ids: Sequence[str]) -> list[tuple[int, Doubt]]:
         """See StepCall. Rows that were answered are in doubt too: their answers were not handed out."""

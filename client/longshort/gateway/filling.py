@@ -12,6 +12,8 @@ import numpy as np
 from longshort.gateway.rows import CloseRow, ForecastRow, Part, Row, is_withdrawn
 
 if TYPE_CHECKING:
+    from collections import deque
+
     from longshort.gateway.frame import Frame
     from longshort.gateway.rows import Item
     from longshort.gateway.table import SessionTable
@@ -20,25 +22,43 @@ if TYPE_CHECKING:
 # A frame is answered when its longest row is done, and a row alone takes 20 to 35 us a step: the others in the
 # frame wait no longer than some milliseconds for one that replays its history.
 MAX_ROW_STEPS: Final = 256
-MAX_FRAME_STEPS: Final = 32_768  # some 30 ms of a server
-MAX_FRAME_VALUES: Final = 262_144  # 1 MiB either way; a server takes 4 MiB a message unless told otherwise
+MIN_ROW_STEPS: Final = 16  # of each of many rows that are long: fewer, and the client's work on a row shows
+MAX_LONG_STEPS: Final = (
+    4_096  # of rows of several steps: a live value asked meanwhile waits for some 4 ms of a server
+)
+MAX_FRAME_STEPS: Final = 32_768  # of live rows; some 30 ms of a server
+MAX_FRAME_VALUES: Final = (
+    262_144  # of either kind: 1 MiB either way; a server takes 4 MiB a message unless told
+)
 
 
 def fill(frame: Frame, turns: Turns, table: SessionTable, *, is_full: bool) -> None:
     """Put what is ready in a frame; `is_full` holds back what would move a session beyond what it has seen."""
-    held: list[Item] = []
+    held_live: list[Item] = []
+    held_long: list[Item] = []
+    live, long = turns.ready.live, turns.ready.long
     left = min(MAX_FRAME_STEPS, _max_values_steps(table))
-    while turns.ready and left > 0:
-        item = turns.ready.popleft()
+    left_long = max_long = min(MAX_LONG_STEPS, _max_values_steps(table))
+    max_steps = min(max_row_steps(table), max(max_long // max(len(long), 1), MIN_ROW_STEPS))
+    while (is_live := bool(live and left > 0)) or (long and left_long > 0):
+        item = (live if is_live else long).popleft()
         if is_withdrawn(item):
             turns.free(
                 item.slots if isinstance(item, Part) else np.array([item.slot])
             )  # more may be ready now
         elif is_full and _is_new(item):
-            held.append(item)
+            (held_live if is_live else held_long).append(item)
+        elif is_live:
+            left -= _put(frame, item, live, left, 1)
+        elif isinstance(item, Part) and left_long < min(len(item.rows), max_long):
+            held_long.append(
+                item
+            )  # whole in a later frame: in shreds it would be slow for the rest of its way
+            left_long = 0
         else:
-            left -= _put(frame, item, turns, left, max_row_steps(table))
-    turns.ready.extendleft(reversed(held))
+            left_long -= _put(frame, item, long, left_long, max_steps)
+    live.extendleft(reversed(held_live))
+    long.extendleft(reversed(held_long))
 
 
 def max_row_steps(table: SessionTable) -> int:
@@ -50,7 +70,7 @@ def _max_values_steps(table: SessionTable) -> int:
     return max(MAX_FRAME_VALUES // max(table.num_features, table.num_outputs, 1), 1)
 
 
-def _put(frame: Frame, item: Item, turns: Turns, left: int, max_steps: int) -> int:
+def _put(frame: Frame, item: Item, queue: deque[Item], left: int, max_steps: int) -> int:
     """Put one thing in a frame; return the steps that it takes."""
     if isinstance(item, Row):
         item.count = item.next_count(max_steps)
@@ -59,7 +79,7 @@ def _put(frame: Frame, item: Item, turns: Turns, left: int, max_steps: int) -> i
     if isinstance(item, Part):
         rest = item.cut(left, max_steps)
         if rest is not None:
-            turns.ready.appendleft(rest)
+            queue.appendleft(rest)
         frame.parts.append(item)
         return item.count * len(item.rows)
     if isinstance(item, ForecastRow):

@@ -100,6 +100,11 @@ class Part:
     start: int = 0
     count: int = 0
 
+    @property
+    def num_left(self) -> int:
+        """The steps of each row that were not answered."""
+        return len(self.values[0]) - self.start
+
     def cut(self, max_frame_steps: int, max_row_steps: int) -> Part | None:
         """Set the length of the next piece. Return the rows that have to go in another frame, if there are any."""
         rest = None
@@ -107,8 +112,7 @@ class Part:
             rows, slots = self.rows, self.slots
             rest = Part(self.call, self.values, rows[max_frame_steps:], slots[max_frame_steps:], self.start)
             self.rows, self.slots = rows[:max_frame_steps], slots[:max_frame_steps]
-        left = self.values.shape[1] - self.start
-        self.count = min(left, max_row_steps, max(max_frame_steps // len(self.rows), 1))
+        self.count = min(self.num_left, max_row_steps, max(max_frame_steps // len(self.rows), 1))
         return rest
 
     def piece(self) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from longshort import arrays, errors, recovery
 from longshort.gateway.calls import ArrayCall, StepCall
+from longshort.gateway.ready import Ready
 from longshort.gateway.rows import CloseRow, ForecastRow, Part, Row, is_withdrawn
 from longshort.gateway.table import BUSY, DOUBT, ENDED, OPEN, OPENING, QUEUED
 
@@ -36,7 +37,7 @@ class Turns:
     """
 
     def __init__(self, table: SessionTable) -> None:
-        self.ready: deque[Item] = deque()
+        self.ready = Ready()
         self.unopened: deque[int] = deque()  # slots to be opened
         self.doubts: dict[int, deque[Doubt]] = {}  # by slot, the oldest first
         self.num_waiting_steps = 0
@@ -152,7 +153,7 @@ class Turns:
         flags = self._table.flags
         flags &= ~np.uint8(OPEN | OPENING)
         self.unopened.clear()
-        items, self.ready = self.ready, deque()
+        items, self.ready = self.ready, Ready()
         for item in items:
             if isinstance(item, StepCall):
                 self.put_back(Row(item.slot, item, 0, arrays.one_row(item.value, None)))
