@@ -201,6 +201,27 @@ def test_closed_session_lives_on_at_the_server(run: Any, server: Any):
     run(scenario)
 
 
+def test_opening_without_values_tells_what_is_new(run: Any, server: Any):
+    ids = names(4)
+    with longshort.Client(server.address) as client, client.session(ids[1], model="metro") as session:
+        session.step(1)
+
+    async def scenario(gateway: longshort.aio.Gateway) -> None:
+        with pytest.raises(errors.FailedPrecondition) as caught:
+            gateway.created(ids[0])
+        assert caught.value.reason == "NOT_OPEN"
+        assert (await gateway.open(ids[:2])).tolist() == [True, False]
+        assert [gateway.position(key) for key in ids[:2]] == [0, 1]
+        await gateway.steps(ids, np.ones(4))
+        assert [gateway.created(key) for key in ids] == [True, False, True, True]
+        assert (await gateway.open(gateway.group(ids))).tolist() == [True, False, True, True]
+        with pytest.raises(errors.RowsFailed) as failed:
+            await gateway.open([ids[0], "no id"])
+        assert failed.value.errors[1].reason == "INVALID_SESSION_ID"
+
+    run(scenario)
+
+
 def test_opening_that_is_refused_is_told_to_its_callers_alone(run: Any):
     async def scenario(gateway: longshort.aio.Gateway) -> None:
         (good,) = names(1)
@@ -337,6 +358,8 @@ def test_threads_share_frames_and_get_their_own_answers(gateway: Any, server: An
     assert gateway.forecast(ids[0], 4).shape == (4, 3)
     assert gateway.flush(ids) is None
     gateway.close_session(ids[0])
+    assert gateway.open(ids[:2]).tolist() == [False, True]
+    assert not gateway.created(ids[0])
     assert gateway.step(ids[0], 0.0, at=21).shape == (3,)
 
 

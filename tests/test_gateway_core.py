@@ -242,6 +242,20 @@ def test_creation_whose_answer_was_lost_is_our_own():
     assert isinstance(refused.outcome, errors.SessionExists)
 
 
+@pytest.mark.parametrize("mode", ["create", "open_or_create"])
+def test_session_stays_new_when_the_answer_to_its_creation_is_lost(mode: str):
+    play = Play(mode=mode)
+    call = play.step("a", 1.0)
+    play.send()
+    play.cut()
+    play.run()
+    assert isinstance(call.outcome, np.ndarray)
+    play.cut()
+    play.step("a", 1.0)
+    play.run()
+    assert play.core.table.opened_slot("a")[1].created
+
+
 def test_session_of_another_shape_than_the_first_is_told_so():
     play = Play()
     play.step("a", 1.0)

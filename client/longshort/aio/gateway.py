@@ -165,6 +165,19 @@ class Gateway:
         self._pump.wake()
         return await future
 
+    async def open(self, ids: Iterable[str] | Group, *, timeout_s: float | None = None) -> NDArray[np.bool_]:
+        """Open n sessions without values, in bulk; return of each whether that has created it, as `created` does.
+
+        RowsFailed as in `steps`; its `answers` is then 1, 0 or NaN, [n, 1] f32.
+        """
+        left_s = await self._enter(timeout_s)
+        group = ids if isinstance(ids, Group) else Group(ids)
+        future = self._array_future(group, 1, left_s, is_flat=True)
+        self._core.open(future.call)
+        self._pump.wake()
+        created: NDArray[np.bool_] = (await future)[:, 0] > 0
+        return created
+
     def group(self, ids: Iterable[str]) -> Group:
         """Return ids for repeated array calls, which then cost no look-up of each."""
         return Group(ids)
@@ -196,10 +209,11 @@ class Gateway:
     def position(self, session_id: str) -> int:
         """Return the session's next step, the number of its steps answered; NOT_OPEN before its first use."""
         table = self._core.table
-        slot = table.slots.get(session_id)
-        if slot is None or table.opened[slot] is None:
-            raise errors.FailedPrecondition(f"session {session_id} was not used yet", reason="NOT_OPEN")
-        return int(table.position[slot])
+        return int(table.position[table.opened_slot(session_id)[0]])
+
+    def created(self, session_id: str) -> bool:
+        """Return whether its first opening here has created the session; NOT_OPEN before that."""
+        return self._core.table.opened_slot(session_id)[1].created
 
     def in_doubt(self, session_id: str) -> bool:
         """Return whether a call ended without its answer after its values were sent; `retry` gets it."""

@@ -104,6 +104,10 @@ class Gateway:
         """Return the continuations of n sessions, [n, horizon, outputs] f32."""
         return self._run(lambda: self._gateway.forecasts(ids, horizon, timeout_s=timeout_s))
 
+    def open(self, ids: Iterable[str] | Group, *, timeout_s: float | None = None) -> NDArray[np.bool_]:
+        """Open n sessions without values, in bulk; return of each whether that has created it."""
+        return self._run(lambda: self._gateway.open(ids, timeout_s=timeout_s))
+
     def group(self, ids: Iterable[str]) -> Group:
         """Return ids for repeated array calls, which then cost no look-up of each."""
         return Group(ids)
@@ -123,6 +127,10 @@ class Gateway:
     def position(self, session_id: str) -> int:
         """Return the session's next step, the number of its steps answered; NOT_OPEN before its first use."""
         return self._gateway.position(session_id)
+
+    def created(self, session_id: str) -> bool:
+        """Return whether its first opening here has created the session; NOT_OPEN before that."""
+        return self._gateway.created(session_id)
 
     def in_doubt(self, session_id: str) -> bool:
         """Return whether a call ended without its answer after its values were sent; `retry` gets it."""

@@ -66,6 +66,7 @@ class Openings:
         """Take that a session is open: it goes on, or has ended."""
         table = self._table
         before = table.opened[slot]
+        opened.created = self._was_created(slot, opened)  # of its first opening, as long as it is followed
         table.flag_bytes[slot] &= ~OPENING
         self._backoff.reset()
         self._lost_tries.discard(slot)
@@ -91,6 +92,13 @@ class Openings:
         table.keeps_any = table.keeps_any or bool(table.keeps[slot])
         table.flag_bytes[slot] |= OPEN
         self._turns.advance(slot)
+
+    def _was_created(self, slot: int, opened: sequence_pb2.Opened) -> bool:
+        before = self._table.opened[slot]
+        if before is not None:
+            return before.created
+        by_lost_try = slot in self._ours or (slot in self._lost_tries and opened.step == 0)
+        return opened.created or by_lost_try
 
     def _fits(self, opened: sequence_pb2.Opened) -> bool:
         """Take the shape of the first session for that of all: answers of many sessions are one array."""

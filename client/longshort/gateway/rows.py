@@ -74,6 +74,20 @@ class ForecastRow:
 
 
 @dataclass(slots=True, eq=False)
+class OpenRow:
+    """A wish to know that one session is open; nothing is sent for it but the opening, if that is needed."""
+
+    slot: int
+    sink: Sink
+    index: int
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody awaits it."""
+        return self.sink.is_gone(self.index)
+
+
+@dataclass(slots=True, eq=False)
 class CloseRow:
     """A wish to give one session's handle back, after all that was asked before."""
 
@@ -134,7 +148,7 @@ class Part:
 Item = StepCall | Row | ForecastRow | CloseRow | Part
 
 
-def is_withdrawn(item: Item) -> bool:
+def is_withdrawn(item: Item | OpenRow) -> bool:
     """Return whether nobody awaits it and nothing of it was sent."""
     if isinstance(item, StepCall):
         return item.done() and not item.is_sent
@@ -145,7 +159,7 @@ def is_withdrawn(item: Item) -> bool:
     return item.is_idle
 
 
-def call_of(item: Item) -> Sink | None:
+def call_of(item: Item | OpenRow) -> Sink | None:
     """Return the call that it is of, if any."""
     if isinstance(item, StepCall):
         return item

@@ -18,7 +18,7 @@ from longshort.gateway.delivery import deliver
 from longshort.gateway.filling import fill
 from longshort.gateway.frame import Frame
 from longshort.gateway.openings import Openings
-from longshort.gateway.rows import CloseRow, ForecastRow, Row, call_of
+from longshort.gateway.rows import CloseRow, ForecastRow, OpenRow, Row, call_of
 from longshort.gateway.storing import Storing
 from longshort.gateway.table import BUSY, DOUBT, ENDED, OPEN, OPENING, SessionTable
 from longshort.gateway.turns import Turns
@@ -90,6 +90,13 @@ class FrameStream:
         self.turns.num_waiting_steps += call.weight
         for index, slot in enumerate(call.slots.tolist()):
             self.turns.try_enqueue(ForecastRow(slot, call, index, horizon))
+
+    def open(self, call: ArrayCall) -> None:
+        """Open n sessions; the answer of each is 1 where it was created, else 0. As `forecast` otherwise."""
+        self._check()
+        self.turns.num_waiting_steps += call.weight
+        for index, slot in enumerate(call.slots.tolist()):
+            self.turns.try_enqueue(OpenRow(slot, call, index))
 
     def flush(self, waiter: Waiter, slots: NDArray[np.intp] | None) -> None:
         """Tell a waiter when all that was answered of these sessions (None: all) is stored."""

@@ -87,6 +87,14 @@ class SessionTable:
         self.slots[session_id] = slot
         return slot
 
+    def opened_slot(self, session_id: str) -> tuple[int, sequence_pb2.Opened]:
+        """Return the slot of a session and what it was opened as; NOT_OPEN where it never was."""
+        slot = self.slots.get(session_id, -1)
+        opened = self.opened[slot] if slot >= 0 else None
+        if opened is None:
+            raise errors.FailedPrecondition(f"session {session_id} was not used yet", reason="NOT_OPEN")
+        return slot, opened
+
     def release(self, slot: int) -> None:
         """Forget a session."""
         del self.slots[self.ids[slot]]

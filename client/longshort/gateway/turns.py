@@ -13,7 +13,7 @@ import numpy as np
 from longshort import arrays, errors, recovery
 from longshort.gateway.calls import ArrayCall, StepCall
 from longshort.gateway.ready import Ready
-from longshort.gateway.rows import CloseRow, ForecastRow, Part, Row, is_withdrawn
+from longshort.gateway.rows import CloseRow, ForecastRow, OpenRow, Part, Row, is_withdrawn
 from longshort.gateway.table import BUSY, DOUBT, ENDED, OPEN, OPENING, QUEUED
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from longshort.gateway.rows import Item
     from longshort.gateway.table import SessionTable
 
-Queued = Row | ForecastRow | CloseRow
+Queued = Row | ForecastRow | OpenRow | CloseRow
 
 MAX_WITHDRAWN = 1_024  # that lie in the queues before they are searched
 
@@ -73,7 +73,7 @@ class Turns:
         for index in np.flatnonzero(~free).tolist():
             self.try_enqueue(Row(int(call.slots[index]), call, index, values[index]))
 
-    def try_enqueue(self, row: Row | ForecastRow) -> None:
+    def try_enqueue(self, row: Row | ForecastRow | OpenRow) -> None:
         """Put a row in its session's line; where that is not possible, it fails."""
         try:
             self.enqueue(row)
@@ -107,14 +107,21 @@ class Turns:
             return  # what the server has forgotten goes on; all else waits for `retry`
         while queue and not flags[slot] & BUSY:
             item = queue.popleft()
-            if self._is_to_go(item):
+            if isinstance(item, OpenRow):
+                self._tell_open(item)
+            elif self._is_to_go(item):
                 flags[slot] |= BUSY
                 self.ready.append(item)
         if not queue:
             del self.behind[slot]
             flags[slot] &= ~QUEUED
 
-    def _is_to_go(self, item: Queued) -> bool:
+    def _tell_open(self, row: OpenRow) -> None:
+        opened = self._table.opened[row.slot]
+        created = np.array([[opened is not None and opened.created]], np.float32)
+        self.num_waiting_steps -= row.sink.row_answered(row.index, 0, created, 0)
+
+    def _is_to_go(self, item: Row | ForecastRow | CloseRow) -> bool:
         if is_withdrawn(item):
             self._num_withdrawn = max(self._num_withdrawn - 1, 0)
             return False
@@ -199,7 +206,7 @@ class Turns:
         elif item.sink is not None:
             self.num_waiting_steps -= item.sink.row_failed(item.index, recovery.again(error))
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[Item | OpenRow]:
         """Return all that is ready or waits behind."""
         return [*self.ready, *(item for queue in self.behind.values() for item in queue)]
 
