@@ -337,6 +337,11 @@ def test_closed_gateway_says_so(server: Any):
         for call in (*waiting, gateway.step(key, 1), gateway.steps([key], [1]), gateway.flush()):
             with pytest.raises(errors.SessionClosed):
                 await call
+        for look in (gateway.position, gateway.created, gateway.in_doubt, lambda key: gateway.group([key])):
+            with pytest.raises(errors.SessionClosed):
+                look(key)
+        with pytest.raises(errors.SessionClosed):
+            await gateway.__aenter__()
 
     asyncio.run(scenario())
 
@@ -372,8 +377,16 @@ def test_sync_gateway_raises_what_the_async_one_does(gateway: Any):
     with pytest.raises(errors.FailedPrecondition):
         gateway.retry(key)
     gateway.close()
-    with pytest.raises(errors.SessionClosed):
-        gateway.step(key, 1)
+    for ask in (
+        gateway.position,
+        gateway.in_doubt,
+        lambda _: gateway.doubts(),
+        lambda key: gateway.step(key, 1),
+    ):
+        with pytest.raises(errors.SessionClosed):
+            ask(key)
+    with pytest.raises(errors.SessionClosed), gateway:
+        pass
     with pytest.raises(errors.InvalidRequest):
         longshort.Gateway("nowhere", "metro")
     assert "longshort-gateway" not in {thread.name for thread in threading.enumerate()}
@@ -391,7 +404,9 @@ def test_call_that_meets_a_closing_by_another_thread_is_told(server: Any, monkey
         return hand_over(*arguments)
 
     monkeypatch.setattr(gateway._loop, "call_soon_threadsafe", hand_over_late)
-    with contextlib.suppress(errors.SessionClosed):  # answered or told, whichever thread is quicker
+    with contextlib.suppress(
+        errors.SessionClosed, errors.StepInDoubt
+    ):  # answered or told, whichever thread is quicker
         gateway.step(*names(1), 1)
     closing.join()
 
@@ -420,8 +435,7 @@ def test_server_that_is_cut_off_is_met_again(start_server: Any):
                 await call
             # The memory store forgets with its server: told as such, and not begun anew in silence.
             assert {type(error) for error in caught.value.errors.values()} == {errors.SessionLost}
-            for key in ids:
-                await gateway.close_session(key)
+            await gateway.close_session(gateway.group(ids))
             await gateway.steps(ids, np.ones(5))
 
     asyncio.run(scenario())

@@ -63,6 +63,11 @@ def test_timeout_after_sending_leaves_the_sessions_in_doubt_and_the_others_go_on
             assert isinstance(outcome, errors.DeadlineExceeded)
             assert "retry" in str(outcome)
         assert all(gateway.in_doubt(key) for key in "abc")
+        assert sorted(gateway.doubts()) == ["a", "b", "c"]
+        with pytest.raises(errors.RowsFailed) as refused:
+            await gateway.close_session(["a", "unknown"])
+        assert [*refused.value.errors] == [0]
+        assert isinstance(refused.value.errors[0], errors.StepInDoubt)
         with pytest.raises(errors.StepInDoubt):
             await gateway.step("a", 3)
         with pytest.raises(errors.DeadlineExceeded):
@@ -165,6 +170,25 @@ def test_bug_of_the_gateway_leaves_nobody_waiting(peer: FramePeer, monkeypatch: 
         await gateway.close()
 
     asyncio.run(scenario())
+
+
+def test_closing_tells_what_was_sent_from_what_was_not(peer: FramePeer):
+    async def scenario(gateway: longshort.aio.Gateway) -> None:
+        await gateway.steps(["a", "b"], [1, 1])
+        peer.holds = {peer.num_frames}
+        sent = asyncio.ensure_future(gateway.step("a", 2))
+        await asyncio.sleep(0.1)
+        waiting = asyncio.ensure_future(gateway.steps(["a", "b"], [3, 3]))
+        await asyncio.sleep(0)
+        await gateway.close()
+        peer.let_go.set()
+        with pytest.raises(errors.StepInDoubt, match="closed"):
+            await sent
+        with pytest.raises(errors.RowsFailed) as caught:
+            await waiting
+        assert {type(error) for error in caught.value.errors.values()} == {errors.SessionClosed}
+
+    play(peer, scenario)
 
 
 @pytest.mark.parametrize("delay_s", [0, 0.05])

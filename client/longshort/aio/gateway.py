@@ -15,7 +15,7 @@ from longshort.aio.deadlines import Deadlines
 from longshort.aio.frame_pump import FramePump
 from longshort.aio.room import Room
 from longshort.backoff import Backoff
-from longshort.gateway.calls import ArrayCall
+from longshort.gateway.calls import ArrayCall, rows_failed
 from longshort.gateway.group import Group
 from longshort.gateway.stream import FrameStream
 from longshort.gateway.values import session_rows
@@ -180,6 +180,7 @@ class Gateway:
 
     def group(self, ids: Iterable[str]) -> Group:
         """Return ids for repeated array calls, which then cost no look-up of each."""
+        self._check_open()
         return Group(ids)
 
     async def flush(
@@ -190,13 +191,28 @@ class Gateway:
         slots = None if group is None else group.slots(self._core.table)
         await self._ask(lambda waiter: self._core.flush(waiter, slots), timeout_s)
 
-    async def close_session(self, session_id: str, *, timeout_s: float | None = None) -> None:
-        """Forget a session, after all that was asked of it before; it lives on at the server.
+    async def close_session(
+        self, ids: str | Iterable[str] | Group, *, timeout_s: float | None = None
+    ) -> None:
+        """Forget a session, or many, after all that was asked of it before; it lives on at the server.
 
         A session that has ended (SessionTaken, SessionReplaced, SessionLost) may then be opened anew. One in doubt
-        raises StepInDoubt. Calls made before this has returned raise SessionClosed.
+        raises StepInDoubt; of many, RowsFailed has the errors. Calls made before this has returned raise
+        SessionClosed.
         """
-        await self._ask(lambda waiter: self._core.close_session(waiter, session_id), timeout_s)
+        group = ids if isinstance(ids, Group) else Group([ids] if isinstance(ids, str) else ids)
+        waiters: list[asyncio.Future[None]] = [self._loop.create_future() for _ in group.ids]
+        self._core.close_sessions(zip(group.ids, waiters, strict=True))
+        outcomes = await self._wait(asyncio.gather(*waiters, return_exceptions=True), timeout_s)
+        failures = {
+            index: outcome
+            for index, outcome in enumerate(outcomes)
+            if isinstance(outcome, errors.LongshortError)
+        }
+        if failures and isinstance(ids, str):
+            raise failures[0]
+        if failures:
+            raise rows_failed(group.ids, failures, None)
 
     async def retry(self, session_id: str, *, timeout_s: float | None = None) -> NDArray[np.float32]:
         """Return what the call in doubt would have returned for this session; its values are taken exactly once."""
@@ -208,19 +224,30 @@ class Gateway:
 
     def position(self, session_id: str) -> int:
         """Return the session's next step, the number of its steps answered; NOT_OPEN before its first use."""
+        self._check_open()
         table = self._core.table
         return int(table.position[table.opened_slot(session_id)[0]])
 
     def created(self, session_id: str) -> bool:
         """Return whether its first opening here has created the session; NOT_OPEN before that."""
+        self._check_open()
         return self._core.table.opened_slot(session_id)[1].created
 
     def in_doubt(self, session_id: str) -> bool:
         """Return whether a call ended without its answer after its values were sent; `retry` gets it."""
+        self._check_open()
         return self._core.table.slots.get(session_id, -1) in self._core.turns.doubts
 
+    def doubts(self) -> list[str]:
+        """Return the ids of all sessions that are in doubt."""
+        self._check_open()
+        return [self._core.table.ids[slot] for slot in self._core.turns.doubts]
+
     async def close(self) -> None:
-        """Close the stream and the channel; what waits raises SessionClosed. The sessions live on."""
+        """Close the stream and the channel. The sessions live on.
+
+        What waits raises SessionClosed, or StepInDoubt where its values had been sent.
+        """
         if self._is_closed:
             return
         self._is_closed = True
@@ -230,6 +257,7 @@ class Gateway:
         await self._channel.close(None)
 
     async def __aenter__(self) -> Self:
+        self._check_open()
         return self
 
     async def __aexit__(
@@ -240,6 +268,10 @@ class Gateway:
     def __del__(self) -> None:
         if not getattr(self, "_is_closed", True):
             warnings.warn(f"unclosed longshort.Gateway of {self.address}", ResourceWarning, 2, source=self)
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise view.closed_error("gateway")
 
     # How long calls wait
 

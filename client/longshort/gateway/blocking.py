@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from longshort import view
 from longshort.aio.gateway import MAX_KEPT_STEPS, MAX_WAITING_STEPS
 from longshort.aio.gateway import Gateway as AsyncGateway
-from longshort.gateway.group import Group
 from longshort.options import DEFAULT_TIMEOUT_S
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
+    from longshort.gateway.group import Group
     from longshort.opening import Durability, Mode
 
 T = TypeVar("T")
@@ -110,15 +110,15 @@ class Gateway:
 
     def group(self, ids: Iterable[str]) -> Group:
         """Return ids for repeated array calls, which then cost no look-up of each."""
-        return Group(ids)
+        return self._gateway.group(ids)
 
     def flush(self, ids: Iterable[str] | Group | None = None, *, timeout_s: float | None = None) -> None:
         """Wait until all that was answered of some sessions (None: all) is stored, where the server stores."""
         self._run(lambda: self._gateway.flush(ids, timeout_s=timeout_s))
 
-    def close_session(self, session_id: str, *, timeout_s: float | None = None) -> None:
-        """Forget a session, after all that was asked of it before; it lives on at the server."""
-        self._run(lambda: self._gateway.close_session(session_id, timeout_s=timeout_s))
+    def close_session(self, ids: str | Iterable[str] | Group, *, timeout_s: float | None = None) -> None:
+        """Forget a session, or many, after all that was asked of it before; it lives on at the server."""
+        self._run(lambda: self._gateway.close_session(ids, timeout_s=timeout_s))
 
     def retry(self, session_id: str, *, timeout_s: float | None = None) -> NDArray[np.float32]:
         """Return what the call in doubt would have returned for this session."""
@@ -134,15 +134,14 @@ class Gateway:
 
     def in_doubt(self, session_id: str) -> bool:
         """Return whether a call ended without its answer after its values were sent; `retry` gets it."""
-        with self._handing_over:
-            if self._is_closed:
-                return self._gateway.in_doubt(session_id)
-            return self._on_loop(
-                lambda: self._gateway.in_doubt(session_id)
-            )  # behind what an interrupt has begun
+        return self._look(lambda: self._gateway.in_doubt(session_id))
+
+    def doubts(self) -> list[str]:
+        """Return the ids of all sessions that are in doubt."""
+        return self._look(self._gateway.doubts)
 
     def close(self) -> None:
-        """Close the stream and the channel; what waits raises SessionClosed. The sessions live on."""
+        """Close the stream and the channel; what waits raises SessionClosed or StepInDoubt. The sessions live on."""
         with self._handing_over:
             if self._is_closed:
                 return
@@ -151,6 +150,8 @@ class Gateway:
         self._stop()
 
     def __enter__(self) -> Self:
+        if self._is_closed:
+            raise view.closed_error("gateway")
         return self
 
     def __exit__(
@@ -180,6 +181,11 @@ class Gateway:
             if self._is_closed:
                 raise view.closed_error("gateway")
             self._loop.call_soon_threadsafe(_begin, ask, future)
+
+    def _look(self, at: Callable[[], T]) -> T:
+        """Look at something behind what an interrupt has begun."""
+        with self._handing_over:
+            return at() if self._is_closed else self._on_loop(at)
 
     def _on_loop(self, make: Callable[[], T]) -> T:
         return asyncio.run_coroutine_threadsafe(_made(make), self._loop).result()

@@ -15,7 +15,7 @@ from longshort import errors, recovery
 from longshort.gateway.doubts import Doubt
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -239,13 +239,19 @@ class ArrayCall:
         if answers is not None:
             answers = answers.copy()  # a row in doubt may still be answered
             answers[list(self._errors)] = np.nan  # also of one whose first steps were answered
-        first = min(self._errors)
-        return errors.RowsFailed(
-            f"{len(self._errors)} of {len(self.slots)} rows failed; the first, {self._ids[first]}: "
-            f"{self._errors[first]}",
-            answers=answers,
-            errors=dict(sorted(self._errors.items())),
-        )
+        return rows_failed(self._ids, self._errors, answers)
+
+
+def rows_failed(
+    ids: Sequence[str], failures: Mapping[int, LongshortError], answers: NDArray[np.float32] | None
+) -> errors.RowsFailed:
+    """Return the error of a call of which some rows have failed: `failures` is by row, and not empty."""
+    first = min(failures)
+    return errors.RowsFailed(
+        f"{len(failures)} of {len(ids)} rows failed; the first, {ids[first]}: {failures[first]}",
+        answers=answers,
+        errors=dict(sorted(failures.items())),
+    )
 
 
 Sink = StepCall | ArrayCall

@@ -145,7 +145,7 @@ class Openings:
         if verdict is Verdict.LOST:
             turns.end(slot, recovery.ending(error, table.ids[slot], int(table.position[slot])))
         else:
-            turns.give_up_behind(slot, error)
+            turns.give_up_behind(slot, error, error)
 
     def postpone(self, slot: int, error: LongshortError, now_s: float) -> None:
         """Let a session wait a moment; its neighbours go on."""

@@ -25,7 +25,7 @@ from longshort.gateway.turns import Turns
 from longshort.recovery import Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -106,13 +106,27 @@ class FrameStream:
 
     def close_session(self, waiter: Waiter, session_id: str) -> None:
         """Give a session's handle back after all that was asked of it; what is in doubt raises."""
+        self.close_sessions([(session_id, waiter)])
+
+    def close_sessions(self, closings: Iterable[tuple[str, Waiter]]) -> None:
+        """Give handles back after all that was asked of them, in bulk. Each waiter is told of its session."""
         self._check()
-        slot = self.table.slots.get(session_id)
-        if slot is None or self.table.flag_bytes[slot] in (0, ENDED):
-            self._release([] if slot is None else [slot])
+        idle = []
+        for session_id, waiter in closings:
+            slot = self.table.slots.get(session_id)
+            if slot is not None and self.table.flag_bytes[slot] not in (0, ENDED):
+                self._close_later(CloseRow(slot, waiter))
+                continue
+            if slot is not None:
+                idle.append(slot)
             waiter.set_result(None)
-        else:
-            self.turns.enqueue(CloseRow(slot, waiter))
+        self._release(idle)
+
+    def _close_later(self, row: CloseRow) -> None:
+        try:
+            self.turns.enqueue(row)
+        except errors.LongshortError as error:
+            row.waiter.set_exception(error)
 
     def retry(self, slot: int | None, waiter: Waiter) -> Doubt:
         """Hand the outcome of a row in doubt to a waiter; raise where there is none. `slot` None: an unknown id."""
@@ -294,17 +308,20 @@ class FrameStream:
 
     def disconnected(self, failure: LongshortError, now_s: float) -> None:
         """Take the end of the stream, whatever ended it: connect again, or fail what waits."""
-        frame, self._inflight = self._inflight or Frame(), None
-        self._is_connected = False
-        self.failure = failure
         verdict = recovery.judge(failure, client_id="", was_open=bool(self.table.num_features))
-        self._take_back(frame, is_refused=verdict is not Verdict.RETRY and recovery.refuses(failure))
-        self._openings.stop(frame.opens)
-        self.turns.stop()
+        self._stop(failure, is_refused=verdict is not Verdict.RETRY and recovery.refuses(failure))
         if verdict is Verdict.RETRY:
             self._connects_at_s = now_s + self._backoff.next_delay_s(failure.retry_delay_s)
         else:
             self._give_up(failure)
+
+    def _stop(self, failure: LongshortError, *, is_refused: bool) -> None:
+        frame, self._inflight = self._inflight or Frame(), None
+        self._is_connected = False
+        self.failure = failure
+        self._take_back(frame, is_refused=is_refused)
+        self._openings.stop(frame.opens)
+        self.turns.stop()
 
     def _take_back(self, frame: Frame, *, is_refused: bool) -> None:
         """Put what was in flight back in its sessions' lines: as sent, or as never sent where it was refused.
@@ -321,14 +338,23 @@ class FrameStream:
             self.turns.put_back(forecast)
         self._closed(frame)  # without its stream a handle is open no more
 
-    def _give_up(self, error: LongshortError) -> None:
+    def _give_up(self, error: LongshortError, of_sent: LongshortError | None = None) -> None:
         self.turns.unopened.clear()
         self.table.flags &= ~np.uint8(OPENING)
         for slot in list(self.turns.behind):
-            self.turns.give_up_behind(slot, error)
+            self.turns.give_up_behind(slot, error, of_sent or error)
         self._storing.fail(error)
 
     def close(self, error: LongshortError) -> None:
-        """End it: whatever waits and whatever is asked from now on raises an error like this one."""
-        self.disconnected(error, 0.0)
+        """End it: whatever waits and whatever is asked from now on raises an error like this one.
+
+        But rows that were sent raise StepInDoubt: theirs must not look like values that were never taken.
+        """
+        self._stop(error, is_refused=False)
+        in_doubt = errors.StepInDoubt(
+            f"{error.message}, after these values were sent: the session's step, once it is open again, says "
+            "whether they were taken",
+            reason="STEP_IN_DOUBT",
+        )
+        self._give_up(error, in_doubt)
         self._end = error

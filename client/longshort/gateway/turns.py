@@ -242,13 +242,13 @@ class Turns:
         else:
             self.fail(row, error)
 
-    def give_up_behind(self, slot: int, error: LongshortError) -> None:
-        """Give up all that waits for a session, which lives on."""
+    def give_up_behind(self, slot: int, error: LongshortError, of_sent: LongshortError) -> None:
+        """Give up all that waits for a session, which lives on; `of_sent` is the error of what was sent of it."""
         queue = self.behind.pop(slot, deque())
         self._table.flag_bytes[slot] &= ~QUEUED
         for item in reversed(queue):  # the one that was sent is the first, and is to stay
             if isinstance(item, Row):
-                self.give_up(item, recovery.again(error))
+                self.give_up(item, recovery.again(of_sent if item.is_begun else error))
             else:
                 self.fail(item, error)
 
