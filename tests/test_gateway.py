@@ -299,6 +299,52 @@ def test_call_that_waits_outside_too_long_is_told(run: Any):
 
 
 @pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        (lambda gateway: gateway.steps(["a", "b", "a"], [1, 2, 3]), "ids[2] is a, and so is ids[0]"),
+        (lambda gateway: gateway.steps(["a", ["b"]], [1, 2]), "ids[1] is text, not ['b']"),
+        (lambda gateway: gateway.steps(["a", ""], [1, 2]), "ids[1]: session_id is empty"),
+        (lambda gateway: gateway.steps(["a", 5], [1, 2]), "ids[1]: session_id is text, not 5"),
+        (lambda gateway: gateway.steps(["a"], [1, 2]), "got [2]"),
+        (lambda gateway: gateway.steps(["a", "b"], [[1, 2], [3, 4]]), "give [n, time, 1]"),
+        (lambda gateway: gateway.step("no id", 1), "session 'no id': a session id is"),
+        (lambda gateway: gateway.step(["b"], 1), "text, not ['b']"),
+    ],
+)
+def test_error_says_which_argument_is_wrong(run: Any, ask: Any, words: str):
+    async def scenario(gateway: longshort.aio.Gateway) -> None:
+        with pytest.raises(errors.LongshortError) as caught:
+            await ask(gateway)
+        assert words in str(caught.value)
+
+    run(scenario)
+
+
+def test_nothing_is_asked_of_no_sessions(run: Any):
+    async def scenario(gateway: longshort.aio.Gateway) -> None:
+        assert (await gateway.steps([], [])).shape == (0, 0)
+        assert (await gateway.open([])).shape == (0,)
+        await gateway.step(*names(1), 1)
+        assert (await gateway.steps([], [])).shape == (0, 3)
+        assert (await gateway.forecasts([], 4)).shape == (0, 4, 3)
+        assert await gateway.flush([]) is None
+        assert await gateway.close_session([]) is None
+
+    run(scenario)
+
+
+def test_sessions_of_a_model_of_one_feature_take_several_steps_without_its_axis(run: Any):
+    async def scenario(gateway: longshort.aio.Gateway) -> None:
+        one, two = names(2)
+        await gateway.open([one, two])
+        assert (await gateway.steps([one, two], [[1, 2, 3], [4, 5, 6]])).shape == (2, 3, 3)
+        assert (await gateway.steps([one, two], [[1], [2]])).shape == (2, 3)
+        assert gateway.position(two) == 4
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
     ("ask", "reason"),
     [
         (lambda gateway: gateway.step("", 1), "INVALID_OPTION"),
@@ -310,7 +356,9 @@ def test_call_that_waits_outside_too_long_is_told(run: Any):
         (lambda gateway: gateway.step("a", 1, timeout_s=0), "INVALID_OPTION"),
         (lambda gateway: gateway.steps("abc", [1, 2, 3]), "INVALID_OPTION"),
         (lambda gateway: gateway.steps(["a", "a"], [1, 2]), "INVALID_OPTION"),
-        (lambda gateway: gateway.steps([], []), "INVALID_OPTION"),
+        (lambda gateway: gateway.steps(["a", ""], [1, 2]), "INVALID_OPTION"),
+        (lambda gateway: gateway.steps(["a", ["b"]], [1, 2]), "INVALID_OPTION"),
+        (lambda gateway: gateway.steps([], [1]), "WRONG_SHAPE"),
         (lambda gateway: gateway.steps(["a"], [1, 2]), "WRONG_SHAPE"),
         (lambda gateway: gateway.steps(["a"], 1), "WRONG_SHAPE"),
         (lambda gateway: gateway.forecast("a", -1), "INVALID_OPTION"),

@@ -8,6 +8,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import grpc
+import numpy as np
 
 from longshort import arrays, errors, view
 from longshort.aio.calls import ArrayFuture, RetryFuture, StepFuture
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
     from types import TracebackType
 
-    import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
 T = TypeVar("T")
@@ -129,6 +129,7 @@ class Gateway:
     ) -> NDArray[np.float32]:
         """Take one step each of n sessions, [n] or [n, features], or several, [n, time, features].
 
+        Where the model is known (a session was opened) to have one feature, [n, time] is several steps too.
         Return the answers, [n, outputs] or [n, time, outputs] f32. Where rows fail, RowsFailed has the answers of
         the others and the error of each; a row whose session is in doubt or ended fails by itself. Cancelled or
         out of time, the call leaves those of its sessions in doubt whose values were sent.
@@ -175,8 +176,7 @@ class Gateway:
         future = self._array_future(group, 1, left_s, is_flat=True)
         self._core.open(future.call)
         self._pump.wake()
-        created: NDArray[np.bool_] = (await future)[:, 0] > 0
-        return created
+        return (await future).astype(np.bool_).reshape(len(group))
 
     def group(self, ids: Iterable[str]) -> Group:
         """Return ids for repeated array calls, which then cost no look-up of each."""
@@ -289,6 +289,11 @@ class Gateway:
             deadline_s=self._deadlines.after(self._within(timeout_s)),
             max_weight=self._room.max_weight,
         )
+        if not len(group):  # nothing will answer it
+            shape = (
+                (0, self._core.table.num_outputs) if is_flat else (0, num_steps, self._core.table.num_outputs)
+            )
+            future.set_result(np.empty(shape, np.float32))
         return future
 
     async def _enter(self, timeout_s: float | None) -> float | None:

@@ -25,11 +25,12 @@ class Group:
         self.ids = tuple(ids)
         # Of which table and when, and the slots; set at once, as gateways of several threads may share a group.
         self._found: tuple[object, NDArray[np.intp]] = (None, np.empty(0, np.intp))
-        if not self.ids or len(set(self.ids)) < len(self.ids):
-            raise errors.InvalidRequest(
-                "ids is at least one id, and each only once: a session takes one row a call",
-                reason="INVALID_OPTION",
-            )
+        try:
+            is_each_once = len(set(self.ids)) == len(self.ids)
+        except TypeError:  # one of them cannot be hashed
+            is_each_once = False
+        if not is_each_once:
+            raise errors.InvalidRequest(_what_is_wrong(self.ids), reason="INVALID_OPTION")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -39,8 +40,25 @@ class Group:
         generation, slots = self._found
         if generation is not table.generation:
             found = [table.slots.get(session_id, -1) for session_id in self.ids]
-            if min(found) < 0:
-                found = [table.slot_of(session_id) for session_id in self.ids]
+            if -1 in found:
+                found = [_slot_at(table, index, session_id) for index, session_id in enumerate(self.ids)]
             slots = np.array(found, np.intp)
             self._found = (table.generation, slots)
         return slots
+
+
+def _slot_at(table: SessionTable, index: int, session_id: str) -> int:
+    try:
+        return table.slot_of(session_id)
+    except errors.InvalidRequest as error:
+        raise errors.InvalidRequest(f"ids[{index}]: {error.message}", reason=error.reason) from None
+
+
+def _what_is_wrong(ids: tuple[str, ...]) -> str:
+    seen = dict[str, int]()
+    for index, session_id in enumerate(ids):
+        if not isinstance(session_id, str):
+            return f"ids[{index}] is text, not {session_id!r}"
+        if seen.setdefault(session_id, index) < index:
+            return f"ids[{index}] is {session_id}, and so is ids[{seen[session_id]}]: a session takes one row a call"
+    return "ids cannot be told apart"

@@ -142,6 +142,10 @@ class Openings:
             self.postpone(slot, error, now_s)
             return
         table.flag_bytes[slot] &= ~OPENING
+        if (
+            error.reason == "INVALID_SESSION_ID"
+        ):  # one of many: the server says what is wrong, and here is where
+            error = type(error).like(error, f"session {table.ids[slot]!r}: {error.message}")
         if verdict is Verdict.LOST:
             turns.end(slot, recovery.ending(error, table.ids[slot], int(table.position[slot])))
         else:

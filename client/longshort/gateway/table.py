@@ -66,7 +66,10 @@ class SessionTable:
 
     def slot_of(self, session_id: str) -> int:
         """Return the slot of an id, a new one where it is new; InvalidRequest for what is no id."""
-        slot = self.slots.get(session_id)
+        try:
+            slot = self.slots.get(session_id)
+        except TypeError:  # what cannot be hashed is no text either
+            slot = None
         if slot is not None:
             return slot
         if not arrays.text(session_id, "session_id"):

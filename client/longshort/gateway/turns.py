@@ -127,8 +127,9 @@ class Turns:
             return False
         width = self._table.num_features
         if isinstance(item, Row) and item.sink is not None and item.values.shape[1] != width:
-            error = errors.InvalidRequest(
-                f"the model takes {width} features a step, got {item.values.shape[1]}", reason="WRONG_SHAPE"
+            hint = ", or give [n, time, 1]" if width == 1 and isinstance(item.sink, ArrayCall) else ""
+            error = arrays.wrong_shape(
+                f"the model takes {width} features a step, got {item.values.shape[1]}{hint}"
             )
             self.num_waiting_steps -= item.sink.row_failed(item.index, error)
             return False

@@ -14,19 +14,22 @@ if TYPE_CHECKING:
 def session_rows(values: ArrayLike, num_sessions: int, num_features: int) -> tuple[NDArray[np.float32], bool]:
     """Return [n], [n, features] or [n, time, features] as [n, time, features] f32, or raise InvalidRequest.
 
-    The second part is whether the axis of time was left out. `num_features` 0: not known yet, any width passes.
+    [n, time] will do where the model has one feature. The second part is whether the axis of time was left out.
+    `num_features` 0: not known yet, any width passes.
     """
     array = arrays.floats(values)
+    shape = list(array.shape)
     is_flat = array.ndim < 3
     if array.ndim == 1:
         array = array[:, None]
+    if array.ndim == 2 and num_features == 1 and array.shape[1] != 1:
+        array, is_flat = array[:, :, None], False
     if array.ndim == 2:
         array = array[:, None, :]
-    if array.ndim != 3 or not array.size or len(array) != num_sessions:
+    if array.ndim != 3 or len(array) != num_sessions or (num_sessions and not array.size):
         raise arrays.wrong_shape(
-            f"expected [{num_sessions}], [{num_sessions}, features] or [{num_sessions}, time, features], "
-            f"got {list(array.shape)}"
+            f"expected [{num_sessions}], [{num_sessions}, features] or [{num_sessions}, time, features], got {shape}"
         )
-    if num_features and array.shape[2] != num_features:
-        raise arrays.wrong_shape(f"the model takes {num_features} features a step, got {array.shape[2]}")
+    if num_sessions and num_features and array.shape[2] != num_features:
+        raise arrays.wrong_shape(f"the model takes {num_features} features a step, got {shape}")
     return array, is_flat
