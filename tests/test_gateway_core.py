@@ -643,6 +643,18 @@ def test_group_means_the_sessions_of_these_names_with_whichever_gateway_it_is_us
     assert [one.core.table.ids[slot] for slot in group.slots(one.core.table)] == list("abc")
 
 
+def test_id_that_only_looks_like_text_fails_its_call_and_no_other():
+    class Name:
+        def encode(self) -> bytes:
+            return b"a"
+
+    play = Play()
+    good, wrong = play.step("a", 1.0), play.step(Name(), 1.0)
+    play.run()
+    assert wrong.outcome.reason == "INVALID_OPTION"
+    assert isinstance(good.outcome, np.ndarray)
+
+
 def test_table_grows_and_has_an_end(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("longshort.gateway.table.MAX_SESSIONS", 3000)
     play = Play()

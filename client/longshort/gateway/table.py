@@ -72,6 +72,10 @@ class SessionTable:
             slot = None
         if slot is not None:
             return slot
+        if not isinstance(
+            session_id, str
+        ):  # what merely looks like text would fail in a frame, and all with it
+            raise errors.InvalidRequest(f"session_id is text, not {session_id!r}", reason="INVALID_OPTION")
         if not arrays.text(session_id, "session_id"):
             raise errors.InvalidRequest("session_id is empty", reason="INVALID_OPTION")
         if self._free:
