@@ -69,6 +69,8 @@ def test_timeout_after_sending_leaves_the_sessions_in_doubt_and_the_others_go_on
         assert [*refused.value.errors] == [0]
         assert isinstance(refused.value.errors[0], errors.StepInDoubt)
         with pytest.raises(errors.StepInDoubt):
+            await gateway.close_session("a")
+        with pytest.raises(errors.StepInDoubt):
             await gateway.step("a", 3)
         with pytest.raises(errors.DeadlineExceeded):
             await gateway.retry("a", timeout_s=0.05)

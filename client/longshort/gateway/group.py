@@ -30,7 +30,7 @@ class Group:
         except TypeError:  # one of them cannot be hashed
             is_each_once = False
         if not is_each_once:
-            raise errors.InvalidRequest(_what_is_wrong(self.ids), reason="INVALID_OPTION")
+            _refuse(self.ids)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -54,11 +54,13 @@ def _slot_at(table: SessionTable, index: int, session_id: str) -> int:
         raise errors.InvalidRequest(f"ids[{index}]: {error.message}", reason=error.reason) from None
 
 
-def _what_is_wrong(ids: tuple[str, ...]) -> str:
+def _refuse(ids: tuple[str, ...]) -> None:
+    """Raise InvalidRequest that names the first id that is none, or was there before."""
     seen = dict[str, int]()
     for index, session_id in enumerate(ids):
         if not isinstance(session_id, str):
-            return f"ids[{index}] is text, not {session_id!r}"
+            wrong = f"ids[{index}] is text, not {session_id!r}"
+            raise errors.InvalidRequest(wrong, reason="INVALID_OPTION")
         if seen.setdefault(session_id, index) < index:
-            return f"ids[{index}] is {session_id}, and so is ids[{seen[session_id]}]: a session takes one row a call"
-    return "ids cannot be told apart"
+            wrong = f"ids[{index}] is {session_id}, and so is ids[{seen[session_id]}]: a session takes one row a call"
+            raise errors.InvalidRequest(wrong, reason="INVALID_OPTION")

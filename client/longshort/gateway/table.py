@@ -72,9 +72,8 @@ class SessionTable:
             slot = None
         if slot is not None:
             return slot
-        if not isinstance(
-            session_id, str
-        ):  # what merely looks like text would fail in a frame, and all with it
+        # What merely looks like text would fail in a frame, and all with it.
+        if not isinstance(session_id, str):
             raise errors.InvalidRequest(f"session_id is text, not {session_id!r}", reason="INVALID_OPTION")
         if not arrays.text(session_id, "session_id"):
             raise errors.InvalidRequest("session_id is empty", reason="INVALID_OPTION")
