@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import grpc
 
 from longshort import arrays, operations, recovery, view
+from longshort.aio.channel import new_channel
 from longshort.aio.session import Session
 from longshort.backoff import Backoff, pause_s
 from longshort.opening import Durability, Mode, Opening, own_client_id, routing_header
-from longshort.options import DEFAULT_TIMEOUT_S, channel_options, checked_address
+from longshort.options import DEFAULT_TIMEOUT_S, checked_address
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -48,12 +49,7 @@ class Client:
         self.client_id = own_client_id(client_id)
         self._timeout_s = arrays.seconds(timeout_s, "timeout_s")
         self._is_closed = False
-        settings = channel_options(options)
-        self._channel = (
-            grpc.aio.insecure_channel(address, options=settings)
-            if credentials is None
-            else grpc.aio.secure_channel(address, credentials, options=settings)
-        )
+        self._channel = new_channel(address, credentials, options)
         self._stubs = operations.Stubs(self._channel)
 
     def session(

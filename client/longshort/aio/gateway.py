@@ -7,11 +7,11 @@ import random
 import warnings
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-import grpc
 import numpy as np
 
 from longshort import arrays, errors, view
 from longshort.aio.calls import ArrayFuture, RetryFuture, StepFuture
+from longshort.aio.channel import new_channel
 from longshort.aio.deadlines import Deadlines
 from longshort.aio.frame_pump import FramePump
 from longshort.aio.room import Room
@@ -21,12 +21,13 @@ from longshort.gateway.group import Group
 from longshort.gateway.stream import FrameStream
 from longshort.gateway.values import session_rows
 from longshort.opening import Durability, Mode, Opening, own_client_id
-from longshort.options import DEFAULT_TIMEOUT_S, channel_options, checked_address
+from longshort.options import DEFAULT_TIMEOUT_S, checked_address
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
     from types import TracebackType
 
+    import grpc
     from numpy.typing import ArrayLike, NDArray
 
 T = TypeVar("T")
@@ -74,12 +75,7 @@ class Gateway:
         )
         kept = arrays.whole_number(max_kept_steps, "max_kept_steps", 2**63) or 1
         self._core = FrameStream(opening, lambda: Backoff(random.random), kept)
-        settings = channel_options(options)
-        self._channel = (
-            grpc.aio.insecure_channel(address, options=settings)
-            if credentials is None
-            else grpc.aio.secure_channel(address, credentials, options=settings)
-        )
+        self._channel = new_channel(address, credentials, options)
         self._room = Room(self._core.turns, max_waiting)
         self._deadlines = Deadlines(self._core, address, self._room.let_in)
         self._pump = FramePump(
