@@ -57,11 +57,7 @@ class SessionColumns:
 
     def clear(self, row: int) -> None:
         """Make a row that of a session at step 0."""
-        self.step[row] = 0
-        self.is_gapless[row] = True
-        self.is_busy[row] = False
-        self._message_steps[row] = 0
-        self._long_answers.pop(row, None)
+        self.clear_many(np.array([row]))
 
     def clear_many(self, rows: NDArray[np.intp]) -> None:
         """Make rows those of sessions at step 0."""

@@ -76,8 +76,7 @@ class Engine:
     def initial_states(self, num_rows: int) -> list[NDArray[np.float32]]:
         """Return the states that a session starts with, for `num_rows` of them."""
         return [
-            np.full(_with_batch(state, num_rows), state.initial, np.float32)
-            for state in self.signature.states
+            np.full(state.with_batch(num_rows), state.initial, np.float32) for state in self.signature.states
         ]
 
     def warm_up(self, max_rows: int, piece_steps: int) -> RunCost:
@@ -102,7 +101,7 @@ class Engine:
             (self.signature.output, (num_rows, num_steps, len(self.signature.outputs)), answers)
         ]
         for spec, state in zip(self.signature.states, states, strict=True):
-            promised.append((spec.output, _with_batch(spec, num_rows), state))
+            promised.append((spec.output, spec.with_batch(num_rows), state))
         for name, shape, array in promised:
             if array.shape != shape or array.dtype != np.float32:
                 raise ModelError(
@@ -220,7 +219,3 @@ def _shortest_s(run: Callable[[], object]) -> float:
         run()
         durations.append(time.perf_counter() - begin)
     return min(durations)
-
-
-def _with_batch(state: signatures.State, num_rows: int) -> tuple[int, ...]:
-    return (*state.shape[: state.batch_axis], num_rows, *state.shape[state.batch_axis + 1 :])

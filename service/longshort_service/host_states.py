@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from longshort_service.signature import with_batch
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -29,7 +31,7 @@ class StateLayout:
 
     def with_batch(self, num_rows: int) -> tuple[int, ...]:
         """Return the shape for `num_rows` sessions."""
-        return (*self.shape[: self.batch_axis], num_rows, *self.shape[self.batch_axis + 1 :])
+        return with_batch(self.shape, self.batch_axis, num_rows)
 
 
 def layouts_of(signature: Signature) -> list[StateLayout]:

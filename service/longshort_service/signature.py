@@ -61,6 +61,10 @@ class State:
         """Return the shape of one session's part: `shape` without its batch axis."""
         return self.shape[: self.batch_axis] + self.shape[self.batch_axis + 1 :]
 
+    def with_batch(self, num_rows: int) -> tuple[int, ...]:
+        """Return the shape for `num_rows` sessions."""
+        return with_batch(self.shape, self.batch_axis, num_rows)
+
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
@@ -136,6 +140,11 @@ class Signature:
     def to_json(self) -> str:
         """Return the form that is written into the file."""
         return json.dumps({"format": FORMAT, **asdict(self)}, default=lambda e: e.value, sort_keys=True)
+
+
+def with_batch(shape: tuple[int, ...], batch_axis: int, num_rows: int) -> tuple[int, ...]:
+    """Return a state's shape with `num_rows` at its batch axis."""
+    return (*shape[:batch_axis], num_rows, *shape[batch_axis + 1 :])
 
 
 def from_json(text: str) -> Signature:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import onnxruntime as ort
     from numpy.typing import NDArray
 
-    from longshort_service.signature import Signature, State
+    from longshort_service.signature import Signature
 
 
 class SmallRun:
@@ -30,7 +30,7 @@ class SmallRun:
         if signature.sequence_lens is not None:
             self._counts = np.ones(num_rows, np.int32)
             self._binding.bind_cpu_input(signature.sequence_lens, self._counts)
-        shapes = [_with_batch(state, num_rows) for state in signature.states]
+        shapes = [state.with_batch(num_rows) for state in signature.states]
         sizes = [num_rows * len(signature.outputs), *(math.prod(shape) for shape in shapes)]
         self._results = np.zeros(
             sum(sizes), np.float32
@@ -62,10 +62,6 @@ class SmallRun:
 
     def _bind_output(self, name: str, array: NDArray[np.float32]) -> None:
         self._binding.bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
-
-
-def _with_batch(state: State, num_rows: int) -> tuple[int, ...]:
-    return (*state.shape[: state.batch_axis], num_rows, *state.shape[state.batch_axis + 1 :])
 
 
 def _row(signature: Signature, batches: list[NDArray[np.float32]], row: int) -> list[NDArray[np.float32]]:
