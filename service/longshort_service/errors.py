@@ -217,6 +217,12 @@ class InvalidRecord(CallerFault):
     reason = "INVALID_RECORD"
 
 
+class RecordDamaged(CallerFault):
+    """Raised when what is stored of a session cannot be read: torn, foreign, or of a newer server."""
+
+    reason = "RECORD_DAMAGED"
+
+
 class UnknownHandle(CallerFault):
     """Raised when a frame names a handle that is not open on its stream."""
 
@@ -263,6 +269,12 @@ class Draining(PeerFault):
     """Raised when the server is shutting down."""
 
     reason = "DRAINING"
+
+
+class StoreUnavailable(PeerFault):
+    """Raised when the session store is away, slow, full or read-only; what was applied is in memory still."""
+
+    reason = "STORE_UNAVAILABLE"
 
 
 class EngineDead(PeerFault):

@@ -16,7 +16,7 @@ from longshort_service import errors
 from longshort_service.repository import Model
 from longshort_service.served_model import check_fit
 from longshort_service.session import Session
-from longshort_service.stores.base import Found, OpenMode, StoreOpening
+from longshort_service.stores.base import Birth, Found, OpenMode, StoreOpening, StoreRequest
 from longshort_service.turns import until_settled
 
 if TYPE_CHECKING:
@@ -108,47 +108,22 @@ class Opener:
 
     async def _ask(self, requests: Sequence[OpenRequest]) -> list[StoreOpening | errors.ServiceError]:
         """Ask the store for all that may be opened. What it is not asked for leaves no entry that nobody could fill."""
-        refusals = [await self._refusal_of_model(request) for request in requests]
-        wanted = [
-            (request.session_id, request.mode)
-            for request, refusal in zip(requests, refusals, strict=True)
-            if refusal is None
-        ]
         begin_s = time.perf_counter()
-        openings = iter(await self._store.open_many(wanted))
+        openings = await self._store.open_many([self._asked(request) for request in requests], self._clock())
         self._observer.store_seconds("open", time.perf_counter() - begin_s)
-        return [next(openings) if refusal is None else refusal for refusal in refusals]
+        return openings
 
-    async def _refusal_of_model(self, request: OpenRequest) -> errors.ServiceError | None:
-        """Return why a session that may have to be created cannot be; None where it can or is there already."""
-        if request.mode is OpenMode.OPEN:
-            return None
-        try:
-            self._repository.get(request.model, request.version)
-        except errors.ModelNotFound as error:
+    def _asked(self, request: OpenRequest) -> StoreRequest:
+        """Return what the store is asked: to create a session only where the model is there to run it."""
+        birth = None
+        if request.mode is not OpenMode.OPEN:
             try:
-                if await self._exists(request):
-                    return None
-            except errors.SessionExpired as expired:
-                return expired
-            if request.model:
-                return error
-            known = ", ".join(sorted({model.name for model in self._repository.models()}))
-            return errors.ModelNotFound(
-                f"there is no session {request.session_id}: name a model to create it with ({known})",
-                model="",
-            )
-        return None
-
-    async def _exists(self, request: OpenRequest) -> bool:
-        if self._table.get(request.session_id) is not None:
-            return True
-        try:
-            return await self._store.read(request.session_id) is not None
-        except errors.SessionExpired:
-            if request.mode is OpenMode.CREATE:
-                return False
-            raise
+                model = self._repository.get(request.model, request.version)
+            except errors.ModelNotFound:
+                pass  # it may be there already, and run on another
+            else:
+                birth = Birth(model.origin, self._draw_incarnation())
+        return StoreRequest(request.session_id, request.mode, request.client_id, birth)
 
     async def _find_live(self, request: OpenRequest, opening: StoreOpening) -> Session[Model] | None:
         """Return the live session where it is the newest; None where it is to be made or loaded.
@@ -156,6 +131,8 @@ class Opener:
         Raises what refuses the opening before room is made for it.
         """
         live = self._table.get(request.session_id)
+        if opening.found is Found.ABSENT and request.mode is not OpenMode.OPEN:
+            self._refuse_model(request)
         refuse_unfound(opening, request.session_id, live)
         if live is not None:
             if opening.previous_epoch == live.epoch:
@@ -172,6 +149,16 @@ class Opener:
             )
         self._model_of(request, opening)
         return None
+
+    def _refuse_model(self, request: OpenRequest) -> None:
+        """Raise ModelNotFound where a session that is not there cannot be created."""
+        if not request.model:
+            known = ", ".join(sorted({model.name for model in self._repository.models()}))
+            raise errors.ModelNotFound(
+                f"there is no session {request.session_id}: name a model to create it with ({known})",
+                model="",
+            )
+        self._repository.get(request.model, request.version)
 
     def _model_of(self, request: OpenRequest, opening: StoreOpening) -> Model:
         """Return the model that a session runs on. Raises ModelMismatch or ModelNotFound."""

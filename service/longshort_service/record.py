@@ -33,18 +33,32 @@ SESSION_ID: Final = re.compile(r"[\x21-\x7e]{1,256}")
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """What a session's numbers come from: the model file, and what computes it. One object for each loaded model.
+
+    Bit for bit the same answers are promised where all of it is equal; the model's file must be, the rest need not.
+    """
+
+    model: str
+    version: int
+    fingerprint: str  # of the model file's graph and weights
+    provider: str = "cpu"  # onnxruntime's execution provider
+    processor: str = ""  # the processor's name, as the system tells it
+    build: str = ""  # of onnxruntime
+
+
+@dataclass(frozen=True, slots=True)
 class SessionRecord:
     """Everything that a session is, between two messages.
 
-    `states` are the rows of the arena without the batch axis. `last_message` and `last_answer` `[rows, outputs]`
+    `states` are the rows of the arena without the batch axis; none at all at step 0: the model's initial state.
+    `last_message` and `last_answer` `[rows, outputs]`
     are what a repeated message gets; `last_values` `[features]` and `last_output` `[outputs]` are None before the
     first step. `is_gapless` is true where it is known that nothing is missing after `step`.
     """
 
     session_id: str
-    model: str
-    version: int
-    fingerprint: str
+    origin: Origin
     step: int
     incarnation: int
     epoch: int
@@ -55,6 +69,39 @@ class SessionRecord:
     last_answer: NDArray[np.float32] | None
     last_values: NDArray[np.float32] | None
     last_output: NDArray[np.float32] | None
+
+    @property
+    def model(self) -> str:
+        """The name of its model."""
+        return self.origin.model
+
+    @property
+    def version(self) -> int:
+        """The version of its model."""
+        return self.origin.version
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of its model's file."""
+        return self.origin.fingerprint
+
+
+def birth(session_id: str, origin: Origin, incarnation: int, epoch: int, now_s: float) -> SessionRecord:
+    """Return the record of a session that begins: step 0 in the model's initial state."""
+    return SessionRecord(
+        session_id=session_id,
+        origin=origin,
+        step=0,
+        incarnation=incarnation,
+        epoch=epoch,
+        is_gapless=True,
+        last_used_s=now_s,
+        states=(),
+        last_message=None,
+        last_answer=None,
+        last_values=None,
+        last_output=None,
+    )
 
 
 def encode(record: SessionRecord) -> bytes:
@@ -141,9 +188,7 @@ def _record(header: dict[str, Any], arrays: list[NDArray[np.float32] | None]) ->
         raise ValueError(header)
     return SessionRecord(
         session_id=header["session_id"],
-        model=str(header["model"]),
-        version=int(header["version"]),
-        fingerprint=str(header["fingerprint"]),
+        origin=Origin(str(header["model"]), int(header["version"]), str(header["fingerprint"])),
         step=_uint64(header["step"]),
         incarnation=_uint64(header["incarnation"]),
         epoch=_uint64(header["epoch"]),

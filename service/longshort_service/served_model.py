@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from longshort_service.arena import Arena, Slot, Slots
     from longshort_service.columns import SessionColumns
-    from longshort_service.record import SessionRecord
+    from longshort_service.record import Origin, SessionRecord
     from longshort_service.signature import Signature
 
 
@@ -27,6 +27,10 @@ class ServedModel(Protocol):
     @property
     def version(self) -> int:
         """Its version."""
+
+    @property
+    def origin(self) -> Origin:
+        """What the numbers of its sessions come from."""
 
     @property
     def signature(self) -> Signature:

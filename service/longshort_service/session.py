@@ -195,9 +195,7 @@ class Session(Generic[ModelT]):
         has_begun = self.step > 0
         return SessionRecord(
             session_id=self.id,
-            model=model.name,
-            version=model.version,
-            fingerprint=model.signature.fingerprint,
+            origin=model.origin,
             step=self.step,
             incarnation=self.incarnation,
             epoch=self.epoch,

@@ -14,10 +14,12 @@ class FramePart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FRAME_PART_OPEN: _ClassVar[FramePart]
     FRAME_PART_VALUES: _ClassVar[FramePart]
     FRAME_PART_FORECAST: _ClassVar[FramePart]
+    FRAME_PART_FLUSH: _ClassVar[FramePart]
 FRAME_PART_UNSPECIFIED: FramePart
 FRAME_PART_OPEN: FramePart
 FRAME_PART_VALUES: FramePart
 FRAME_PART_FORECAST: FramePart
+FRAME_PART_FLUSH: FramePart
 
 class StreamRequest(_message.Message):
     __slots__ = ("open", "values", "forecast", "flush")
@@ -46,20 +48,24 @@ class StreamResponse(_message.Message):
     def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., error: _Optional[_Union[_types_pb2.Error, _Mapping]] = ..., durable: _Optional[_Union[Durable, _Mapping]] = ..., flushed: _Optional[_Union[Flushed, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("session", "model", "version", "mode", "client_id", "durability")
+    __slots__ = ("session", "model", "version", "mode", "client_id", "durability", "epoch", "model_change")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     DURABILITY_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    MODEL_CHANGE_FIELD_NUMBER: _ClassVar[int]
     session: _types_pb2.SessionKey
     model: str
     version: int
     mode: _types_pb2.OpenMode
     client_id: str
     durability: _types_pb2.Durability
-    def __init__(self, session: _Optional[_Union[_types_pb2.SessionKey, _Mapping]] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., mode: _Optional[_Union[_types_pb2.OpenMode, str]] = ..., client_id: _Optional[str] = ..., durability: _Optional[_Union[_types_pb2.Durability, str]] = ...) -> None: ...
+    epoch: int
+    model_change: _types_pb2.ModelChange
+    def __init__(self, session: _Optional[_Union[_types_pb2.SessionKey, _Mapping]] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., mode: _Optional[_Union[_types_pb2.OpenMode, str]] = ..., client_id: _Optional[str] = ..., durability: _Optional[_Union[_types_pb2.Durability, str]] = ..., epoch: _Optional[int] = ..., model_change: _Optional[_Union[_types_pb2.ModelChange, str]] = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ("session", "model", "version", "created", "step", "durable_step", "durability", "incarnation", "epoch", "num_features", "num_outputs", "max_steps", "fingerprint")
@@ -202,7 +208,7 @@ class ExplainResponse(_message.Message):
     def __init__(self, tensors: _Optional[_Iterable[_Union[_types_pb2.Tensor, _Mapping]]] = ..., step: _Optional[int] = ...) -> None: ...
 
 class StreamFramesRequest(_message.Message):
-    __slots__ = ("opens", "handles", "counts", "steps", "values", "answers", "forecasts", "closes")
+    __slots__ = ("opens", "handles", "counts", "steps", "values", "answers", "forecasts", "closes", "flushes")
     OPENS_FIELD_NUMBER: _ClassVar[int]
     HANDLES_FIELD_NUMBER: _ClassVar[int]
     COUNTS_FIELD_NUMBER: _ClassVar[int]
@@ -211,6 +217,7 @@ class StreamFramesRequest(_message.Message):
     ANSWERS_FIELD_NUMBER: _ClassVar[int]
     FORECASTS_FIELD_NUMBER: _ClassVar[int]
     CLOSES_FIELD_NUMBER: _ClassVar[int]
+    FLUSHES_FIELD_NUMBER: _ClassVar[int]
     opens: _containers.RepeatedCompositeFieldContainer[FrameOpen]
     handles: _containers.RepeatedScalarFieldContainer[int]
     counts: _containers.RepeatedScalarFieldContainer[int]
@@ -219,7 +226,8 @@ class StreamFramesRequest(_message.Message):
     answers: _types_pb2.Answers
     forecasts: _containers.RepeatedCompositeFieldContainer[FrameForecast]
     closes: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, opens: _Optional[_Iterable[_Union[FrameOpen, _Mapping]]] = ..., handles: _Optional[_Iterable[int]] = ..., counts: _Optional[_Iterable[int]] = ..., steps: _Optional[_Iterable[int]] = ..., values: _Optional[_Iterable[float]] = ..., answers: _Optional[_Union[_types_pb2.Answers, str]] = ..., forecasts: _Optional[_Iterable[_Union[FrameForecast, _Mapping]]] = ..., closes: _Optional[_Iterable[int]] = ...) -> None: ...
+    flushes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, opens: _Optional[_Iterable[_Union[FrameOpen, _Mapping]]] = ..., handles: _Optional[_Iterable[int]] = ..., counts: _Optional[_Iterable[int]] = ..., steps: _Optional[_Iterable[int]] = ..., values: _Optional[_Iterable[float]] = ..., answers: _Optional[_Union[_types_pb2.Answers, str]] = ..., forecasts: _Optional[_Iterable[_Union[FrameForecast, _Mapping]]] = ..., closes: _Optional[_Iterable[int]] = ..., flushes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class FrameOpen(_message.Message):
     __slots__ = ("handle", "open")
@@ -238,7 +246,7 @@ class FrameForecast(_message.Message):
     def __init__(self, handle: _Optional[int] = ..., horizon: _Optional[int] = ...) -> None: ...
 
 class StreamFramesResponse(_message.Message):
-    __slots__ = ("opened", "handles", "counts", "steps", "values", "durable_steps", "replayed", "errors", "forecasts")
+    __slots__ = ("opened", "handles", "counts", "steps", "values", "durable_steps", "replayed", "errors", "forecasts", "flushed", "flushed_steps")
     OPENED_FIELD_NUMBER: _ClassVar[int]
     HANDLES_FIELD_NUMBER: _ClassVar[int]
     COUNTS_FIELD_NUMBER: _ClassVar[int]
@@ -248,6 +256,8 @@ class StreamFramesResponse(_message.Message):
     REPLAYED_FIELD_NUMBER: _ClassVar[int]
     ERRORS_FIELD_NUMBER: _ClassVar[int]
     FORECASTS_FIELD_NUMBER: _ClassVar[int]
+    FLUSHED_FIELD_NUMBER: _ClassVar[int]
+    FLUSHED_STEPS_FIELD_NUMBER: _ClassVar[int]
     opened: _containers.RepeatedCompositeFieldContainer[FrameOpened]
     handles: _containers.RepeatedScalarFieldContainer[int]
     counts: _containers.RepeatedScalarFieldContainer[int]
@@ -257,7 +267,9 @@ class StreamFramesResponse(_message.Message):
     replayed: _containers.RepeatedScalarFieldContainer[int]
     errors: _containers.RepeatedCompositeFieldContainer[FrameError]
     forecasts: _containers.RepeatedCompositeFieldContainer[FrameForecastAnswer]
-    def __init__(self, opened: _Optional[_Iterable[_Union[FrameOpened, _Mapping]]] = ..., handles: _Optional[_Iterable[int]] = ..., counts: _Optional[_Iterable[int]] = ..., steps: _Optional[_Iterable[int]] = ..., values: _Optional[_Iterable[float]] = ..., durable_steps: _Optional[_Iterable[int]] = ..., replayed: _Optional[_Iterable[int]] = ..., errors: _Optional[_Iterable[_Union[FrameError, _Mapping]]] = ..., forecasts: _Optional[_Iterable[_Union[FrameForecastAnswer, _Mapping]]] = ...) -> None: ...
+    flushed: _containers.RepeatedScalarFieldContainer[int]
+    flushed_steps: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, opened: _Optional[_Iterable[_Union[FrameOpened, _Mapping]]] = ..., handles: _Optional[_Iterable[int]] = ..., counts: _Optional[_Iterable[int]] = ..., steps: _Optional[_Iterable[int]] = ..., values: _Optional[_Iterable[float]] = ..., durable_steps: _Optional[_Iterable[int]] = ..., replayed: _Optional[_Iterable[int]] = ..., errors: _Optional[_Iterable[_Union[FrameError, _Mapping]]] = ..., forecasts: _Optional[_Iterable[_Union[FrameForecastAnswer, _Mapping]]] = ..., flushed: _Optional[_Iterable[int]] = ..., flushed_steps: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class FrameOpened(_message.Message):
     __slots__ = ("handle", "opened")

@@ -26,45 +26,45 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from longshort.v1 import types_pb2 as longshort_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1alongshort/v1/session.proto\x12\x0clongshort.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18longshort/v1/types.proto\"\x9a\x02\n\x07Session\x12%\n\x03key\x18\x01 \x01(\x0b\x32\x18.longshort.v1.SessionKey\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x0c\n\x04step\x18\x04 \x01(\x04\x12\x14\n\x0c\x64urable_step\x18\x05 \x01(\x04\x12\x13\n\x0bincarnation\x18\x06 \x01(\x06\x12\r\n\x05\x65poch\x18\x07 \x01(\x04\x12/\n\x08location\x18\x08 \x01(\x0e\x32\x1d.longshort.v1.SessionLocation\x12\'\n\x04idle\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tstreaming\x18\n \x01(\x08\x12\x13\n\x0b\x66ingerprint\x18\x0b \x01(\t\"h\n\x11GetSessionRequest\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.longshort.v1.SessionKey\x12\x16\n\x0einclude_memory\x18\x02 \x01(\x08\x12\x10\n\x08min_step\x18\x03 \x01(\x04\"b\n\x12GetSessionResponse\x12&\n\x07session\x18\x01 \x01(\x0b\x32\x15.longshort.v1.Session\x12$\n\x06memory\x18\x02 \x03(\x0b\x32\x14.longshort.v1.Tensor\"^\n\x13ListSessionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x11\n\tid_prefix\x18\x04 \x01(\t\"X\n\x14ListSessionsResponse\x12\'\n\x08sessions\x18\x01 \x03(\x0b\x32\x15.longshort.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"9\n\x0cResetRequest\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.longshort.v1.SessionKey\"7\n\rResetResponse\x12&\n\x07session\x18\x01 \x01(\x0b\x32\x15.longshort.v1.Session\"r\n\x0b\x46orkRequest\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.longshort.v1.SessionKey\x12&\n\x04\x66ork\x18\x02 \x01(\x0b\x32\x18.longshort.v1.SessionKey\x12\x10\n\x08min_step\x18\x03 \x01(\x04\"6\n\x0c\x46orkResponse\x12&\n\x07session\x18\x01 \x01(\x0b\x32\x15.longshort.v1.Session\"L\n\rExportRequest\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.longshort.v1.SessionKey\x12\x10\n\x08min_step\x18\x02 \x01(\x04\".\n\x0e\x45xportResponse\x12\x0e\n\x06record\x18\x01 \x01(\x0c\x12\x0c\n\x04step\x18\x02 \x01(\x04\"J\n\rImportRequest\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.longshort.v1.SessionKey\x12\x0e\n\x06record\x18\x02 \x01(\x0c\"8\n\x0eImportResponse\x12&\n\x07session\x18\x01 \x01(\x0b\x32\x15.longshort.v1.Session\":\n\rDeleteRequest\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.longshort.v1.SessionKey\"\x10\n\x0e\x44\x65leteResponse*k\n\x0fSessionLocation\x12 \n\x1cSESSION_LOCATION_UNSPECIFIED\x10\x00\x12\x19\n\x15SESSION_LOCATION_LIVE\x10\x01\x12\x1b\n\x17SESSION_LOCATION_STORED\x10\x02\x32\x88\x04\n\x0eSessionService\x12O\n\nGetSession\x12\x1f.longshort.v1.GetSessionRequest\x1a .longshort.v1.GetSessionResponse\x12U\n\x0cListSessions\x12!.longshort.v1.ListSessionsRequest\x1a\".longshort.v1.ListSessionsResponse\x12@\n\x05Reset\x12\x1a.longshort.v1.ResetRequest\x1a\x1b.longshort.v1.ResetResponse\x12=\n\x04\x46ork\x12\x19.longshort.v1.ForkRequest\x1a\x1a.longshort.v1.ForkResponse\x12\x43\n\x06\x45xport\x12\x1b.longshort.v1.ExportRequest\x1a\x1c.longshort.v1.ExportResponse\x12\x43\n\x06Import\x12\x1b.longshort.v1.ImportRequest\x1a\x1c.longshort.v1.ImportResponse\x12\x43\n\x06\x44\x65lete\x12\x1b.longshort.v1.DeleteRequest\x1a\x1c.longshort.v1.DeleteResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1alongshort/v1/session.proto\x12\x0clongshort.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18longshort/v1/types.proto\"\xb1\x02\n\x07Session\x12%\n\x03key\x18\x01 \x01(\x0b\x32\x18.longshort.v1.SessionKey\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x0c\n\x04step\x18\x04 \x01(\x04\x12\x14\n\x0c\x64urable_step\x18\x05 \x01(\x04\x12\x13\n\x0bincarnation\x18\x06 \x01(\x06\x12\r\n\x05\x65poch\x18\x07 \x01(\x04\x12/\n\x08location\x18\x08 \x01(\x0e\x32\x1d.longshort.v1.SessionLocation\x12\'\n\x04idle\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tstreaming\x18\n \x01(\x08\x12\x13\n\x0b\x66ingerprint\x18\x0b \x01(\t\x12\x15\n\rcomputed_with\x18\x0c \x01(\t\"h\n\x11GetSessionRequest\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.longshort.v1.SessionKey\x12\x16\n\x0einclude_memory\x18\x02 \x01(\x08\x12\x10\n\x08min_step\x18\x03 \x01(\x04\"b\n\x12GetSessionResponse\x12&\n\x07session\x18\x01 \x01(\x0b\x32\x15.longshort.v1.Session\x12$\n\x06memory\x18\x02 \x03(\x0b\x32\x14.longshort.v1.Tensor\"^\n\x13ListSessionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x11\n\tid_prefix\x18\x04 \x01(\t\"X\n\x14ListSessionsResponse\x12\'\n\x08sessions\x18\x01 \x03(\x0b\x32\x15.longshort.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"9\n\x0cResetRequest\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.longshort.v1.SessionKey\"7\n\rResetResponse\x12&\n\x07session\x18\x01 \x01(\x0b\x32\x15.longshort.v1.Session\"r\n\x0b\x46orkRequest\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.longshort.v1.SessionKey\x12&\n\x04\x66ork\x18\x02 \x01(\x0b\x32\x18.longshort.v1.SessionKey\x12\x10\n\x08min_step\x18\x03 \x01(\x04\"6\n\x0c\x46orkResponse\x12&\n\x07session\x18\x01 \x01(\x0b\x32\x15.longshort.v1.Session\"L\n\rExportRequest\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.longshort.v1.SessionKey\x12\x10\n\x08min_step\x18\x02 \x01(\x04\".\n\x0e\x45xportResponse\x12\x0e\n\x06record\x18\x01 \x01(\x0c\x12\x0c\n\x04step\x18\x02 \x01(\x04\"J\n\rImportRequest\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.longshort.v1.SessionKey\x12\x0e\n\x06record\x18\x02 \x01(\x0c\"8\n\x0eImportResponse\x12&\n\x07session\x18\x01 \x01(\x0b\x32\x15.longshort.v1.Session\":\n\rDeleteRequest\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.longshort.v1.SessionKey\"\x10\n\x0e\x44\x65leteResponse*k\n\x0fSessionLocation\x12 \n\x1cSESSION_LOCATION_UNSPECIFIED\x10\x00\x12\x19\n\x15SESSION_LOCATION_LIVE\x10\x01\x12\x1b\n\x17SESSION_LOCATION_STORED\x10\x02\x32\x88\x04\n\x0eSessionService\x12O\n\nGetSession\x12\x1f.longshort.v1.GetSessionRequest\x1a .longshort.v1.GetSessionResponse\x12U\n\x0cListSessions\x12!.longshort.v1.ListSessionsRequest\x1a\".longshort.v1.ListSessionsResponse\x12@\n\x05Reset\x12\x1a.longshort.v1.ResetRequest\x1a\x1b.longshort.v1.ResetResponse\x12=\n\x04\x46ork\x12\x19.longshort.v1.ForkRequest\x1a\x1a.longshort.v1.ForkResponse\x12\x43\n\x06\x45xport\x12\x1b.longshort.v1.ExportRequest\x1a\x1c.longshort.v1.ExportResponse\x12\x43\n\x06Import\x12\x1b.longshort.v1.ImportRequest\x1a\x1c.longshort.v1.ImportResponse\x12\x43\n\x06\x44\x65lete\x12\x1b.longshort.v1.DeleteRequest\x1a\x1c.longshort.v1.DeleteResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'longshort.v1.session_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SESSIONLOCATION']._serialized_start=1405
-  _globals['_SESSIONLOCATION']._serialized_end=1512
+  _globals['_SESSIONLOCATION']._serialized_start=1428
+  _globals['_SESSIONLOCATION']._serialized_end=1535
   _globals['_SESSION']._serialized_start=103
-  _globals['_SESSION']._serialized_end=385
-  _globals['_GETSESSIONREQUEST']._serialized_start=387
-  _globals['_GETSESSIONREQUEST']._serialized_end=491
-  _globals['_GETSESSIONRESPONSE']._serialized_start=493
-  _globals['_GETSESSIONRESPONSE']._serialized_end=591
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=593
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=687
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=689
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=777
-  _globals['_RESETREQUEST']._serialized_start=779
-  _globals['_RESETREQUEST']._serialized_end=836
-  _globals['_RESETRESPONSE']._serialized_start=838
-  _globals['_RESETRESPONSE']._serialized_end=893
-  _globals['_FORKREQUEST']._serialized_start=895
-  _globals['_FORKREQUEST']._serialized_end=1009
-  _globals['_FORKRESPONSE']._serialized_start=1011
-  _globals['_FORKRESPONSE']._serialized_end=1065
-  _globals['_EXPORTREQUEST']._serialized_start=1067
-  _globals['_EXPORTREQUEST']._serialized_end=1143
-  _globals['_EXPORTRESPONSE']._serialized_start=1145
-  _globals['_EXPORTRESPONSE']._serialized_end=1191
-  _globals['_IMPORTREQUEST']._serialized_start=1193
-  _globals['_IMPORTREQUEST']._serialized_end=1267
-  _globals['_IMPORTRESPONSE']._serialized_start=1269
-  _globals['_IMPORTRESPONSE']._serialized_end=1325
-  _globals['_DELETEREQUEST']._serialized_start=1327
-  _globals['_DELETEREQUEST']._serialized_end=1385
-  _globals['_DELETERESPONSE']._serialized_start=1387
-  _globals['_DELETERESPONSE']._serialized_end=1403
-  _globals['_SESSIONSERVICE']._serialized_start=1515
-  _globals['_SESSIONSERVICE']._serialized_end=2035
+  _globals['_SESSION']._serialized_end=408
+  _globals['_GETSESSIONREQUEST']._serialized_start=410
+  _globals['_GETSESSIONREQUEST']._serialized_end=514
+  _globals['_GETSESSIONRESPONSE']._serialized_start=516
+  _globals['_GETSESSIONRESPONSE']._serialized_end=614
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=616
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=710
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=712
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=800
+  _globals['_RESETREQUEST']._serialized_start=802
+  _globals['_RESETREQUEST']._serialized_end=859
+  _globals['_RESETRESPONSE']._serialized_start=861
+  _globals['_RESETRESPONSE']._serialized_end=916
+  _globals['_FORKREQUEST']._serialized_start=918
+  _globals['_FORKREQUEST']._serialized_end=1032
+  _globals['_FORKRESPONSE']._serialized_start=1034
+  _globals['_FORKRESPONSE']._serialized_end=1088
+  _globals['_EXPORTREQUEST']._serialized_start=1090
+  _globals['_EXPORTREQUEST']._serialized_end=1166
+  _globals['_EXPORTRESPONSE']._serialized_start=1168
+  _globals['_EXPORTRESPONSE']._serialized_end=1214
+  _globals['_IMPORTREQUEST']._serialized_start=1216
+  _globals['_IMPORTREQUEST']._serialized_end=1290
+  _globals['_IMPORTRESPONSE']._serialized_start=1292
+  _globals['_IMPORTRESPONSE']._serialized_end=1348
+  _globals['_DELETEREQUEST']._serialized_start=1350
+  _globals['_DELETEREQUEST']._serialized_end=1408
+  _globals['_DELETERESPONSE']._serialized_start=1410
+  _globals['_DELETERESPONSE']._serialized_end=1426
+  _globals['_SESSIONSERVICE']._serialized_start=1538
+  _globals['_SESSIONSERVICE']._serialized_end=2058
 # @@protoc_insertion_point(module_scope)

@@ -21,7 +21,7 @@ SESSION_LOCATION_LIVE: SessionLocation
 SESSION_LOCATION_STORED: SessionLocation
 
 class Session(_message.Message):
-    __slots__ = ("key", "model", "version", "step", "durable_step", "incarnation", "epoch", "location", "idle", "streaming", "fingerprint")
+    __slots__ = ("key", "model", "version", "step", "durable_step", "incarnation", "epoch", "location", "idle", "streaming", "fingerprint", "computed_with")
     KEY_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,7 @@ class Session(_message.Message):
     IDLE_FIELD_NUMBER: _ClassVar[int]
     STREAMING_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    COMPUTED_WITH_FIELD_NUMBER: _ClassVar[int]
     key: _types_pb2.SessionKey
     model: str
     version: int
@@ -44,7 +45,8 @@ class Session(_message.Message):
     idle: _duration_pb2.Duration
     streaming: bool
     fingerprint: str
-    def __init__(self, key: _Optional[_Union[_types_pb2.SessionKey, _Mapping]] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., step: _Optional[int] = ..., durable_step: _Optional[int] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., location: _Optional[_Union[SessionLocation, str]] = ..., idle: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., streaming: _Optional[bool] = ..., fingerprint: _Optional[str] = ...) -> None: ...
+    computed_with: str
+    def __init__(self, key: _Optional[_Union[_types_pb2.SessionKey, _Mapping]] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., step: _Optional[int] = ..., durable_step: _Optional[int] = ..., incarnation: _Optional[int] = ..., epoch: _Optional[int] = ..., location: _Optional[_Union[SessionLocation, str]] = ..., idle: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., streaming: _Optional[bool] = ..., fingerprint: _Optional[str] = ..., computed_with: _Optional[str] = ...) -> None: ...
 
 class GetSessionRequest(_message.Message):
     __slots__ = ("session", "include_memory", "min_step")

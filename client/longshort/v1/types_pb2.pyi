@@ -33,6 +33,13 @@ class Durability(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DURABILITY_BEHIND: _ClassVar[Durability]
     DURABILITY_SYNC: _ClassVar[Durability]
 
+class ModelChange(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MODEL_CHANGE_UNSPECIFIED: _ClassVar[ModelChange]
+    MODEL_CHANGE_REFUSE: _ClassVar[ModelChange]
+    MODEL_CHANGE_MOVE: _ClassVar[ModelChange]
+    MODEL_CHANGE_RESET: _ClassVar[ModelChange]
+
 class Answers(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     ANSWERS_UNSPECIFIED: _ClassVar[Answers]
@@ -53,6 +60,10 @@ DURABILITY_UNSPECIFIED: Durability
 DURABILITY_NONE: Durability
 DURABILITY_BEHIND: Durability
 DURABILITY_SYNC: Durability
+MODEL_CHANGE_UNSPECIFIED: ModelChange
+MODEL_CHANGE_REFUSE: ModelChange
+MODEL_CHANGE_MOVE: ModelChange
+MODEL_CHANGE_RESET: ModelChange
 ANSWERS_UNSPECIFIED: Answers
 ANSWERS_ALL: Answers
 ANSWERS_LAST: Answers

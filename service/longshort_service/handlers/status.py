@@ -51,6 +51,7 @@ TABLE: Final[dict[type[errors.ServiceError], tuple[grpc.StatusCode, float | None
     errors.ExplainUnavailable: (_Code.FAILED_PRECONDITION, None),
     errors.Stale: (_Code.FAILED_PRECONDITION, None),
     errors.InvalidRecord: (_Code.INVALID_ARGUMENT, None),
+    errors.RecordDamaged: (_Code.DATA_LOSS, None),
     errors.UnknownHandle: (_Code.NOT_FOUND, None),
     errors.HandleTwice: (_Code.INVALID_ARGUMENT, None),
     errors.HandleOutOfRange: (_Code.INVALID_ARGUMENT, None),
@@ -59,6 +60,7 @@ TABLE: Final[dict[type[errors.ServiceError], tuple[grpc.StatusCode, float | None
     errors.StreamsExhausted: (_Code.RESOURCE_EXHAUSTED, 1.0),
     errors.QueueFull: (_Code.RESOURCE_EXHAUSTED, 0.1),
     errors.Draining: (_Code.UNAVAILABLE, 0.2),
+    errors.StoreUnavailable: (_Code.UNAVAILABLE, 1.0),
     errors.EngineDead: (_Code.UNAVAILABLE, 1.0),
 }
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from longshort_service import errors
 from longshort_service.sharded_dict import ShardedDict
-from longshort_service.stores.base import Found, OpenMode, StoreOpening
+from longshort_service.stores.base import Found, OpenMode, Refusal, StoreOpening
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from longshort_service.record import SessionRecord
+    from longshort_service.stores.base import StoreRequest
 
 
 class MemoryStore:
@@ -25,6 +26,7 @@ class MemoryStore:
     """
 
     is_durable = False
+    away_since_s = None
 
     def __init__(self, max_entries: int = 1_000_000) -> None:
         self._max_entries = max_entries
@@ -37,12 +39,13 @@ class MemoryStore:
         self._epochs = itertools.count(1)
 
     async def open_many(
-        self, requests: Sequence[tuple[str, OpenMode]]
-    ) -> list[StoreOpening | errors.SessionsExhausted]:
+        self, requests: Sequence[StoreRequest], now_s: float  # noqa: ARG002  its epochs are counted: they end with it
+    ) -> list[StoreOpening | errors.ServiceError]:
         """See Store.open_many. A record is handed over: nothing durable is lost with it, no state is held twice."""
-        return [self._open(session_id, mode) for session_id, mode in requests]
+        return [self._open(request) for request in requests]
 
-    def _open(self, session_id: str, mode: OpenMode) -> StoreOpening | errors.SessionsExhausted:
+    def _open(self, request: StoreRequest) -> StoreOpening | errors.SessionsExhausted:
+        session_id, mode = request.session_id, request.mode
         entries = self._entries.of(session_id)
         previous_epoch = entries.get(session_id)
         if previous_epoch is not None:
@@ -52,7 +55,7 @@ class MemoryStore:
             return StoreOpening(Found.OPENED, previous_epoch, epoch, self._take_record(session_id))
         if session_id in self._tombstones and mode is not OpenMode.CREATE:
             return StoreOpening(Found.EXPIRED)
-        if mode is OpenMode.OPEN:
+        if mode is OpenMode.OPEN or request.birth is None:
             return StoreOpening(Found.ABSENT)
         if self._num_entries >= self._max_entries:
             return errors.SessionsExhausted(
@@ -65,17 +68,20 @@ class MemoryStore:
         epoch = entries[session_id] = next(self._epochs)
         return StoreOpening(Found.CREATED, 0, epoch)
 
-    async def write(self, records: Sequence[SessionRecord]) -> list[bool]:
+    async def write(
+        self, records: Sequence[SessionRecord], *, settled: bool = True  # noqa: ARG002  it is there or it is gone
+    ) -> list[Refusal | None]:
         """See Store.write."""
         return [self._write(record) for record in records]
 
-    def _write(self, record: SessionRecord) -> bool:
-        if self._entries.of(record.session_id).get(record.session_id) != record.epoch:
-            return False
+    def _write(self, record: SessionRecord) -> Refusal | None:
+        epoch = self._entries.of(record.session_id).get(record.session_id)
+        if epoch != record.epoch:
+            return Refusal(is_gone=epoch is None)
         self._take_record(record.session_id)  # its place in the order of writes is given up
         self._records.of(record.session_id)[record.session_id] = record
         self._num_records_of[record.model, record.version] += 1
-        return True
+        return None
 
     def _take_record(self, session_id: str) -> SessionRecord | None:
         record = self._records.of(session_id).pop(session_id, None)
@@ -99,18 +105,21 @@ class MemoryStore:
         self._num_entries -= was_there
         return was_there
 
-    async def bury_many(self, entries: Sequence[tuple[str, int]], now_s: float) -> list[bool]:
+    async def bury_many(self, entries: Sequence[tuple[str, int]], before_s: float, now_s: float) -> list[bool]:
         """See Store.bury_many."""
-        buried = [
-            self._entries.of(session_id).get(session_id) == epoch and self._delete(session_id)
-            for session_id, epoch in entries
-        ]
+        buried = [self._is_old(session_id, epoch, before_s) and self._delete(session_id) for session_id, epoch in entries]
         ids = [session_id for session_id, _ in entries]
         self._tombstones.update(dict.fromkeys(itertools.compress(ids, buried), now_s))
         num_over = len(self._tombstones) - self._max_entries
         for session_id in list(itertools.islice(self._tombstones, max(num_over, 0))):
             del self._tombstones[session_id]
         return buried
+
+    def _is_old(self, session_id: str, epoch: int, before_s: float) -> bool:
+        """Whether an entry has an epoch and was unused since; one without a record is of a live session."""
+        record = self._records.of(session_id).get(session_id)
+        is_same = self._entries.of(session_id).get(session_id) == epoch
+        return is_same and record is not None and record.last_used_s < before_s
 
     async def list_ids(self, prefix: str, after: str, limit: int) -> list[str]:
         """See Store.list_ids. The loop goes on between shards: all of it takes long with a million sessions."""
@@ -121,13 +130,13 @@ class MemoryStore:
             await asyncio.sleep(0)
         return wanted
 
-    async def idle_since(self, before_s: float, limit: int) -> list[SessionRecord]:
+    async def idle_since(self, before_s: float, limit: int) -> list[tuple[str, int]]:
         """See Store.idle_since."""
         idle = itertools.chain.from_iterable(
             itertools.takewhile(lambda record: record.last_used_s < before_s, shard.values())
             for shard in self._records.shards
         )
-        return list(itertools.islice(idle, limit))
+        return [(record.session_id, record.epoch) for record in itertools.islice(idle, limit)]
 
     async def forget_tombstones(self, before_s: float) -> int:
         """See Store.forget_tombstones."""
@@ -143,6 +152,9 @@ class MemoryStore:
     def num_records(self) -> int:
         """See Store.num_records."""
         return len(self._records)
+
+    async def ping(self) -> None:
+        """See Store.ping."""
 
     async def close(self) -> None:
         """See Store.close."""
