@@ -41,7 +41,7 @@ def signature(**changes: Any) -> Signature:
     sequence_lens=st.none() | st.just("sequence_lens"),
 )
 def test_json_form_says_the_same(**fields: Any):
-    written = signature(**fields, trained_on="metro_traffic", fingerprint="ab")
+    written = signature(**fields, trained_on="metro_traffic", fingerprint="ab", state_family="metro-lstm")
     assert from_json(written.to_json()) == written
 
 
@@ -61,6 +61,7 @@ def test_what_is_left_out_has_its_default():
         "step_s",
         "scores",
         "fingerprint",
+        "state_family",
     ):
         del raw[name]
     assert from_json(json.dumps(raw)) == signature()
@@ -134,6 +135,27 @@ def test_one_field_of_another_kind_is_refused_or_read(data: st.DataObject):
 
 def test_row_of_a_state_is_its_shape_without_the_batch():
     assert [state.row_shape() for state in signature().states] == [(1, 4), (4,)]
+
+
+def test_family_of_states_names_them_in_order_with_their_shapes():
+    family = signature(state_family="metro-lstm").family_of_states()
+    assert family == "metro-lstm: c0 [1, -1, 4], h0 [-1, 4]"
+    assert signature().family_of_states() == ""
+
+
+@pytest.mark.parametrize(
+    "states",
+    [
+        GOOD["states"][::-1],
+        (State("c0", "cn", (-1, 1, 4), 0), GOOD["states"][1]),
+        (State("c0", "cn", (1, -1, 5), 1), GOOD["states"][1]),
+        GOOD["states"][:1],
+    ],
+    ids=["other order", "other axis", "other size", "one of two"],
+)
+def test_states_that_are_not_alike_make_another_family(states: tuple[State, ...]):
+    one, other = signature(state_family="f"), signature(state_family="f", states=states)
+    assert one.family_of_states() != other.family_of_states()
 
 
 def test_model_forecasts_where_every_feature_is_fed():

@@ -45,6 +45,7 @@ class Origin:
     provider: str = "cpu"  # onnxruntime's execution provider
     processor: str = ""  # the processor's name, as the system tells it
     build: str = ""  # of onnxruntime
+    state_family: str = ""  # Signature.family_of_states: the files that may go on with its states
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,8 @@ class Signature:
 
     `input` names the graph input of the values, `[batch, time, features] f32`; `output` the graph output of the
     answers, `[batch, time, outputs] f32`; `sequence_lens` the optional graph input `[batch] i32` that says how
-    many steps of each row are real.
+    many steps of each row are real. `state_family` says whose states are alike: a session may move between files that
+    name the same family; "" is no family, and each file's states are its own.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Signature:
     trained_on: str = ""
     scores: dict[str, float] = field(default_factory=dict)
     fingerprint: str = ""  # hexadecimal SHA-256 over the graph without its metadata
+    state_family: str = ""
 
     def __post_init__(self) -> None:
         """Refuse a signature that contradicts itself."""
@@ -137,6 +139,17 @@ class Signature:
         order = [c.name for c in self.outputs]
         return [order.index(by_feature[c.name]) for c in self.features]
 
+    def family_of_states(self) -> str:
+        """Return the family with the names and shapes of the states, in their order; "" without a family.
+
+        Two files may go on with each other's states where this is equal and not empty: states are stored in order,
+        and two of one shape that have changed places would be taken for each other.
+        """
+        if not self.state_family:
+            return ""
+        states = ", ".join(f"{state.input} {list(state.shape)}" for state in self.states)
+        return f"{self.state_family}: {states}"
+
     def to_json(self) -> str:
         """Return the form that is written into the file."""
         return json.dumps({"format": FORMAT, **asdict(self)}, default=lambda e: e.value, sort_keys=True)
@@ -171,6 +184,7 @@ def from_json(text: str) -> Signature:
             trained_on=str(raw.get("trained_on", "")),
             scores={str(k): float(v) for k, v in raw.get("scores", {}).items()},
             fingerprint=str(raw.get("fingerprint", "")),
+            state_family=str(raw.get("state_family", "")),
         )
     except SignatureError:
         raise
