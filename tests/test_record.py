@@ -6,6 +6,7 @@ import dataclasses
 import json
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from longshort_service import errors
 from longshort_service.protocol import MessageIdentity
-from longshort_service.record import MAGIC, MAX_STEP, SessionRecord, decode, encode
+from longshort_service.record import MAGIC, MAX_STEP, Origin, SessionRecord, birth, decode, encode
 
 
 def with_last_message(record: SessionRecord, num_steps: int, crc: int) -> SessionRecord:
@@ -24,35 +25,42 @@ def with_last_message(record: SessionRecord, num_steps: int, crc: int) -> Sessio
     return dataclasses.replace(record, last_message=message)
 
 
-FLOATS = arrays(np.float32, array_shapes(min_dims=0, max_dims=3, max_side=3))
 COUNTS = st.integers(0, 2**64 - 1)
+ORIGINS = st.builds(Origin, st.text(), st.integers(1, 2**63), *[st.text(max_size=64)] * 4)
 
-BARE_RECORDS = st.builds(
-    SessionRecord,
-    session_id=st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=256),
-    model=st.text(),
-    version=st.integers(1, 2**63),
-    fingerprint=st.text(max_size=64),
-    step=st.integers(0, MAX_STEP),
-    incarnation=COUNTS,
-    epoch=COUNTS,
-    is_gapless=st.booleans(),
-    last_used_s=st.floats(0, 1e10),
-    states=st.lists(FLOATS, max_size=3).map(tuple),
-    last_message=st.none(),
-    last_answer=st.none() | FLOATS,
-    last_values=st.none() | FLOATS,
-    last_output=st.none() | FLOATS,
-)
-RECORDS = BARE_RECORDS | st.builds(
-    with_last_message, BARE_RECORDS, st.integers(1, 2**31 - 1), st.integers(0, 2**32 - 1)
-)
+
+def floats(*sizes: int) -> st.SearchStrategy[np.ndarray]:
+    return arrays(np.float32, sizes)
+
+
+@st.composite
+def records(draw: st.DrawFn) -> SessionRecord:
+    num_features, num_outputs = draw(st.integers(0, 3)), draw(st.integers(0, 3))
+    record = SessionRecord(
+        session_id=draw(
+            st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=256)
+        ),
+        origin=draw(ORIGINS),
+        step=draw(st.integers(0, MAX_STEP)),
+        incarnation=draw(COUNTS),
+        epoch=draw(COUNTS),
+        is_gapless=draw(st.booleans()),
+        last_used_s=draw(st.floats(0, 1e10)),
+        states=tuple(
+            draw(st.lists(arrays(np.float32, array_shapes(min_dims=0, max_dims=3, max_side=3)), max_size=3))
+        ),
+        last_message=None,
+        last_answer=draw(st.none() | floats(draw(st.integers(0, 3)), num_outputs)),
+        last_values=draw(st.none() | floats(num_features)),
+        last_output=draw(st.none() | floats(num_outputs)),
+    )
+    num_steps = draw(st.integers(0, 2**31 - 1))
+    return with_last_message(record, num_steps, draw(st.integers(0, 2**32 - 1)))
+
 
 EXAMPLE = SessionRecord(
     session_id="s",
-    model="metro",
-    version=3,
-    fingerprint="ab",
+    origin=Origin("metro", 3, "ab", "cpu", "a processor", "1.31.1"),
     step=5,
     incarnation=6,
     epoch=7,
@@ -64,21 +72,31 @@ EXAMPLE = SessionRecord(
     last_values=np.ones(1, np.float32),
     last_output=np.ones(3, np.float32),
 )
+NUMBERS = struct.Struct("<BQQQdIIIHH")
+NAMES = (
+    *("flags", "step", "incarnation", "epoch", "last_used_s", "message_steps", "message_crc", "answer_rows"),
+    *("id_length", "description_length"),
+)
 
 
-def seal(body: bytes, header_length: int) -> bytes:
+def seal(body: bytes) -> bytes:
     """Return bytes whose checksum is right, whatever their inside."""
-    length = struct.pack("<I", header_length)
-    return MAGIC + struct.pack("<I", zlib.crc32(length + body)) + length + body
+    return MAGIC + struct.pack("<I", zlib.crc32(body)) + body
 
 
-def with_header(**changes: object) -> bytes:
-    """Return the example's bytes with a header that was tampered with and sealed again."""
+def tampered_with(session_id: str = "s", description: bytes | None = None, **changes: Any) -> bytes:
+    """Return the example's bytes with numbers or fields that were changed, sealed again."""
     data = encode(EXAMPLE)
-    (length,) = struct.unpack_from("<I", data, 12)
-    header = json.loads(data[16 : 16 + length]) | changes
-    text = json.dumps({name: value for name, value in header.items() if value != "absent"}).encode()
-    return seal(text + data[16 + length :], len(text))
+    numbers = dict(zip(NAMES, NUMBERS.unpack_from(data, 12), strict=True))
+    begin = 12 + NUMBERS.size + 1
+    end = begin + numbers["description_length"]
+    fields = json.loads(data[begin:end])
+    fields |= {name: value for name, value in changes.items() if name not in NAMES}
+    text = json.dumps({name: value for name, value in fields.items() if value != "absent"}).encode()
+    text = text if description is None else description
+    numbers |= {"id_length": len(session_id), "description_length": len(text)}
+    numbers |= {name: value for name, value in changes.items() if name in NAMES}
+    return seal(NUMBERS.pack(*numbers.values()) + session_id.encode() + text + data[end:])
 
 
 def assert_equal(have: SessionRecord, want: SessionRecord) -> None:
@@ -97,7 +115,7 @@ def same(one: np.ndarray, other: np.ndarray) -> bool:  # bit for bit: NaN payloa
     return one.shape == other.shape and one.dtype == other.dtype and one.tobytes() == other.tobytes()
 
 
-@given(RECORDS)
+@given(records())
 def test_what_was_encoded_is_decoded_bit_for_bit(record: SessionRecord):
     assert_equal(decode(encode(record)), record)
 
@@ -131,70 +149,99 @@ def test_any_truncation_is_noticed(length: int):
         decode(good[: length % len(good)])
 
 
-@given(body=st.binary(max_size=60), header_length=st.integers(0, 2**32 - 1))
-def test_bytes_with_a_right_checksum_and_nonsense_inside_are_an_invalid_record(
-    body: bytes, header_length: int
-):
+def test_bytes_are_tampered_with_as_meant():
+    assert tampered_with() == encode(EXAMPLE)
+
+
+@given(st.binary(max_size=200))
+def test_bytes_with_a_right_checksum_and_nonsense_inside_are_an_invalid_record(body: bytes):
     with pytest.raises(errors.InvalidRecord):
-        decode(seal(body, header_length))
+        decode(seal(body))
 
 
-def test_record_of_another_encoding_says_which_versions():
+@pytest.mark.parametrize("version", [1, 3])
+def test_record_of_another_encoding_says_which_versions(version: int):
     data = bytearray(encode(EXAMPLE))
-    data[7] = 2
-    with pytest.raises(errors.InvalidRecord, match="version 2, this server reads 1"):
+    data[7] = version
+    with pytest.raises(errors.InvalidRecord, match=f"version {version}, this server reads 2"):
         decode(bytes(data))
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"step": "absent"},
-        {"shapes": "absent"},
-        {"step": "many"},
-        {"step": -1},
-        {"step": float("inf")},
-        {"step": 2**64},
-        {"epoch": -1},
-        {"epoch": 1.5},
-        {"epoch": "many"},
-        {"incarnation": 2**64},
-        {"version": 0},
+        {"flags": 16},
+        {"flags": 1},
         {"last_used_s": float("nan")},
-        {"last_used_s": "x"},
-        {"last_message": [1, 2]},
-        {"last_message": [1, 2, 3, 4]},
-        {"last_message": [3, 1, 9]},
-        {"last_message": [4, 2, 9]},
-        {"last_message": [5, 0, 9]},
-        {"last_message": [4, 1, 2**32]},
-        {"last_message": [0, 2**31, 9], "step": 2**31},
-        {"shapes": []},
-        {"shapes": [[1, 2], [1, 3], [1], [4]]},
-        {"shapes": [[1, 2], [1, 3], [1], [2]]},
-        {"shapes": [[-1], None, None, None]},
-        {"shapes": [[2**63, 2], [1, 3], [1], [3]]},
-        {"shapes": [[2**40], [1, 3], [1], [3]]},
-        {"shapes": [None, [1, 2], [1, 3], [1], [3]]},
-        {"shapes": 7},
+        {"last_used_s": float("inf")},
+        {"message_steps": 6},
+        {"message_steps": 2**31, "step": 2**40},
+        {"message_steps": 0},
+        {"answer_rows": 2},
+        {"answer_rows": 2**32 - 1},
+        {"id_length": 2},
+        {"id_length": 2**16 - 1},
+        {"description_length": 2},
+        {"description_length": 2**16 - 1},
+        {"version": 0},
+        {"version": "3"},
+        {"version": True},
+        {"model": 7},
+        {"model": "absent"},
+        {"build": None},
+        {"features": 2},
+        {"features": -1},
+        {"outputs": 2},
+        {"outputs": "many"},
+        {"states": "absent"},
+        {"states": 7},
+        {"states": [7]},
+        {"states": []},
+        {"states": [[1, 2], [1]]},
+        {"states": [[-1, -2]]},
+        {"states": [[1.0, 2]]},
+        {"states": [[2**63, 2]]},
+        {"states": [[1] * 100 + [2]]},
+        {"states": [[0, 2**70], [1, 2]]},
         {"session_id": ""},
         {"session_id": "with space"},
+        {"session_id": "\u00e4"},
         {"session_id": "x" * 257},
+        {"description": b"[" * 60_000},
+        {"description": b"1" * 5_000},
+        {"description": b"7"},
+        {"description": b"\xff"},
     ],
-    ids=str,
+    ids=lambda changes: str(changes)[:60],
 )
-def test_header_that_makes_no_sense_is_an_invalid_record(changes: dict[str, object]):
+def test_what_makes_no_sense_is_an_invalid_record(changes: dict[str, Any]):
     with pytest.raises(errors.InvalidRecord):
-        decode(with_header(**changes))
-
-
-def test_header_nested_without_end_is_an_invalid_record():
-    text = b"[" * 100_000
-    with pytest.raises(errors.InvalidRecord):
-        decode(seal(text, len(text)))
+        decode(tampered_with(**changes))
 
 
 def test_step_that_no_session_can_count_through_is_refused():
     record = dataclasses.replace(EXAMPLE, step=MAX_STEP + 1)
     with pytest.raises(errors.InvalidRecord, match="beyond any session's life"):
         decode(encode(record))
+
+
+def test_birth_is_a_record_of_step_0_without_states():
+    record = decode(encode(birth("s", EXAMPLE.origin, 6, 7, 8.5)))
+    assert (record.step, record.states, record.last_message, record.last_output) == (0, (), None, None)
+    assert (record.origin, record.incarnation, record.epoch, record.is_gapless) == (
+        EXAMPLE.origin,
+        6,
+        7,
+        True,
+    )
+
+
+def test_records_of_one_model_share_its_origin():
+    assert decode(encode(EXAMPLE)).origin is decode(encode(dataclasses.replace(EXAMPLE, step=99))).origin
+
+
+def test_states_of_a_column_order_or_another_byte_order_are_stored_as_they_read():
+    array = np.arange(6, dtype=">f4").reshape(2, 3)
+    record = dataclasses.replace(EXAMPLE, states=(array, np.asfortranarray(array, np.float32)))
+    one, other = decode(encode(record)).states
+    assert one.tolist() == other.tolist() == array.tolist()

@@ -2,19 +2,21 @@
 
 Owns the record and its versioned encoding with a checksum. Does not know where records are kept.
 
-The bytes: magic, CRC-32 of the rest (u32), length of the header (u32), header (JSON), then the arrays one after
-the other (float32, little-endian, row-major).
+The bytes, little-endian: magic; CRC-32 of the rest; numbers of a fixed layout; session id (ASCII); description
+(JSON: origin and shapes); then float32, row-major: states, last answer, last values, last output. The description
+is the same for all records of a model and is built once.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -24,10 +26,21 @@ from longshort_service.protocol import MessageIdentity
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MAGIC: Final = b"LSREC\x00\x00\x01"  # the last byte is the version of the encoding
+MAGIC: Final = b"LSREC\x00\x00\x02"  # the last byte is the version of the encoding
 MAX_STEP: Final = 2**62  # steps are 64-bit and signed: what is left above it no session can count through
 MAX_MESSAGE_STEPS: Final = 2**31 - 1  # what the column of it holds; no server takes as many
-_PREFIX: Final = struct.Struct("<8sII")
+_PREFIX: Final = struct.Struct("<8sI")  # magic, CRC-32
+# Flags, step, incarnation, epoch, last use in seconds; of the last message its steps (0: none), CRC-32 and the rows of
+# its answer; the lengths of id and description.
+_NUMBERS: Final = struct.Struct("<BQQQdIIIHH")
+_BEGIN: Final = _PREFIX.size + _NUMBERS.size  # of the session id
+_GAPLESS, _ANSWER, _VALUES, _OUTPUT = (
+    1,
+    2,
+    4,
+    8,
+)  # the bits of the flags: the mark, and which arrays are there
+_F4: Final = np.dtype("<f4")
 # Printable ASCII without space: an id travels in headers, and gRPC takes nothing else there.
 SESSION_ID: Final = re.compile(r"[\x21-\x7e]{1,256}")
 
@@ -53,9 +66,9 @@ class SessionRecord:
     """Everything that a session is, between two messages.
 
     `states` are the rows of the arena without the batch axis; none at all at step 0: the model's initial state.
-    `last_message` and `last_answer` `[rows, outputs]`
-    are what a repeated message gets; `last_values` `[features]` and `last_output` `[outputs]` are None before the
-    first step. `is_gapless` is true where it is known that nothing is missing after `step`.
+    `last_message`, which ends at `step`, and `last_answer` `[rows, outputs]` are what a repeated message gets;
+    `last_values` `[features]` and `last_output` `[outputs]` are None before the first step. `is_gapless` is true where
+    it is known that nothing is missing after `step`.
     """
 
     session_id: str
@@ -105,117 +118,165 @@ def birth(session_id: str, origin: Origin, incarnation: int, epoch: int, now_s: 
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Description:
+    """What the records of one model have in common."""
+
+    origin: Origin
+    state_shapes: tuple[tuple[int, ...], ...]
+    num_features: int
+    num_outputs: int
+
+
 def encode(record: SessionRecord) -> bytes:
     """Return the record as bytes that `decode` takes on any machine."""
-    arrays: list[NDArray[np.float32] | None] = [
-        *record.states,
-        record.last_answer,
-        record.last_values,
-        record.last_output,
-    ]
+    flags, arrays = _GAPLESS if record.is_gapless else 0, list(record.states)
+    num_features = num_outputs = num_rows = 0
+    if record.last_answer is not None:
+        flags |= _ANSWER
+        num_rows, num_outputs = record.last_answer.shape
+        arrays.append(record.last_answer)
+    if record.last_values is not None:
+        flags |= _VALUES
+        (num_features,) = record.last_values.shape
+        arrays.append(record.last_values)
+    if record.last_output is not None:
+        flags |= _OUTPUT
+        (num_outputs,) = record.last_output.shape
+        arrays.append(record.last_output)
+    shapes = tuple([state.shape for state in record.states])
+    description = _describe(_Description(record.origin, shapes, num_features, num_outputs))
+    session_id = record.session_id.encode("ascii")
     message = record.last_message
-    header = json.dumps(
-        {
-            "session_id": record.session_id,
-            "model": record.model,
-            "version": record.version,
-            "fingerprint": record.fingerprint,
-            "step": record.step,
-            "incarnation": record.incarnation,
-            "epoch": record.epoch,
-            "is_gapless": record.is_gapless,
-            "last_used_s": record.last_used_s,
-            "last_message": None if message is None else [message.first_step, message.num_steps, message.crc],
-            "shapes": [None if array is None else list(array.shape) for array in arrays],
-        }
-    ).encode()
-    body = header + b"".join(array.astype("<f4").tobytes() for array in arrays if array is not None)
-    length = struct.pack("<I", len(header))
-    return MAGIC + struct.pack("<I", zlib.crc32(length + body)) + length + body
+    numbers = _NUMBERS.pack(
+        flags,
+        record.step,
+        record.incarnation,
+        record.epoch,
+        record.last_used_s,
+        0 if message is None else message.num_steps,
+        0 if message is None else message.crc,
+        num_rows,
+        len(session_id),
+        len(description),
+    )
+    body = b"".join(
+        [numbers, session_id, description, *[a.astype(_F4, copy=False).tobytes() for a in arrays]]
+    )
+    return _PREFIX.pack(MAGIC, zlib.crc32(body)) + body
 
 
 def decode(data: bytes) -> SessionRecord:
     """Read what `encode` wrote. Raises InvalidRecord where the bytes are damaged, foreign or of another version."""
     if len(data) < _PREFIX.size or data[:7] != MAGIC[:7]:
         raise errors.InvalidRecord("these bytes are no exported session")
-    magic, crc, header_length = _PREFIX.unpack_from(data)
+    magic, crc = _PREFIX.unpack_from(data)
     if magic != MAGIC:
         raise errors.InvalidRecord(
             f"the record has encoding version {magic[7]}, this server reads {MAGIC[7]}"
         )
-    if zlib.crc32(data[12:]) != crc:
+    if zlib.crc32(memoryview(data)[_PREFIX.size :]) != crc:
         raise errors.InvalidRecord("the record is damaged: its checksum does not fit")
     try:
-        header = json.loads(data[_PREFIX.size : _PREFIX.size + header_length])
-        arrays = _arrays(header["shapes"], data, _PREFIX.size + header_length)
-        return _record(header, arrays)
-    # RecursionError: the header is JSON, and JSON may be nested without end.
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        return _record(data)
+    # struct.error: too short. RecursionError: the description is JSON, and JSON may be nested without end.
+    except (struct.error, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise errors.InvalidRecord(f"the record is damaged: {error!r}") from error
 
 
-def _arrays(shapes: list[list[int] | None], data: bytes, offset: int) -> list[NDArray[np.float32] | None]:
-    arrays: list[NDArray[np.float32] | None] = []
-    for shape in shapes:
-        if shape is None:
-            arrays.append(None)
-            continue
-        count = math.prod(shape)
-        if count < 0:
-            raise ValueError(f"shape {shape}")
-        arrays.append(np.frombuffer(data, "<f4", count, offset).reshape(shape).astype(np.float32))
-        offset += 4 * count
-    if offset != len(data):
-        raise ValueError(f"{len(data) - offset} bytes are left over")
-    return arrays
-
-
-def _record(header: dict[str, Any], arrays: list[NDArray[np.float32] | None]) -> SessionRecord:
-    *states, last_answer, last_values, last_output = arrays
-    if int(header["step"]) > MAX_STEP:
-        raise ValueError(f"step {header['step']} is beyond any session's life")
-    message = (
-        None if header["last_message"] is None else MessageIdentity(*map(_uint64, header["last_message"]))
-    )
-    last_used_s = float(header["last_used_s"])
-    is_sane = (
-        SESSION_ID.fullmatch(header["session_id"])
-        and int(header["version"]) > 0
-        and math.isfinite(last_used_s)
-        and all(state is not None for state in states)
-        and (message is None or _ends_at(message, header["step"]))
-    )
-    if not is_sane:
-        raise ValueError(header)
+def _record(data: bytes) -> SessionRecord:
+    """Read bytes whose checksum is right, which says nothing of who wrote them."""
+    numbers = _NUMBERS.unpack_from(data, _PREFIX.size)
+    flags, step, incarnation, epoch, last_used_s, num_steps, crc, num_rows, id_length, length = numbers
+    offset = _BEGIN + id_length + length
+    session_id = data[_BEGIN : _BEGIN + id_length].decode("ascii")
+    described = _read_description(data[_BEGIN + id_length : offset])
+    if step > MAX_STEP:
+        raise ValueError(f"step {step} is beyond any session's life")
+    if num_steps > min(step, MAX_MESSAGE_STEPS) or (crc and not num_steps):
+        raise ValueError(f"a message of {num_steps} steps at step {step}")
+    if not SESSION_ID.fullmatch(session_id) or not math.isfinite(last_used_s) or flags >= 2 * _OUTPUT:
+        raise ValueError((session_id, last_used_s, flags))
+    shapes = [
+        *described.state_shapes,
+        (num_rows, described.num_outputs) if flags & _ANSWER else None,
+        (described.num_features,) if flags & _VALUES else None,
+        (described.num_outputs,) if flags & _OUTPUT else None,
+    ]
+    *states, last_answer, last_values, last_output = _arrays(shapes, data, offset)
     return SessionRecord(
-        session_id=header["session_id"],
-        origin=Origin(str(header["model"]), int(header["version"]), str(header["fingerprint"])),
-        step=_uint64(header["step"]),
-        incarnation=_uint64(header["incarnation"]),
-        epoch=_uint64(header["epoch"]),
-        is_gapless=bool(header["is_gapless"]),
+        session_id=session_id,
+        origin=described.origin,
+        step=step,
+        incarnation=incarnation,
+        epoch=epoch,
+        is_gapless=bool(flags & _GAPLESS),
         last_used_s=last_used_s,
         states=tuple(state for state in states if state is not None),
-        last_message=message,
+        last_message=MessageIdentity(step - num_steps, num_steps, crc) if num_steps else None,
         last_answer=last_answer,
         last_values=last_values,
         last_output=last_output,
     )
 
 
-def _ends_at(message: MessageIdentity, step: int) -> bool:
-    """Whether a message can be the last one of a session at `step`."""
-    return (
-        0 < message.num_steps <= MAX_MESSAGE_STEPS
-        and message.first_step + message.num_steps == step
-        and message.crc < 1 << 32
-    )
+def _arrays(
+    shapes: list[tuple[int, ...] | None], data: bytes, offset: int
+) -> list[NDArray[np.float32] | None]:
+    """Return copies of the arrays, which are all that there is from `offset` on."""
+    counts = [0 if shape is None else math.prod(shape) for shape in shapes]
+    if offset + 4 * sum(counts) != len(data):
+        raise ValueError(f"{len(data) - offset} bytes for arrays of {sum(counts)} numbers")
+    arrays: list[NDArray[np.float32] | None] = []
+    for shape, count in zip(shapes, counts, strict=True):
+        if shape is None:
+            arrays.append(None)
+            continue
+        arrays.append(np.frombuffer(data, _F4, count, offset).reshape(shape).astype(np.float32))
+        offset += 4 * count
+    return arrays
 
 
-def _uint64(number: object) -> int:
-    """Return a number as it travels in messages. Raises ValueError or TypeError for what does not."""
-    if not isinstance(number, int):
+# Both are asked for every record. A server has few models; what callers send to be imported is bounded by the cache.
+@functools.lru_cache(maxsize=64)
+def _describe(description: _Description) -> bytes:
+    """Return a description as bytes."""
+    origin = description.origin
+    fields = {
+        "model": origin.model,
+        "version": origin.version,
+        "fingerprint": origin.fingerprint,
+        "provider": origin.provider,
+        "processor": origin.processor,
+        "build": origin.build,
+        "states": description.state_shapes,
+        "features": description.num_features,
+        "outputs": description.num_outputs,
+    }
+    return json.dumps(fields).encode()
+
+
+@functools.lru_cache(maxsize=64)
+def _read_description(data: bytes) -> _Description:
+    """Read what `_describe` wrote. Raises ValueError, TypeError, KeyError or RecursionError for anything else."""
+    fields = json.loads(data)
+    names = ("model", "fingerprint", "provider", "processor", "build")
+    origin = Origin(version=_count(fields["version"]), **{name: _text(fields[name]) for name in names})
+    if origin.version == 0:
+        raise ValueError("version 0")
+    shapes = tuple(tuple(_count(size) for size in shape) for shape in fields["states"])
+    return _Description(origin, shapes, _count(fields["features"]), _count(fields["outputs"]))
+
+
+def _count(number: object) -> int:
+    if type(number) is not int:  # a bool is an int to isinstance
         raise TypeError(number)
-    if not 0 <= number < 1 << 64:
+    if number < 0:
         raise ValueError(number)
     return number
+
+
+def _text(text: object) -> str:
+    if not isinstance(text, str):
+        raise TypeError(text)
+    return text
