@@ -79,6 +79,7 @@ def test_sizes_are_bytes_or_carry_their_unit(written: object, num_bytes: int):
 
 BAD = {
     "repository": [" ", 7],
+    "repository_watch_s": ["often"],
     "host": ["  ", 7, True],
     "grpc_port": ["-1", "65536", "http", "1.0", 1.0, True, "", "٣", "9" * 5000],
     "metrics_port": ["70000"],

@@ -103,7 +103,13 @@ MAY_KNOW: dict[str, set[str]] = {
     "turns": {"repository", "session"},
     "stores.base": {"errors", "record"},
     "stores.memory": {"errors", "record", "sharded_dict", "stores.base"},
-    "repository": {"errors", "arena", "columns", "engine", "lane", "signature"},
+    "processor": set(),
+    "version_folder": set(),
+    "repository": {
+        *("errors", "arena", "columns", "engine", "lane", "processor", "record", "signature"),
+        "version_folder",
+    },
+    "repository_watch": {"repository", "version_folder"},
     "eviction": {"errors", "record", "repository", "session", "sessions", "stores.base", "turns"},
     "opener": {
         "errors",
@@ -144,7 +150,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "management": {"errors", "keeper", "record", "repository", "session", "stores.base"},
     "model_loader": {
         *("arena", "batching", "columns", "config", "engine", "host_states", "lane", "metrics", "observers"),
-        *("repository", "resident_engine", "resident_graph", "signature"),
+        *("repository", "resident_engine", "resident_graph", "signature", "version_folder"),
     },
     "instruments": set(),
     "metrics": {"instruments"},

@@ -26,13 +26,15 @@ from longshort_service.management import Management
 from longshort_service.metrics import Metrics
 from longshort_service.model_loader import ModelLoader
 from longshort_service.observers import CallMetrics
-from longshort_service.repository import MODEL_FILE, Model, ReloadResult, Repository
+from longshort_service.repository import Model, ReloadResult, Repository
+from longshort_service.repository_watch import RepositoryWatch
 from longshort_service.scheduler import Scheduler
 from longshort_service.sessions import SessionTable
 from longshort_service.stepper import Stepper
 from longshort_service.stores.memory import MemoryStore
 from longshort_service.transport.server import Server
 from longshort_service.turns import Turns
+from longshort_service.version_folder import MODEL_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,6 +59,7 @@ class App:
         self._store = MemoryStore(config.max_stored_sessions)
         loader = ModelLoader(config, self.metrics)
         self.repository = Repository(repository_root(config), loader.load, loader)
+        self._watch_of_models = RepositoryWatch(self.repository, self._is_in_use, config.repository_watch_s)
         self._scheduler = Scheduler(
             inline_run_limit_s=config.inline_run_limit_s,
             max_queued_steps=config.max_queued_steps,
@@ -128,12 +131,14 @@ class App:
         self._http.start()
         self.metrics_port = self._http.port
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep_regularly())
+        self._watch_of_models.start()
         self._is_ready = True
         await self._say_health(health_pb2.HealthCheckResponse.SERVING)
 
     async def stop(self) -> None:
         """Drain: answer what is in flight, end the streams, flush state; at most `drain_timeout_s` for that."""
         self._is_ready = False
+        self._watch_of_models.stop()
         await self._say_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._edge.is_draining = True
         self._streams.end_streams(errors.Draining("the server is shutting down: connect again"))
@@ -162,9 +167,9 @@ class App:
 
     async def _is_in_use(self, model: Model) -> bool:
         """Whether a session, live or stored, is on a version."""
-        return self._table.num_sessions_of(model) > 0 or await self._store.has_records_of(
-            model.name, model.version
-        )
+        # The table last: a session may begin while the store is asked.
+        is_stored = await self._store.has_records_of(model.name, model.version)
+        return is_stored or self._table.num_sessions_of(model) > 0
 
     def _watch(self) -> None:
         table, store = self._table, self._store

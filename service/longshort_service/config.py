@@ -41,6 +41,9 @@ class ServeConfig:
     repository: Annotated[
         Path | None, kinds.FOLDER, "Models, <name>/<version>/model.onnx; else the shipped."
     ] = None
+    repository_watch_s: Annotated[
+        float, kinds.TIME_OR_ZERO, "Pause between looks for new models; 0: only ReloadModels looks."
+    ] = 10.0
     host: Annotated[str, kinds.HOST, "Address that both ports listen on; 0.0.0.0 is every one."] = "127.0.0.1"
     grpc_port: Annotated[int, kinds.PORT, "Port of the gRPC service; 0 takes any free one."] = 50051
     metrics_port: Annotated[int, kinds.PORT, "Port of /metrics, /healthz, /readyz; 0 takes a free one."] = (

@@ -45,6 +45,7 @@ class Engine:
             str(path), label=str(path), provider=provider, intra_op_num_threads=intra_op_num_threads
         )
         self.provider = PROVIDERS[provider]
+        self.build = ort.__version__
         self.signature = self._read_signature(path)
         self._check_graph(path)
         self._run_outputs = [self.signature.output, *(state.output for state in self.signature.states)]

@@ -13,8 +13,9 @@ from longshort_service.engine import Engine, ModelError
 from longshort_service.host_states import HostStates, layouts_of
 from longshort_service.lane import Lane
 from longshort_service.observers import LaneMetrics
-from longshort_service.repository import MODEL_FILE, Model
+from longshort_service.repository import Model
 from longshort_service.signature import MissingValue
+from longshort_service.version_folder import MODEL_FILE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,8 +40,11 @@ class ModelLoader:
         self._metrics = metrics
 
     def load(self, name: str, version: int, folder: Path) -> Model:
-        """Load one version and warm it up. Blocks; raises ModelError."""
+        """Load one version and warm it up. Blocks; raises ModelError or OSError."""
         config, file = self._config, folder / MODEL_FILE
+        mtime_ns = (
+            file.stat().st_mtime_ns
+        )  # before it is read: what is changed meanwhile is seen to have changed
         num_rows = config.max_sessions + SCRATCH_ROWS
         resident = self._load_resident(file, num_rows) if config.provider != "cpu" else None
         states: HostStates | None = None
@@ -69,7 +73,7 @@ class ModelLoader:
             ),
             observer=LaneMetrics(self._metrics, name, version),
         )
-        return Model(name, version, folder, file.stat().st_mtime_ns, lane)
+        return Model(name, version, folder, mtime_ns, lane)
 
     def _load_resident(self, file: Path, num_rows: int) -> ResidentEngine | None:
         """Return an engine with its states on the device; None for a graph that has to take them from the host."""

@@ -1,4 +1,4 @@
-"""The model repository: which versions there are on disk, which are loaded, and loading the new ones.
+"""The model repository: which versions are loaded, and following what is on disk.
 
 A repository is a folder `<name>/<version>/model.onnx`; versions are integers and the highest serves by default.
 Knows no sessions: who uses a version is asked when one is to be unloaded.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from longshort_service import errors
 from longshort_service.engine import Engine, ModelError
+from longshort_service.processor import processor_name
+from longshort_service.record import Origin
+from longshort_service.version_folder import EXPLAIN_FILE, Look, look_at_all
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -23,12 +25,9 @@ if TYPE_CHECKING:
     from longshort_service.columns import SessionColumns
     from longshort_service.lane import Lane
     from longshort_service.signature import Signature
+    from longshort_service.version_folder import VersionFolder
 
 logger = logging.getLogger(__name__)
-
-MODEL_FILE: Final = "model.onnx"
-EXPLAIN_FILE: Final = "explain.onnx"
-_VERSION: Final = re.compile("[1-9][0-9]{0,17}")  # one folder a version: 1 and 01 would be two
 
 
 @dataclass(slots=True, eq=False)
@@ -40,7 +39,21 @@ class Model:
     folder: Path
     file_mtime_ns: int
     lane: Lane
+    origin: Origin = field(init=False)
     _explain: Engine | None = None
+
+    def __post_init__(self) -> None:
+        """Note what the numbers of its sessions come from."""
+        engine, signature = self.lane.engine, self.lane.engine.signature
+        self.origin = Origin(
+            self.name,
+            self.version,
+            signature.fingerprint,
+            self.lane.provider,
+            processor_name(),
+            engine.build,
+            signature.family_of_states(),
+        )
 
     @property
     def signature(self) -> Signature:
@@ -147,43 +160,61 @@ class Repository:
         arenas = [model.arena for model in list(self._models.get(name, {}).values())]
         return sum(arena.num_held * arena.row_bytes for arena in arenas)
 
-    async def reload(self, is_in_use: Callable[[Model], Awaitable[bool]]) -> ReloadResult:
-        """Load versions that are new on disk, unload those that are gone and unused. What fails changes nothing."""
+    async def reload(
+        self, is_in_use: Callable[[Model], Awaitable[bool]], look: Callable[[Path], Look] = look_at_all
+    ) -> ReloadResult:
+        """Load what is new on disk and unload what is gone and unused, by a look at the root, which may block.
+
+        What fails changes nothing. Sessions go on meanwhile: looks are taken and models are loaded in a thread.
+        """
         async with self._reloading:
             result = ReloadResult()
-            found = await asyncio.to_thread(self._scan)
-            for (name, version), folder in sorted(found.items()):
-                await self._refresh(name, version, folder, result)
+            try:
+                seen = await asyncio.to_thread(look, self.root)
+            except OSError as error:
+                result.failed[str(self.root)] = f"the repository cannot be read: {error.strerror or error}"
+                return result
+            for folder in seen.wanted:
+                await self._refresh(folder, result)
             for model in self.models():
-                if (model.name, model.version) not in found and not await is_in_use(model):
-                    del self._models[model.name][model.version]
-                    if not self._models[model.name]:
-                        del self._models[model.name]
-                    self._observer.unloaded(model)
-                    result.unloaded.append(f"{model.name}/{model.version}")
+                if (model.name, model.version) not in seen.present and not await _may_be_used(
+                    model, is_in_use
+                ):
+                    self._unload(model, result)
             return result
 
-    async def _refresh(self, name: str, version: int, folder: Path, result: ReloadResult) -> None:
-        label = f"{name}/{version}"
-        have = self._models.get(name, {}).get(version)
-        try:
-            if have is not None:
-                if (folder / MODEL_FILE).stat().st_mtime_ns != have.file_mtime_ns:
-                    result.failed[label] = "the file has changed: a new model needs a new version number"
-                return
-            model = await asyncio.to_thread(self._load, name, version, folder)
-        except (ModelError, OSError) as error:
-            result.failed[label] = str(error)
-            logger.error("model not loaded", extra={"fields": {"model": label, "cause": str(error)}})  # noqa: TRY400
+    async def _refresh(self, folder: VersionFolder, result: ReloadResult) -> None:
+        have = self._models.get(folder.name, {}).get(folder.version)
+        if have is not None:
+            if folder.model_file.mtime_ns != have.file_mtime_ns:
+                cause = "the file has changed: a new model needs a new version number"
+                _note_failure(folder, cause, result)
             return
-        self._models.setdefault(name, {})[version] = model
+        try:
+            model = await asyncio.to_thread(self._load, folder.name, folder.version, folder.path)
+        except (ModelError, OSError) as error:
+            _note_failure(folder, str(error), result)
+            return
+        self._models.setdefault(folder.name, {})[folder.version] = model
         self._observer.loaded(model, self)
-        result.loaded.append(label)
+        result.loaded.append(folder.label)
 
-    def _scan(self) -> dict[tuple[str, int], Path]:
-        """Return the folder of every version that has a model file. Blocks."""
-        return {
-            (path.parent.parent.name, int(path.parent.name)): path.parent
-            for path in self.root.glob(f"*/*/{MODEL_FILE}")
-            if _VERSION.fullmatch(path.parent.name)
-        }
+    def _unload(self, model: Model, result: ReloadResult) -> None:
+        del self._models[model.name][model.version]
+        if not self._models[model.name]:
+            del self._models[model.name]
+        self._observer.unloaded(model)
+        result.unloaded.append(f"{model.name}/{model.version}")
+
+
+def _note_failure(folder: VersionFolder, cause: str, result: ReloadResult) -> None:
+    result.failed[folder.label] = cause
+    logger.error("model not loaded", extra={"fields": {"model": folder.label, "cause": cause}})
+
+
+async def _may_be_used(model: Model, is_in_use: Callable[[Model], Awaitable[bool]]) -> bool:
+    """Whether a session is on a version, or may be: while the store is away nobody knows."""
+    try:
+        return await is_in_use(model)
+    except errors.StoreUnavailable:
+        return True

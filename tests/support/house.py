@@ -20,7 +20,7 @@ from longshort_service.keeper import Keeper
 from longshort_service.lane import Lane
 from longshort_service.management import Management
 from longshort_service.opener import OpenRequest
-from longshort_service.repository import MODEL_FILE, Model, ReloadResult, Repository
+from longshort_service.repository import Model, ReloadResult, Repository
 from longshort_service.scheduler import Scheduler
 from longshort_service.session import Answers, Session
 from longshort_service.sessions import SessionTable
@@ -28,6 +28,7 @@ from longshort_service.signature import MissingValue
 from longshort_service.stepper import Stepper
 from longshort_service.stores.memory import MemoryStore
 from longshort_service.turns import Turns
+from longshort_service.version_folder import MODEL_FILE
 from tables import RecordingOwner
 
 if TYPE_CHECKING:
