@@ -181,8 +181,8 @@ def test_grpc_without_the_private_writer_is_written_to_by_its_public_one(
             wanted = await session.steps([1, 2])
         new_stream, calls = client.new_stream, []
 
-        def public_stream(session_id: str) -> PublicCall:
-            calls.append(PublicCall(new_stream(session_id)))
+        def public_stream(session_id: str, address: str) -> PublicCall:
+            calls.append(PublicCall(new_stream(session_id, address)))
             return calls[-1]
 
         monkeypatch.setattr(client, "new_stream", public_stream)

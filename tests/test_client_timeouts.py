@@ -34,9 +34,9 @@ def test_deadline_that_passes_between_two_streams_cuts_the_second(
         first = session.step(1)
         new_stream = client.new_stream
 
-        def late_stream(session_id: str) -> Any:
+        def late_stream(session_id: str, address: str) -> Any:
             time.sleep(0.6)  # the alarm rings now, and finds the old stream
-            return new_stream(session_id)
+            return new_stream(session_id, address)
 
         monkeypatch.setattr(client, "new_stream", late_stream)
         assert session._stream is not None

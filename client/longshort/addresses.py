@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 NAME_SCHEME: Final = "dns:///"
-RESOLVE_INTERVAL_S: Final = 5.0  # a name is asked for no oftener: a failure asks, and many come at once
-RESOLVE_TIMEOUT_S: Final = 2.0  # then the former addresses do, the lookup goes on
 
 _HOST_PORT: Final = re.compile(r"(\[[^\s\[\]]+\]|[^\s:/\[\]]+):([0-9]{1,5})")
 _SCHEMES: Final = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "vsock:", "xds:")  # gRPC's own names

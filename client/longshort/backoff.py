@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FIRST_DELAY_S = 0.05  # a restarted server listens again after some 100 ms; a proxy fails over at once
+FIRST_DELAY_S = 0.1  # a restarted server listens again after about this time; a proxy fails over at once
 FACTOR = 2.0
 MAX_DELAY_S = 1.0  # a server that is back is noticed within about this time
 LAST_TRY_S = 0.02  # with less time left than this, another try has no chance

@@ -1,19 +1,22 @@
-"""The sync client: one channel to one address, its sessions, and the unary calls."""
+"""The sync client: its servers, its sessions, and the unary calls."""
 
 from __future__ import annotations
 
-import random
 import time
 import warnings
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import grpc
 
-from longshort import arrays, operations, recovery, view
-from longshort.backoff import Backoff, pause_s
+from longshort import arrays, operations, view
+from longshort.addresses import parsed
+from longshort.attempts import Attempts
 from longshort.deadlines import Watchdog
-from longshort.opening import Durability, Mode, Opening, own_client_id, routing_header
-from longshort.options import DEFAULT_TIMEOUT_S, channel_options, checked_address
+from longshort.names import look_up
+from longshort.opening import Durability, Mode, ModelChange, Opening, own_client_id, routing_header
+from longshort.options import DEFAULT_GIVE_UP_S, DEFAULT_TIMEOUT_S, channel_options
+from longshort.patience import Patience
+from longshort.servers import Servers
 from longshort.session import Session, Stream
 
 if TYPE_CHECKING:
@@ -26,35 +29,43 @@ T = TypeVar("T")
 
 
 class Client:
-    """A connection to a longshort server. It may be shared by threads; each of its sessions may not.
+    """A way to one longshort server or several. It may be shared by threads; each of its sessions may not.
+
+    `address` is HOST:PORT; several, with commas or as a list; or dns:///NAME:PORT, whose addresses are all replicas:
+    each session goes to one of them, by its id, and to another one when that fails. InvalidRequest for what is none.
 
     `credentials` are gRPC channel credentials (plain text without them), `options` gRPC channel options
     beside and above our own. `timeout_s` is what a call takes at most, reconnecting included, unless it says
-    otherwise. `client_id` (at most 40 characters) is what others are told when this client takes a session
-    over; without it that is host:process. InvalidRequest for an `address` that is not HOST:PORT.
+    otherwise; a call that takes longer gives up after `give_up_s` without any server. `client_id` (at most 40
+    characters) is what others are told when this client takes a session over; without it that is host:process.
     """
 
     def __init__(
         self,
-        address: str,
+        address: str | Sequence[str],
         *,
         credentials: grpc.ChannelCredentials | None = None,
         options: Sequence[tuple[str, Any]] = (),
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        give_up_s: float = DEFAULT_GIVE_UP_S,
         client_id: str | None = None,
     ) -> None:
-        self.address = checked_address(address)
+        target = parsed(address)
+        self.address = target.text
         self.client_id = own_client_id(client_id)
+        self.give_up_s = arrays.seconds(give_up_s, "give_up_s")
         self._timeout_s = arrays.seconds(timeout_s, "timeout_s")
         self._is_closed = False
         self.watchdog = Watchdog()
-        settings = channel_options(options)
-        self._channel = (
-            grpc.insecure_channel(address, settings)
-            if credentials is None
-            else grpc.secure_channel(address, credentials, settings)
+        settings = channel_options((*target.channel_options, *options))
+        self.servers: Servers[grpc.Channel] = Servers(
+            target,
+            lambda address: (
+                grpc.insecure_channel(address, settings)
+                if credentials is None
+                else grpc.secure_channel(address, credentials, settings)
+            ),
         )
-        self._stubs = operations.Stubs(self._channel)
 
     def session(
         self,
@@ -64,13 +75,16 @@ class Client:
         *,
         mode: Mode = "open_or_create",
         durability: Durability | None = None,
+        model_change: ModelChange = "refuse",
         timeout_s: float | None = None,
     ) -> Session:
         """Open a session and return it; close it, or use it in a `with` statement.
 
         Without an id (None or "") it gets a random UUID. `model` is needed to create one. `mode` is "open_or_create",
         "open" (SessionNotFound, SessionExpired) or "create" (SessionExists). `durability` is what is asked
-        for; the session's attribute says what is given. `timeout_s` is for this and each of its calls.
+        for; the session's attribute says what is given. `model_change` says what to do where the session's state is
+        of another model file or version than asked for: "refuse" (ModelMismatch), "move" its state where the signatures
+        say that it fits, or "reset" it. `timeout_s` is for this and each of its calls.
         """
         opening = Opening(
             session_id,
@@ -78,6 +92,7 @@ class Client:
             version=version,
             mode=mode,
             durability=durability,
+            model_change=model_change,
             client_id=self.client_id,
         )
         return Session(self, opening, self._timeout_s if timeout_s is None else timeout_s)
@@ -138,10 +153,11 @@ class Client:
         return self.run(operations.get_model(name, version), timeout_s)
 
     def close(self) -> None:
-        """Close the channel. Sessions still open raise SessionClosed from then on."""
+        """Close the channels. Sessions still open raise SessionClosed from then on."""
         if not self._is_closed:
             self._is_closed = True
-            self._channel.close()
+            for channel in self.servers.channels():
+                channel.close()
             self.watchdog.stop()
 
     def __enter__(self) -> Self:
@@ -159,37 +175,33 @@ class Client:
 
     # For its sessions
 
-    def stubs_for(self, _session_id: str) -> operations.Stubs:
-        """Return where a session's calls go: the one place that will know of several addresses."""
+    def stubs(self, address: str) -> operations.Stubs:
+        """Return where calls to one of the servers go."""
         if self._is_closed:
             raise view.closed_error("client")
-        return self._stubs
+        return self.servers.stubs(address)
 
-    def new_stream(self, session_id: str) -> Stream:
+    def new_stream(self, session_id: str, address: str) -> Stream:
         """Start a stream for a session."""
-        return Stream(self.stubs_for(session_id).sequences.Stream, routing_header(session_id))
+        return Stream(self.stubs(address).sequences.Stream, routing_header(session_id))
 
-    def run(self, operation: operations.Operation[T], timeout_s: float | None) -> T:
-        """Run a unary call; what only reads is tried again until the time is up."""
+    def run(
+        self, operation: operations.Operation[T], timeout_s: float | None, address: str | None = None
+    ) -> T:
+        """Run a unary call, at the server of its session or at `address`; at others where that fails."""
         timeout_s = self._timeout_s if timeout_s is None else arrays.seconds(timeout_s, "timeout_s")
-        deadline_s = time.monotonic() + timeout_s
-        backoff = Backoff(random.random)
+        patience = Patience(time.monotonic(), timeout_s, self.give_up_s)
+        key = operation.session_id or self.client_id
+        attempts = Attempts(operation, self.servers, key, address, patience)
         while True:
-            method = self.stubs_for(operation.session_id).method(operation)
+            look_up(self.servers, attempts.left_s)
+            method = self.stubs(attempts.route.take()).method(operation)
+            metadata = routing_header(operation.session_id)
             try:
-                response = method(
-                    operation.request,
-                    timeout=max(deadline_s - time.monotonic(), 0),
-                    metadata=routing_header(operation.session_id),
-                )
+                response = method(operation.request, timeout=attempts.left_s, metadata=metadata)
             except grpc.RpcError as failure:
-                error = operations.error_of(failure)
+                pause = attempts.pause_after(operations.error_of(failure))
             else:
+                attempts.route.succeeded()
                 return operation.decode(response)
-            if not operation.is_read or not recovery.is_transient(error):
-                raise recovery.untold(error, self.address, None)
-            asked_s, left_s = error.retry_delay_s, deadline_s - time.monotonic()
-            pause = pause_s(backoff.next_delay_s(asked_s), asked_s, left_s)
-            if pause is None:
-                raise recovery.untold(error, self.address, timeout_s)
             time.sleep(pause)

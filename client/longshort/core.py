@@ -61,6 +61,7 @@ class SessionCore:
         self._resend: deque[Message] = deque()
         self._last: tuple[Message, sequence_pb2.Answer] | None = None
         self._was_open = False
+        self._epoch = 0  # the greatest seen
         self._wait: Wait | None = None
         self._outcome: Done | Failed | None = None
         self._failure: LongshortError | None = None  # why there is no stream
@@ -75,6 +76,11 @@ class SessionCore:
     def has_stream(self) -> bool:
         """Whether it goes on with the stream of the last Connect; where not, the shell may let it go."""
         return self._phase in (Phase.OPENING, Phase.OPEN)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a server has opened the session on that stream."""
+        return self._phase is Phase.OPEN
 
     # What the caller asks
 
@@ -144,7 +150,7 @@ class SessionCore:
             return wait
         if self._phase is Phase.DISCONNECTED:
             self._phase = Phase.OPENING
-            return Connect(self._opening.request(self.opened if self._was_open else None))
+            return Connect(self._opening.request(self.opened if self._was_open else None, self._epoch))
         if self._phase is Phase.OPENING or self._expected is not Expected.NOTHING:
             return RECEIVE
         return self._next_on_open_stream()
@@ -216,16 +222,20 @@ class SessionCore:
         self._wait = None
         self._keep_sent_values()
 
-    def timed_out(self) -> LongshortError:
-        """Take that the caller's time is up, as `abandoned`; return the error to raise."""
-        cause = None if self._phase is Phase.OPEN else self._failure
+    def timed_out(self, *, gave_up: bool = False) -> LongshortError:
+        """Take that the caller's time is up, or that no server was found for too long; return the error to raise.
+
+        What becomes of the task is as in `abandoned`.
+        """
+        cause = self._failure
         self.abandoned()
-        return recovery.time_is_up(cause, in_doubt=self.in_doubt)
+        return recovery.time_is_up(cause, in_doubt=self.in_doubt, gave_up=gave_up)
 
     # What messages mean
 
     def _on_opened(self, opened: sequence_pb2.Opened) -> None:
         before, self.opened = self.opened, opened
+        self._epoch = max(self._epoch, opened.epoch)
         self._phase = Phase.OPEN
         self._failure = None
         self._journal.keeps = opened.durability != types_pb2.DURABILITY_NONE
@@ -238,7 +248,8 @@ class SessionCore:
             self.end(recovery.replaced())
             return
         elif not self._can_catch_up(opened.step):
-            self.end(recovery.does_not_fit(opened.step, self.position))
+            oldest_step = self._journal.start_step if self._journal.keeps else None
+            self.end(recovery.does_not_fit(opened.step, self.position, oldest_step))
             return
         self._stored_up_to(opened.durable_step)
 
@@ -257,6 +268,7 @@ class SessionCore:
     def _on_answer(self, answer: sequence_pb2.Answer) -> None:
         expected, self._expected = self._expected, Expected.NOTHING
         self._backoff.reset()
+        self._failure = None
         if expected is Expected.VALUES and isinstance(self._task, StepsTask):
             self._on_values_answer(self._task, answer)
         elif expected is Expected.RESENT and answer.step == self._resend[0].end_step:
@@ -282,6 +294,7 @@ class SessionCore:
     def _on_flushed(self, durable_step: int) -> None:
         self._expected = Expected.NOTHING
         self._backoff.reset()
+        self._failure = None
         self._stored_up_to(durable_step)
         if isinstance(self._task, FlushTask):
             self._outcome = Done(None)
@@ -293,8 +306,12 @@ class SessionCore:
 
     def _on_error(self, error: LongshortError) -> None:
         expected, self._expected = self._expected, Expected.NOTHING
-        if error.code is errors.Code.UNAVAILABLE:  # draining, say: elsewhere, or here a moment later
-            self.disconnected(error)
+        if error.code is errors.Code.UNAVAILABLE and self._journal.keeps:
+            self.disconnected(error)  # elsewhere, or here a moment later
+        elif error.code is errors.Code.UNAVAILABLE:
+            # STORE_UNAVAILABLE to a flush, say. Nobody but this server has what was answered: stay with it.
+            self._failure = error
+            self._pause(error)
         elif expected is not Expected.RESENT:
             self._refuse_task(error)
         elif error.retry_delay_s is not None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Mode = Literal["open_or_create", "open", "create"]
 Durability = Literal["none", "behind", "sync"]
+ModelChange = Literal["refuse", "move", "reset"]
 
 MODES: Final[dict[str, types_pb2.OpenMode]] = {
     "open_or_create": types_pb2.OPEN_MODE_OPEN_OR_CREATE,
@@ -27,6 +28,11 @@ DURABILITIES: Final[dict[str | None, types_pb2.Durability]] = {
     "none": types_pb2.DURABILITY_NONE,
     "behind": types_pb2.DURABILITY_BEHIND,
     "sync": types_pb2.DURABILITY_SYNC,
+}
+MODEL_CHANGES: Final[dict[str, types_pb2.ModelChange]] = {
+    "refuse": types_pb2.MODEL_CHANGE_REFUSE,
+    "move": types_pb2.MODEL_CHANGE_MOVE,
+    "reset": types_pb2.MODEL_CHANGE_RESET,
 }
 MAX_CLIENT_ID: Final = 40  # characters; the server takes 64, and a random tail follows
 _CLIENT_ID: Final = re.compile(rf"[!-~]{{1,{MAX_CLIENT_ID}}}")
@@ -68,9 +74,14 @@ class Opening:
         version: int | None = None,
         mode: Mode = "open_or_create",
         durability: Durability | None = None,
+        model_change: ModelChange = "refuse",
         client_id: str = "client",
     ) -> None:
-        for name, value, table in (("mode", mode, MODES), ("durability", durability, DURABILITIES)):
+        for name, value, table in (
+            ("mode", mode, MODES),
+            ("durability", durability, DURABILITIES),
+            ("model_change", model_change, MODEL_CHANGES),
+        ):
             if not isinstance(value, str | None) or value not in table:
                 allowed = ", ".join(str(key) for key in table)
                 raise errors.InvalidRequest(
@@ -84,10 +95,15 @@ class Opening:
         self._version = 0 if version is None else arrays.whole_number(version, "version", 2**63)
         self._mode = MODES[mode]
         self._durability = DURABILITIES[durability]
+        self._model_change = MODEL_CHANGES[model_change]
         self._created_by_lost_try = False
 
-    def request(self, opened: sequence_pb2.Opened | None) -> sequence_pb2.StreamRequest:
-        """Return the opening for the wire; `opened` is what the session was when it was last open."""
+    def request(self, opened: sequence_pb2.Opened | None, epoch: int = 0) -> sequence_pb2.StreamRequest:
+        """Return the opening for the wire; `opened` is what the session was when it was last open.
+
+        `epoch` is the greatest that was seen of it: a server whose store is away knows by it whether its memory is
+        the newest state. A reopening asks for no change of the model: that has been done, or was refused.
+        """
         return sequence_pb2.StreamRequest(
             open=sequence_pb2.Open(
                 session=types_pb2.SessionKey(id=self.session_id),
@@ -96,6 +112,8 @@ class Opening:
                 mode=self._mode if opened is None else types_pb2.OPEN_MODE_OPEN,
                 client_id=self.client_id,
                 durability=self._durability,
+                epoch=epoch,
+                model_change=self._model_change if opened is None else types_pb2.MODEL_CHANGE_UNSPECIFIED,
             )
         )
 

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 ChannelOptions = tuple[tuple[str, Any], ...]
 
 DEFAULT_TIMEOUT_S: Final = 60.0  # outlasts the restart of a server with its models
+DEFAULT_GIVE_UP_S: Final = (
+    60.0  # a caller who waits longer still is told after this time that no server is there
+)
 CLOSE_TIMEOUT_S: Final = (
     2.0  # for the end of a half-closed stream; the server needs it to store the last step
 )

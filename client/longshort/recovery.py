@@ -54,6 +54,24 @@ def is_transient(failure: LongshortError) -> bool:
     return failure.code is Code.UNAVAILABLE or (failure.code in _TRANSIENT and not failure.reason)
 
 
+def blames_server(failure: LongshortError) -> bool:
+    """Return whether a failure says of its server that others should be asked before it.
+
+    A time that was too short for this call (DEADLINE_EXCEEDED) says nothing of the kind.
+    """
+    return is_transient(failure) and failure.code is not Code.DEADLINE_EXCEEDED
+
+
+def was_not_taken(failure: LongshortError) -> bool:
+    """Return whether a unary call has surely done nothing, so that another server may be asked to change something.
+
+    gRPC tells only in its text that it had no connection to send the call on; an unknown text is taken for a doubt.
+    """
+    return failure.reason == "DRAINING" or (
+        failure.code is Code.UNAVAILABLE and failure.message.startswith("failed to connect to all addresses")
+    )
+
+
 def refuses(failure: LongshortError) -> bool:
     """Return whether a stream that ends so has surely not applied the message that it was given last."""
     return failure.code in _REFUSALS
@@ -103,13 +121,20 @@ def replaced() -> LongshortError:
     )
 
 
-def does_not_fit(server_step: int, client_step: int) -> LongshortError:
-    """Return the error of a server that is not where the answers here, and what is kept, can take it up."""
-    return errors.SessionLost(
-        f"the server's session is at step {server_step}, the answers here end at {client_step}",
-        reason="STEPS_LOST" if server_step < client_step else "OTHER_WRITER",
-        metadata={"server_step": str(server_step), "client_step": str(client_step)},
-    )
+def does_not_fit(server_step: int, client_step: int, oldest_step: int | None = None) -> LongshortError:
+    """Return the error of a server that is not where the answers here, and what is kept, can take it up.
+
+    `oldest_step` is the least step from which values are kept here, since the server promised to have stored those
+    before it; None where it promised nothing (durability NONE).
+    """
+    message = f"the server's session is at step {server_step}, the answers here end at {client_step}"
+    metadata = {"server_step": str(server_step), "client_step": str(client_step)}
+    reason = "STEPS_LOST" if server_step < client_step else "OTHER_WRITER"
+    if oldest_step is not None and server_step < oldest_step:
+        reason = "STORE_WENT_BACK"
+        message += f", and its store had told that the first {oldest_step} were stored"
+        metadata["oldest_step"] = str(oldest_step)
+    return errors.SessionLost(message, reason=reason, metadata=metadata)
 
 
 def count_from(refusal: LongshortError, num_before: int) -> None:
@@ -149,9 +174,14 @@ def untold(failure: LongshortError, address: str, within_s: float | None) -> Lon
     return told
 
 
-def time_is_up(cause: LongshortError | None, *, in_doubt: bool) -> LongshortError:
-    """Return the error of a call whose time is up; `cause` is why there was no connection to answer it."""
+def time_is_up(cause: LongshortError | None, *, in_doubt: bool, gave_up: bool = False) -> LongshortError:
+    """Return the error of a call whose time is up; `cause` is why there was no connection to answer it.
+
+    `gave_up`: for want of a server, before the call's own time was up. That is always Unavailable.
+    """
     hint = "; its values may have been taken, retry() returns their answer" if in_doubt else ""
+    if gave_up and not isinstance(cause, errors.Unavailable):
+        return errors.Unavailable(f"{cause.message if cause else 'no answer'}{hint}")
     if cause is None:
         return errors.DeadlineExceeded(f"no answer within the call's timeout{hint}", reason="TIMEOUT")
     return type(cause).like(cause, f"{cause.message}{hint}")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import grpc
 
-from longshort import actions, arrays, errors, operations, recovery, results, view
-from longshort.backoff import pause_s
+from longshort import actions, arrays, errors, operations, results, view
+from longshort.names import look_up
 from longshort.options import CLOSE_TIMEOUT_S
 from longshort.v1 import sequence_pb2, types_pb2
 
@@ -51,7 +51,7 @@ class Session(view.SessionView):
     """
 
     def __init__(self, client: Client, opening: Opening, timeout_s: float) -> None:
-        super().__init__(opening, timeout_s)
+        super().__init__(opening, client.servers, timeout_s, client.give_up_s)
         self._client = client
         self._stream: Stream | None = None
         self._turn = threading.Lock()
@@ -168,10 +168,10 @@ class Session(view.SessionView):
         self._core.check_can_begin()  # in doubt, nobody knows which state would be read
         timeout_s = self._within(timeout_s)
         try:
-            return self._client.run(operation, timeout_s)
+            return self._client.run(operation, timeout_s, self._route.address)
         except (errors.Stale, errors.SessionNotFound):
             self._call(self._core.begin_reopening, view.no_rows, timeout_s)
-            return self._client.run(operation, timeout_s)
+            return self._client.run(operation, timeout_s, self._route.address)
 
     def _call(
         self,
@@ -182,12 +182,11 @@ class Session(view.SessionView):
         if not self._turn.acquire(blocking=False):
             raise view.concurrent_use()
         try:
-            self._limit_s = self._within(timeout_s)
+            self._begin_call(timeout_s)
             begin()
             self._finish = finish
-            deadline_s = time.monotonic() + self._limit_s
-            self._client.watchdog.arm(self._alarm, deadline_s)
-            return finish(self._converse(deadline_s))
+            self._client.watchdog.arm(self._alarm, self._patience.ends_at_s)
+            return finish(self._converse())
         except errors.LongshortError:
             if not self._core.has_stream:
                 self._drop_stream()
@@ -200,12 +199,12 @@ class Session(view.SessionView):
             self._alarm.disarm()
             self._turn.release()
 
-    def _converse(self, deadline_s: float) -> NDArray[np.float32] | None:
+    def _converse(self) -> NDArray[np.float32] | None:
         """Do what the core says until it has a result; raise its error, or that the time is up."""
         while True:
             action = self._core.next_action()
             if action is actions.RECEIVE:
-                self._receive(deadline_s)
+                self._receive()
             elif isinstance(action, actions.Send):
                 self._stream.send(action.request)  # type: ignore[union-attr]  # after Connect there is one
             elif isinstance(action, actions.Done):
@@ -213,40 +212,64 @@ class Session(view.SessionView):
             elif isinstance(action, actions.Failed):
                 raise action.error
             elif isinstance(action, actions.Wait):
-                pause = pause_s(action.delay_s, action.asked_s, deadline_s - time.monotonic())
-                if pause is None:
-                    raise self._time_is_up()
-                time.sleep(pause)
+                self._wait(action)
             elif isinstance(action, actions.Connect):
-                self._connect(action.request, deadline_s)
+                self._connect(action.request)
 
-    def _receive(self, deadline_s: float) -> None:
+    def _receive(self) -> None:
+        was_open = self._core.is_open
         try:
             response = next(self._stream.call)  # type: ignore[union-attr]  # after Connect there is one
         except StopIteration:
-            self._core.disconnected(operations.ended_early())
+            self._disconnected(operations.ended_early())
         except grpc.RpcError as error:
-            if time.monotonic() >= deadline_s:
-                raise self._time_is_up() from None
-            self._core.disconnected(operations.error_of(error))
+            if time.monotonic() >= self._patience.ends_at_s:
+                raise self._cut() from None
+            self._disconnected(operations.error_of(error))
         else:
             self._core.received(response)
+            if self._core.is_open and not was_open:
+                self._route.succeeded()
+                self._patience.served()
+                self._client.watchdog.arm(self._alarm, self._patience.ends_at_s)
 
-    def _connect(self, request: sequence_pb2.StreamRequest, deadline_s: float) -> None:
+    def _disconnected(self, failure: errors.LongshortError) -> None:
+        self._route.failed(failure)
+        self._core.disconnected(failure)
+
+    def _wait(self, action: actions.Wait) -> None:
+        if not self._core.has_stream:
+            self._seek()
+        pause = self._pause_s(action)
+        if pause is None:
+            raise self._cut()
+        time.sleep(pause)
+
+    def _connect(self, request: sequence_pb2.StreamRequest) -> None:
         self._drop_stream()
+        self._seek()
         try:
-            self._stream = self._client.new_stream(self.id)
+            self._stream = self._client.new_stream(self.id, self._route.take())
         except errors.SessionClosed as error:  # the client was closed before its session
             self._core.end(error)
         else:
             self._alarm.ring = self._stream.call.cancel
-            if time.monotonic() >= deadline_s:  # it may have rung already, and cut the former stream
-                raise self._time_is_up()
+            if (
+                time.monotonic() >= self._patience.ends_at_s
+            ):  # it may have rung already, and cut the former stream
+                raise self._cut()
             self._stream.send(request)
 
-    def _time_is_up(self) -> errors.LongshortError:
+    def _seek(self) -> None:
+        """Note that there is no server, and learn where there may be one."""
+        self._patience.alone(time.monotonic())
+        self._client.watchdog.arm(self._alarm, self._patience.ends_at_s)
+        look_up(self._client.servers, self._patience.ends_at_s - time.monotonic())
+
+    def _cut(self) -> errors.LongshortError:
+        """Drop the stream at the end of the call's time; return what to raise."""
         self._drop_stream()
-        return recovery.untold(self._core.timed_out(), self._client.address, self._limit_s)
+        return self._time_is_up()
 
     def _drop_stream(self) -> None:
         if self._stream is not None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, Final, Literal
+import time
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from longshort import arrays, errors, results
-from longshort.backoff import Backoff
+from longshort import arrays, errors, recovery, results
+from longshort.backoff import Backoff, pause_s
 from longshort.core import SessionCore
+from longshort.patience import Patience
+from longshort.route import Route
 from longshort.v1 import types_pb2
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from longshort.actions import Wait
     from longshort.opening import Opening
+    from longshort.servers import Servers
 
 AnswersName = Literal["all", "last", "none"]
 ANSWERS: Final[dict[str, types_pb2.Answers]] = {
@@ -27,11 +32,14 @@ ANSWERS: Final[dict[str, types_pb2.Answers]] = {
 class SessionView:
     """The attributes of a session, as of its last answer."""
 
-    def __init__(self, opening: Opening, timeout_s: float) -> None:
+    def __init__(self, opening: Opening, servers: Servers[Any], timeout_s: float, give_up_s: float) -> None:
         self._opening = opening
         self._timeout_s = arrays.seconds(timeout_s, "timeout_s")
+        self._give_up_s = give_up_s
+        self._patience = Patience(time.monotonic(), self._timeout_s, give_up_s)  # of the call under way
+        self._route = Route(servers, opening.session_id)
+        self._address = servers.target.text
         self._core = SessionCore(opening, Backoff(random.random))
-        self._limit_s = self._timeout_s  # of the call under way
         self._is_closed = False
 
     @property
@@ -121,6 +129,22 @@ class SessionView:
     def _within(self, timeout_s: float | None) -> float:
         """Return a call's time limit in seconds, or raise InvalidRequest."""
         return self._timeout_s if timeout_s is None else arrays.seconds(timeout_s, "timeout_s")
+
+    def _begin_call(self, timeout_s: float | None) -> None:
+        """Set the end of a call that begins now, or raise InvalidRequest."""
+        self._patience = Patience(time.monotonic(), self._within(timeout_s), self._give_up_s)
+
+    def _pause_s(self, action: Wait) -> float | None:
+        """Return how long to wait before the next action, or None where the time is up."""
+        delay_s, asked_s = action.delay_s, action.asked_s
+        if not self._core.has_stream:
+            delay_s, asked_s = self._route.pause(delay_s, asked_s)
+        return pause_s(delay_s, asked_s, self._patience.ends_at_s - time.monotonic())
+
+    def _time_is_up(self) -> errors.LongshortError:
+        """Return what to raise once the call under way has come to its end; its stream is to be dropped."""
+        error = self._core.timed_out(gave_up=self._patience.gives_up)
+        return recovery.untold(error, self._address, self._patience.limit_s)
 
 
 def answers_named(name: AnswersName) -> types_pb2.Answers:

@@ -1,21 +1,24 @@
-"""The async client: one channel to one address, its sessions, and the unary calls."""
+"""The async client: its servers, its sessions, and the unary calls."""
 
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 import warnings
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import grpc
 
-from longshort import arrays, operations, recovery, view
+from longshort import arrays, operations, view
+from longshort.addresses import parsed
 from longshort.aio.channel import new_channel
+from longshort.aio.names import Lookups
 from longshort.aio.session import Session
-from longshort.backoff import Backoff, pause_s
-from longshort.opening import Durability, Mode, Opening, own_client_id, routing_header
-from longshort.options import DEFAULT_TIMEOUT_S, checked_address
+from longshort.attempts import Attempts
+from longshort.opening import Durability, Mode, ModelChange, Opening, own_client_id, routing_header
+from longshort.options import DEFAULT_GIVE_UP_S, DEFAULT_TIMEOUT_S
+from longshort.patience import Patience
+from longshort.servers import Servers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -27,30 +30,39 @@ T = TypeVar("T")
 
 
 class Client:
-    """A connection to a longshort server. It may be shared by the tasks of its loop; each session may not.
+    """A way to one longshort server or several. It may be shared by the tasks of its loop; each session may not.
+
+    `address` is HOST:PORT; several, with commas or as a list; or dns:///NAME:PORT, whose addresses are all replicas:
+    each session goes to one of them, by its id, and to another one when that fails. InvalidRequest for what is none.
 
     `credentials` are gRPC channel credentials (plain text without them), `options` gRPC channel options
     beside and above our own. `timeout_s` is what a call takes at most, reconnecting included, unless it says
-    otherwise. `client_id` (at most 40 characters) is what others are told when this client takes a session
-    over; without it that is host:process. InvalidRequest for an `address` that is not HOST:PORT.
+    otherwise; a call that takes longer gives up after `give_up_s` without any server. `client_id` (at most 40
+    characters) is what others are told when this client takes a session over; without it that is host:process.
     """
 
     def __init__(
         self,
-        address: str,
+        address: str | Sequence[str],
         *,
         credentials: grpc.ChannelCredentials | None = None,
         options: Sequence[tuple[str, Any]] = (),
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        give_up_s: float = DEFAULT_GIVE_UP_S,
         client_id: str | None = None,
     ) -> None:
         asyncio.get_running_loop()  # gRPC would bind the channel to a loop that nobody runs
-        self.address = checked_address(address)
+        target = parsed(address)
+        self.address = target.text
         self.client_id = own_client_id(client_id)
+        self.give_up_s = arrays.seconds(give_up_s, "give_up_s")
         self._timeout_s = arrays.seconds(timeout_s, "timeout_s")
         self._is_closed = False
-        self._channel = new_channel(address, credentials, options)
-        self._stubs = operations.Stubs(self._channel)
+        settings = (*target.channel_options, *options)
+        self.servers: Servers[grpc.aio.Channel] = Servers(
+            target, lambda address: new_channel(address, credentials, settings)
+        )
+        self.lookups = Lookups(self.servers)
 
     def session(
         self,
@@ -60,13 +72,16 @@ class Client:
         *,
         mode: Mode = "open_or_create",
         durability: Durability | None = None,
+        model_change: ModelChange = "refuse",
         timeout_s: float | None = None,
     ) -> Session:
         """Return a session to be opened: `async with client.session(...)`, or `await` it and close it.
 
         Without an id (None or "") it gets a random UUID. `model` is needed to create one. `mode` is "open_or_create",
         "open" (SessionNotFound, SessionExpired) or "create" (SessionExists). `durability` is what is asked
-        for; the session's attribute says what is given. `timeout_s` is for this and each of its calls.
+        for; the session's attribute says what is given. `model_change` says what to do where the session's state is
+        of another model file or version than asked for: "refuse" (ModelMismatch), "move" its state where the signatures
+        say that it fits, or "reset" it. `timeout_s` is for this and each of its calls.
         """
         opening = Opening(
             session_id,
@@ -74,6 +89,7 @@ class Client:
             version=version,
             mode=mode,
             durability=durability,
+            model_change=model_change,
             client_id=self.client_id,
         )
         return Session(self, opening, self._timeout_s if timeout_s is None else timeout_s)
@@ -135,10 +151,12 @@ class Client:
         return await self.run(operations.get_model(name, version), timeout_s)
 
     async def close(self) -> None:
-        """Close the channel. Sessions still open raise SessionClosed from then on."""
+        """Close the channels. Sessions still open raise SessionClosed from then on."""
         if not self._is_closed:
             self._is_closed = True
-            await self._channel.close(None)
+            self.lookups.close()
+            for channel in self.servers.channels():
+                await channel.close(None)
 
     async def __aenter__(self) -> Self:
         return self
@@ -154,37 +172,33 @@ class Client:
 
     # For its sessions
 
-    def stubs_for(self, _session_id: str) -> operations.Stubs:
-        """Return where a session's calls go: the one place that will know of several addresses."""
+    def stubs(self, address: str) -> operations.Stubs:
+        """Return where calls to one of the servers go."""
         if self._is_closed:
             raise view.closed_error("client")
-        return self._stubs
+        return self.servers.stubs(address)
 
-    def new_stream(self, session_id: str) -> Any:
+    def new_stream(self, session_id: str, address: str) -> Any:
         """Start a stream for a session."""
-        return self.stubs_for(session_id).sequences.Stream(metadata=routing_header(session_id))
+        return self.stubs(address).sequences.Stream(metadata=routing_header(session_id))
 
-    async def run(self, operation: operations.Operation[T], timeout_s: float | None) -> T:
-        """Run a unary call; what only reads is tried again until the time is up."""
+    async def run(
+        self, operation: operations.Operation[T], timeout_s: float | None, address: str | None = None
+    ) -> T:
+        """Run a unary call, at the server of its session or at `address`; at others where that fails."""
         timeout_s = self._timeout_s if timeout_s is None else arrays.seconds(timeout_s, "timeout_s")
-        deadline_s = time.monotonic() + timeout_s
-        backoff = Backoff(random.random)
+        patience = Patience(time.monotonic(), timeout_s, self.give_up_s)
+        key = operation.session_id or self.client_id
+        attempts = Attempts(operation, self.servers, key, address, patience)
         while True:
-            method = self.stubs_for(operation.session_id).method(operation)
+            await self.lookups.look_up()
+            method = self.stubs(attempts.route.take()).method(operation)
+            metadata = routing_header(operation.session_id)
             try:
-                response = await method(
-                    operation.request,
-                    timeout=max(deadline_s - time.monotonic(), 0),
-                    metadata=routing_header(operation.session_id),
-                )
+                response = await method(operation.request, timeout=attempts.left_s, metadata=metadata)
             except grpc.RpcError as failure:
-                error = operations.error_of(failure)
+                pause = attempts.pause_after(operations.error_of(failure))
             else:
+                attempts.route.succeeded()
                 return operation.decode(response)
-            if not operation.is_read or not recovery.is_transient(error):
-                raise recovery.untold(error, self.address, None)
-            asked_s, left_s = error.retry_delay_s, deadline_s - time.monotonic()
-            pause = pause_s(backoff.next_delay_s(asked_s), asked_s, left_s)
-            if pause is None:
-                raise recovery.untold(error, self.address, timeout_s)
             await asyncio.sleep(pause)

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import grpc
 
-from longshort import actions, arrays, errors, operations, recovery, results, view
+from longshort import actions, arrays, errors, operations, results, view
 from longshort.aio.writing import is_cancelled, write
-from longshort.backoff import pause_s
 from longshort.options import CLOSE_TIMEOUT_S
 from longshort.v1 import types_pb2
 
@@ -41,7 +40,7 @@ class Session(view.SessionView):
     """
 
     def __init__(self, client: Client, opening: Opening, timeout_s: float) -> None:
-        super().__init__(opening, timeout_s)
+        super().__init__(opening, client.servers, timeout_s, client.give_up_s)
         self._client = client
         self._call_on_wire: Any = None
         self._is_busy = False
@@ -141,10 +140,10 @@ class Session(view.SessionView):
         self._core.check_can_begin()  # in doubt, nobody knows which state would be read
         timeout_s = self._within(timeout_s)
         try:
-            return await self._client.run(operation, timeout_s)
+            return await self._client.run(operation, timeout_s, self._route.address)
         except (errors.Stale, errors.SessionNotFound):
             await self._call(self._core.begin_reopening, view.no_rows, timeout_s)
-            return await self._client.run(operation, timeout_s)
+            return await self._client.run(operation, timeout_s, self._route.address)
 
     async def _call(
         self,
@@ -156,12 +155,14 @@ class Session(view.SessionView):
             raise view.concurrent_use()
         self._is_busy = True
         try:
-            self._limit_s = self._within(timeout_s)
+            self._begin_call(timeout_s)
             begin()
             self._finish = finish
-            async with asyncio.timeout(self._limit_s):
-                return finish(await self._converse(time.monotonic() + self._limit_s))
+            async with asyncio.timeout(None) as self._limit:
+                self._limit_anew()
+                return finish(await self._converse())
         except TimeoutError:
+            self._drop_stream()
             raise self._time_is_up() from None
         except errors.LongshortError:
             if not self._core.has_stream:
@@ -174,7 +175,7 @@ class Session(view.SessionView):
         finally:
             self._is_busy = False
 
-    async def _converse(self, deadline_s: float) -> NDArray[np.float32] | None:
+    async def _converse(self) -> NDArray[np.float32] | None:
         """Do what the core says until it has a result; raise its error, or that the time is up."""
         while True:
             action = self._core.next_action()
@@ -187,27 +188,41 @@ class Session(view.SessionView):
             elif isinstance(action, actions.Failed):
                 raise action.error
             elif isinstance(action, actions.Wait):
-                pause = pause_s(action.delay_s, action.asked_s, deadline_s - time.monotonic())
-                if pause is None:
-                    raise self._time_is_up()
-                await asyncio.sleep(pause)
+                await self._wait(action)
             elif isinstance(action, actions.Connect):
                 await self._connect(action.request)
 
     async def _receive(self) -> None:
+        was_open = self._core.is_open
         try:
             response = await self._call_on_wire.read()
         except grpc.RpcError as error:
-            self._core.disconnected(operations.error_of(error))
+            self._disconnected(operations.error_of(error))
         except asyncio.CancelledError:
             if is_cancelled():
                 raise
-            self._core.disconnected(operations.ended_early())  # closed under this call by another task
+            self._disconnected(operations.ended_early())  # closed under this call by another task
         else:
             if response is _EOF:
-                self._core.disconnected(operations.ended_early())
-            else:
-                self._core.received(response)
+                self._disconnected(operations.ended_early())
+                return
+            self._core.received(response)
+            if self._core.is_open and not was_open:
+                self._route.succeeded()
+                self._patience.served()
+                self._limit_anew()
+
+    def _disconnected(self, failure: errors.LongshortError) -> None:
+        self._route.failed(failure)
+        self._core.disconnected(failure)
+
+    async def _wait(self, action: actions.Wait) -> None:
+        if not self._core.has_stream:
+            await self._seek()
+        pause = self._pause_s(action)
+        if pause is None:
+            raise TimeoutError
+        await asyncio.sleep(pause)
 
     async def _send(self, request: sequence_pb2.StreamRequest) -> None:
         # A stream that has ended does not take it; why it has ended, the next read says.
@@ -221,16 +236,23 @@ class Session(view.SessionView):
 
     async def _connect(self, request: sequence_pb2.StreamRequest) -> None:
         self._drop_stream()
+        await self._seek()
         try:
-            self._call_on_wire = self._client.new_stream(self.id)
+            self._call_on_wire = self._client.new_stream(self.id, self._route.take())
         except errors.SessionClosed as error:  # the client was closed before its session
             self._core.end(error)
         else:
             await self._send(request)
 
-    def _time_is_up(self) -> errors.LongshortError:
-        self._drop_stream()
-        return recovery.untold(self._core.timed_out(), self._client.address, self._limit_s)
+    async def _seek(self) -> None:
+        """Note that there is no server, and learn where there may be one."""
+        self._patience.alone(time.monotonic())
+        self._limit_anew()
+        await self._client.lookups.look_up()
+
+    def _limit_anew(self) -> None:
+        left_s = self._patience.ends_at_s - time.monotonic()
+        self._limit.reschedule(asyncio.get_running_loop().time() + left_s)
 
     def _drop_stream(self) -> None:
         if self._call_on_wire is not None:
