@@ -139,22 +139,24 @@ def test_row_of_a_state_is_its_shape_without_the_batch():
 
 def test_family_of_states_names_them_in_order_with_their_shapes():
     family = signature(state_family="metro-lstm").family_of_states()
-    assert family == "metro-lstm: c0 [1, -1, 4], h0 [-1, 4]"
+    assert family == "metro-lstm: 2 in, 2 out, c0 [1, -1, 4], h0 [-1, 4]"
     assert signature().family_of_states() == ""
 
 
 @pytest.mark.parametrize(
-    "states",
+    "change",
     [
-        GOOD["states"][::-1],
-        (State("c0", "cn", (-1, 1, 4), 0), GOOD["states"][1]),
-        (State("c0", "cn", (1, -1, 5), 1), GOOD["states"][1]),
-        GOOD["states"][:1],
+        {"states": GOOD["states"][::-1]},
+        {"states": (State("c0", "cn", (-1, 1, 4), 0), GOOD["states"][1])},
+        {"states": (State("c0", "cn", (1, -1, 5), 1), GOOD["states"][1])},
+        {"states": GOOD["states"][:1]},
+        {"features": GOOD["features"][:1], "forecast": ()},
+        {"outputs": GOOD["outputs"][:1]},
     ],
-    ids=["other order", "other axis", "other size", "one of two"],
+    ids=["other order", "other axis", "other size", "one of two", "fewer features", "fewer outputs"],
 )
-def test_states_that_are_not_alike_make_another_family(states: tuple[State, ...]):
-    one, other = signature(state_family="f"), signature(state_family="f", states=states)
+def test_what_is_not_alike_makes_another_family(change: dict[str, Any]):
+    one, other = signature(state_family="f"), signature(**change, state_family="f")
     assert one.family_of_states() != other.family_of_states()
 
 

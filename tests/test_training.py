@@ -166,14 +166,16 @@ def test_the_command_trains_on_a_file_and_numbers_its_versions(tmp_path: Path) -
     file = write_csv(tmp_path / "tank.csv")
     arguments = ["--data", str(file), "--column", "level", "--out", str(tmp_path / "models"), "--no-progress"]
     arguments += ["--report", str(tmp_path / "build"), "--hidden", "8", "--updates", "20", "--window", "24"]
-    for _ in range(2):
-        result = CliRunner().invoke(command, arguments)
+    families = {1: "", 2: "tank-lstm"}
+    for family in families.values():
+        result = CliRunner().invoke(command, [*arguments, "--state-family", family])
         assert result.exit_code == 0, result.output
     assert "weekly naive" in result.output
-    for version in (1, 2):
+    for version, family in families.items():
         signature = Replay(tmp_path / "models" / "tank" / str(version) / "model.onnx").signature
         assert (signature.name, signature.features[0].name, signature.step_s) == ("tank", "level", 3600.0)
         assert signature.scores["mae"] > 0
+        assert signature.state_family == family
     assert {path.name for path in (tmp_path / "build").iterdir()} == {
         "tank.json",
         "tank.png",
@@ -190,6 +192,7 @@ def test_the_command_trains_on_a_file_and_numbers_its_versions(tmp_path: Path) -
         (["--data", "FILE", "--name", "../x"], "--name"),
         (["--data", "FILE", "--version", "0"], "--version"),
         (["--shipped", "--hidden", "3"], "--shipped"),
+        (["--shipped", "--state-family", "f"], "--shipped"),
     ],
 )
 def test_a_mistake_of_the_callers_is_one_line_and_exit_code_2(

@@ -65,6 +65,12 @@ class Refusal(click.ClickException):
 @click.option("--name", metavar="NAME", help="The model's name. By default the data set's.")
 @click.option("--version", type=click.IntRange(min=1), help="The version's number. By default the next one.")
 @click.option(
+    "--state-family",
+    default="",
+    metavar="NAME",
+    help="Promise that sessions may move, memories and all, between this version and others of that family.",
+)
+@click.option(
     "--report",
     "reports",
     type=click.Path(file_okay=False, path_type=Path),
@@ -104,6 +110,7 @@ def train(
     progress: bool,
     out: Path,
     version: int | None,
+    state_family: str,
     **settings: int | None,
 ) -> None:
     """Train an LSTM, score it as it will be served, and write it to a model repository.
@@ -120,7 +127,7 @@ def train(
       longshort train --data my.csv --column temperature --resume
     """  # noqa: D301  click reads the backspace
     chosen = {what: value for what, value in settings.items() if value is not None}
-    if shipped and (columns or time_column or name or chosen or resume or data != "metro"):
+    if shipped and (columns or time_column or name or chosen or resume or state_family or data != "metro"):
         raise click.UsageError(
             "--shipped makes metro and parking with their own settings; leave the others out"
         )
@@ -150,6 +157,7 @@ def train(
         shipped=shipped,
         name=name,
         version=version,
+        state_family=state_family,
         resume=resume,
         progress=progress,
     )

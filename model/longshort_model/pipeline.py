@@ -47,6 +47,7 @@ def make(
     *,
     name: str | None = None,
     version: int | None = None,
+    state_family: str = "",
     reports: Path | None = None,
     checkpoint: Path | None = None,
     resume: bool = False,
@@ -54,6 +55,7 @@ def make(
 ) -> Made:
     """Train, evaluate the exported graph as served, and write it to the repository with its scores.
 
+    `state_family` is the signature's: the caller knows which networks can go on with each other's memories.
     With `reports` the folder gets `<name>.json` and `<name>.png`. Raises TrainingError or ExportError.
     """
     name = name or dataset.name
@@ -61,7 +63,7 @@ def make(
     began = time.monotonic()
     trained = train(dataset, settings, checkpoint=checkpoint, resume=resume, progress=progress)
     train_s = time.monotonic() - began
-    unscored = signature_of(dataset, settings, name)
+    unscored = dataclasses.replace(signature_of(dataset, settings, name), state_family=state_family)
     _, model, _ = sign(trained.network.weights(), unscored)
     report, predictions = evaluate(dataset, Replay(model))
     signature = dataclasses.replace(

@@ -28,6 +28,7 @@ def write_random_model(
     seed: int = 0,
     name: str = "random",
     missing: MissingValue = MissingValue.REPEAT_LAST,
+    state_family: str = "",
     explain: bool = False,
 ) -> Signature:
     """Write a model with random weights to `path` and return its signature; folders are made as needed.
@@ -57,6 +58,7 @@ def write_random_model(
         states=lstm_states(layers, hidden),
         sequence_lens="sequence_lens",
         missing=missing,
+        state_family=state_family,
         forecast=tuple(Feedback(output_names[k].name, feature_names[k].name) for k in range(feeds)),
     )
     signed, model, explaining = sign(weights, signature)

@@ -140,15 +140,16 @@ class Signature:
         return [order.index(by_feature[c.name]) for c in self.features]
 
     def family_of_states(self) -> str:
-        """Return the family with the names and shapes of the states, in their order; "" without a family.
+        """Return the family with all that a session of it must have alike; "" without a family.
 
-        Two files may go on with each other's states where this is equal and not empty: states are stored in order,
-        and two of one shape that have changed places would be taken for each other.
+        Two files may go on with each other's sessions where this is equal and not empty: as wide values and answers,
+        since the last of both are kept, and the same states in the same order. Of two states of one shape that have
+        changed places, each would be taken for the other.
         """
         if not self.state_family:
             return ""
         states = ", ".join(f"{state.input} {list(state.shape)}" for state in self.states)
-        return f"{self.state_family}: {states}"
+        return f"{self.state_family}: {len(self.features)} in, {len(self.outputs)} out, {states}"
 
     def to_json(self) -> str:
         """Return the form that is written into the file."""
