@@ -58,6 +58,8 @@ def running_server(repository: Path, log: Path, *flags: str, port: int = 0) -> I
     """Start the service on free ports and end it with the block."""
     command = [sys.executable, "-m", "longshort_service", "serve", str(repository), "--grpc-port", str(port)]
     command += ["--metrics-port", "0", "--log-format", "json", *flags]
+    if "--store" not in flags:  # the default would be a file that all tests share
+        command += ["--store", "memory://"]
     with log.open("ab") as sink:
         process = subprocess.Popen(command, stderr=sink, env=os.environ | {"PYTHONUNBUFFERED": "1"})
     try:

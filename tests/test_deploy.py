@@ -35,26 +35,11 @@ DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "longshort.
 DATA_SOURCE = (ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text()
 
 
-def tool(name: str) -> str:
-    """Return the path of a program, or skip."""
-    beside_python = shutil.which(name, path=str(Path(sys.executable).parent))
-    found = beside_python or shutil.which(name)
-    if found is None and os.environ.get("LONGSHORT_REQUIRE_ALL") == "1":
-        pytest.fail(f"{name} is not installed and nothing may skip")
-    return found or pytest.skip(f"{name} is not installed")
-
-
-def run(*command: str | Path, cwd: Path = ROOT) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 # -- the image and the Compose file
 
 
 def test_hadolint_has_nothing_to_say_of_the_dockerfile():
-    run(tool("hadolint"), "Dockerfile")
+    run_tool(tool("hadolint"), "Dockerfile")
 
 
 def test_the_dockerfile_builds_with_every_builder():
@@ -74,7 +59,7 @@ def test_the_gpu_image_installs_what_the_gpu_extra_names():
 
 def compose() -> dict[str, Any]:
     """Return the Compose file as Compose reads it, the train profile included."""
-    output = run(tool("docker-compose"), "--profile", "train", "config", "--format", "json")
+    output = run_tool(tool("docker-compose"), "--profile", "train", "config", "--format", "json")
     read: dict[str, Any] = json.loads(output)
     return read
 
@@ -118,9 +103,9 @@ def test_compose_mounts_only_files_that_are_here():
 
 def test_promtool_accepts_the_configuration_and_the_alerts_pass_their_unit_tests():
     promtool = tool("promtool")
-    run(promtool, "check", "config", "prometheus.yml", cwd=PROMETHEUS)
-    run(promtool, "check", "rules", "longshort.rules.yml", cwd=PROMETHEUS)
-    run(promtool, "test", "rules", "longshort.test.yml", cwd=PROMETHEUS)
+    run_tool(promtool, "check", "config", "prometheus.yml", cwd=PROMETHEUS)
+    run_tool(promtool, "check", "rules", "longshort.rules.yml", cwd=PROMETHEUS)
+    run_tool(promtool, "test", "rules", "longshort.test.yml", cwd=PROMETHEUS)
 
 
 def alerts() -> list[str]:
@@ -159,56 +144,6 @@ def test_panels_have_an_id_and_a_place_of_their_own_and_the_provisioned_data_sou
         assert not cells & taken, panel["title"]
         taken |= cells
     assert f"uid: {panels()[0]['datasource']['uid']}\n" in DATA_SOURCE
-
-
-class Prometheus:
-    """A running Prometheus."""
-
-    def __init__(self, port: int) -> None:
-        self._url = f"http://127.0.0.1:{port}/api/v1"
-
-    def get(self, path: str, **parameters: str) -> Any:
-        url = f"{self._url}/{path}?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(url, timeout=10) as response:
-            return json.load(response)["data"]
-
-    def query(self, expression: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.get("query", query=expression)["result"]
-        return found
-
-
-@contextmanager
-def prometheus_scraping(metrics_port: int, folder: Path) -> Iterator[Prometheus]:
-    """Run Prometheus with our configuration, only faster and with the service's address."""
-    program = tool("prometheus")
-    configuration = (PROMETHEUS / "prometheus.yml").read_text()
-    assert "longshort:9464" in configuration
-    configuration = configuration.replace("longshort:9464", f"127.0.0.1:{metrics_port}")
-    configuration = re.sub(r"_interval: \d+s", "_interval: 200ms", configuration)
-    (folder / "prometheus.yml").write_text(configuration)
-    shutil.copy(PROMETHEUS / "longshort.rules.yml", folder)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [program, f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
-    command += [f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"]
-    with (folder / "log").open("wb") as log, subprocess.Popen(command, stderr=log, stdout=log) as process:
-        try:
-            _await_http(f"http://127.0.0.1:{port}/-/ready", process, folder / "log")
-            yield Prometheus(port)
-        finally:
-            process.terminate()
-
-
-def _await_http(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline_s = time.monotonic() + 20
-    while time.monotonic() < deadline_s and process.poll() is None:
-        try:
-            urllib.request.urlopen(url, timeout=1).close()
-        except OSError:
-            time.sleep(0.1)
-        else:
-            return
-    pytest.fail(f"Prometheus did not start: {log.read_text()}")
 
 
 def stream_for(address: str, seconds: float) -> None:

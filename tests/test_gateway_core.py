@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from frame_play import Play, Promise
-from frame_server import BEHIND, FrameServer, Refusal, alone
+from frame_server import BEHIND, SYNC, UNSTORED, FrameServer, Refusal, alone
 from longshort import errors
 from longshort.errors import Code
-from longshort.gateway.actions import Idle
+from longshort.gateway.actions import CONNECT, Idle
 from longshort.gateway.filling import MAX_FRAME_STEPS, MAX_LONG_STEPS, MAX_ROW_STEPS
 from longshort.gateway.group import Group
 from longshort.v1 import sequence_pb2, types_pb2
@@ -467,16 +467,26 @@ def test_values_are_kept_until_they_are_stored_and_new_ones_wait_for_room():
     for value in range(2):
         play.steps("ab", [value, value])
         play.run()
+    play.server.store.is_away = True
     call = play.step("a", 2.0)
-    for _ in range(30):
-        action = play.move()
-        if isinstance(action, Idle):
-            play.now_s = action.until_s
+    before_s = play.now_s
+    moves(play, 30)
     assert not call.done()
+    assert play.now_s > before_s + 5, "the server has asked for pauses"
     assert len(play.server.sessions["a"].history) == 2
-    play.server.store()
+    play.server.store.is_away = False
     play.run()
     np.testing.assert_array_equal(call.outcome, alone([0, 1, 2])[2])
+    assert [*play.server.requests[-2].flushes] == [0, 1], "the session in wait is not stored twice"
+
+
+def test_room_among_what_is_kept_is_made_at_once_where_the_server_stores():
+    play = Play(FrameServer(BEHIND), max_kept_steps=2)
+    for value in range(20):
+        waiter, _ = play.steps("ab", [value, value])
+        play.run()
+        assert waiter.done()
+    assert play.now_s == 0, "no pause"
 
 
 def moves(play: Play, count: int) -> None:
@@ -488,7 +498,7 @@ def moves(play: Play, count: int) -> None:
 
 
 def test_sessions_taken_by_another_do_not_fill_the_memory_of_what_is_kept():
-    play = Play(FrameServer(durability=BEHIND, stores=False), max_kept_steps=1)
+    play = Play(FrameServer(BEHIND), max_kept_steps=1)
     play.steps("ab", [1, 1])
     play.run()
     for key in "ab":
@@ -499,46 +509,266 @@ def test_sessions_taken_by_another_do_not_fill_the_memory_of_what_is_kept():
     assert isinstance(play.step("a", 1.0).outcome, errors.SessionTaken)
 
 
-def test_what_a_session_in_doubt_was_answered_before_is_stored_all_the_same():
-    play = Play(FrameServer(durability=BEHIND, stores=False))
-    play.step("a", 1.0)
+def test_flush_of_a_session_in_doubt_says_so():
+    play = Play(FrameServer(BEHIND))
+    play.steps("ab", [1, 1])
     play.run()
     call = play.step("a", 2.0)
     play.send()
     play.cancel(call)
     play.cut()
-    flush = play.flush("a")
-    moves(play, 20)
-    assert not flush.done()
-    play.server.store()
-    moves(play, 20)
-    assert flush.done()
+    flush = play.flush("ab")
+    play.run()
+    assert {index: type(error) for index, error in flush.outcome.errors.items()} == {0: errors.StepInDoubt}
     again = play.retry("a")
+    flush = play.flush("a")
+    play.run()
+    np.testing.assert_array_equal(again.outcome, alone([1, 2])[1])
+    assert isinstance(flush.outcome, np.ndarray)
+    assert len(play.server.store.records["a"].history) == 2
+
+
+def test_flush_waits_until_what_was_asked_before_is_stored():
+    play = Play(FrameServer(BEHIND))
+    play.steps("ab", [1, 2])
+    play.run()
+    play.server.store.is_away = True
+    last = play.step("a", 3.0)
+    waiter, one = play.flush(), play.flush(["a"])
+    moves(play, 30)
+    assert last.done()
+    assert not waiter.done()
+    assert play.core.failure.reason == "STORE_UNAVAILABLE", "what a call whose time is up is told"
+    play.server.store.is_away = False
+    play.run()
+    assert isinstance(waiter.outcome, np.ndarray)
+    assert isinstance(one.outcome, np.ndarray)
+    assert [len(record.history) for record in play.server.store.records.values()] == [2, 1]
+    frames = len(play.server.requests)
+    play.flush()
+    play.flush(["unknown"])
+    play.run()
+    assert len(play.server.requests) == frames, "all is stored, or was never used"
+
+
+def test_flush_of_a_session_that_nobody_stores_on_the_way_is_asked():
+    play = Play(FrameServer())
+    play.step("a", 1.0)
+    play.run()
+    waiter = play.flush()
+    play.run()
+    assert isinstance(waiter.outcome, np.ndarray)
+    assert [*play.server.requests[-1].flushes] == [0]
+
+
+def test_flush_is_asked_again_on_the_next_stream_and_fails_with_the_gateway():
+    play = Play(FrameServer(BEHIND))
+    play.step("a", 1.0)
+    play.run()
+    waiter = play.flush()
+    play.send()
+    play.cut()
+    play.run()
+    assert isinstance(waiter.outcome, np.ndarray)
+    play.step("a", 1.0)
+    play.run()
+    unstored = play.flush()
+    play.core.close(errors.SessionClosed("closed"))
+    assert isinstance(unstored.outcome.errors[0], errors.SessionClosed)
+
+
+def test_flush_of_a_session_that_has_ended_fails_with_its_ending():
+    play = Play(FrameServer(BEHIND))
+    play.steps("abc", [1, 2, 3])
+    play.run()
+    play.server.take("a", "other")
+    first = play.flush("ab")
+    play.run()
+    assert {index: type(error) for index, error in first.outcome.errors.items()} == {0: errors.SessionTaken}
+    again = play.flush("a")
+    assert isinstance(again.outcome.errors[0], errors.SessionTaken)
+
+
+def test_opening_that_is_refused_for_a_flush_is_told_and_not_tried_for_ever():
+    play = Play(FrameServer(BEHIND), max_kept_steps=1)
+    play.step("a", 1.0)
+    play.run()
+    play.cut()
+
+    def refuse(key: str) -> None:
+        if key == "a":
+            raise Refusal(Code.PERMISSION_DENIED, "NO_ENTRY")
+
+    play.server.refuse_open = refuse
+    flush, new = play.flush("a"), play.step("b", 1.0)
+    before = len(play.server.requests)
+    moves(play, 40)
+    assert isinstance(flush.outcome.errors[0], errors.AccessDenied)
+    assert not new.done(), "there is no room among what is kept"
+    assert len(play.server.requests) - before < 20
+    assert play.now_s > 5
+
+
+def test_session_moved_by_this_client_itself_is_stored_to_make_room():
+    play = Play(FrameServer(BEHIND), max_kept_steps=1)
+    play.step("a", 1.0)
+    play.run()
+    play.server.take("a", play.client_id)
+    new = play.step("b", 2.0)
+    play.run()
+    np.testing.assert_array_equal(new.outcome, alone([2])[0])
+
+
+def test_message_whose_answer_waits_for_the_store_is_sent_again_and_its_neighbours_go_on():
+    play = Play(FrameServer(SYNC))
+    play.steps("ab", [1, 1])
+    play.run()
+    play.server.store.is_away = True
+    waiter, _ = play.steps("ab", [2, 2])
+    play.send()
+    play.move()
+    assert play.num_connects == 1, "the stream goes on"
+    before = len(play.server.requests)
+    behind = play.step("a", 3.0)
+    moves(play, 2)
+    assert len(play.server.requests) == before, "a new call does not cut the pause short"
+    play.server.durability = UNSTORED
+    other = play.step("c", 1.0)
+    play.server.store.is_away = False
+    while not other.done():
+        play.move()
+    assert not waiter.done()
+    play.server.durability = SYNC
+    play.run()
+    np.testing.assert_array_equal(waiter.outcome, [alone([1, 2])[1]] * 2)
+    np.testing.assert_array_equal(behind.outcome, alone([1, 2, 3])[2])
+    assert len(play.server.store.records["a"].history) == 3
+    assert play.core._storing.kept.num_steps == 0, "what is stored at once is not kept"
+
+
+def test_values_that_were_stored_at_once_leave_no_gap_in_what_is_kept():
+    play = Play(FrameServer(BEHIND))
+    play.steps("ab", [0, 0])
+    for value, stores in ((1.0, False), (2.0, True), (3.0, False), (4.0, False)):
+        play.run()
+        play.server.stores = False
+        if stores:
+            play.server.refuse_row = lambda key: play.server.write(key) if key == "a" else None
+            play.server.write("a")
+            play.server.durability = SYNC
+        play.step("a", value)
+        play.run()
+        play.server.durability, play.server.refuse_row = BEHIND, lambda _: None
+    play.server.crash()
+    play.cut()
+    call = play.step("a", 5.0)
+    play.run()
+    np.testing.assert_array_equal(call.outcome, alone([0, 1, 2, 3, 4, 5])[-1])
+
+
+def test_server_that_stores_no_more_does_not_fill_the_memory_of_what_is_kept():
+    play = Play(FrameServer(BEHIND), max_kept_steps=4)
+    play.steps("ab", [1, 1])
+    play.run()
+    play.server.durability = UNSTORED
+    play.cut()
+    for value in range(5):
+        waiter, _ = play.steps("ab", [value, value])
+        play.run()
+        assert isinstance(waiter.outcome, np.ndarray)
+
+
+def test_opening_again_tells_the_greatest_epoch_and_asks_for_no_other_model():
+    play = Play(FrameServer(BEHIND), model_change="move")
+    play.step("a", 1.0)
+    play.run()
+    play.cut()
+    play.server.store.is_away = True
+    call = play.step("a", 2.0)
+    play.run()
+    np.testing.assert_array_equal(call.outcome, alone([1, 2])[1])
+    asked = [item.open for request in play.server.requests for item in request.opens]
+    assert [(each.epoch, each.model_change) for each in asked] == [
+        (0, types_pb2.MODEL_CHANGE_MOVE),
+        (1, types_pb2.MODEL_CHANGE_UNSPECIFIED),
+    ]
+
+
+def test_store_that_went_back_loses_the_session():
+    play = Play(FrameServer(BEHIND))
+    for value in (1.0, 2.0):
+        play.step("a", value)
+        play.run()
+        play.flush()
+        play.run()
+    play.step("a", 3.0)
+    play.run()
+    play.server.store.records["a"].history.pop()
+    play.server.crash()
+    play.cut()
+    call = play.step("a", 4.0)
+    play.run()
+    assert isinstance(call.outcome, errors.SessionLost)
+    assert call.outcome.reason == "STORE_WENT_BACK"
+    assert [*play.server.requests[-1].closes] == [0], "the server need not hold it open"
+
+
+def test_session_that_has_ended_at_its_opening_is_closed_at_the_server_and_its_slot_may_be_used_again():
+    play = Play()
+    play.step("a", 1.0)
+    play.run()
+    play.server.num_features = 2
+    play.step("b", 1.0)
+    play.send()
+    play.move()
+    assert play.close_session("b").done()
+    play.server.num_features = 1
+    call = play.step("c", 1.0)  # takes the slot
+    play.run()
+    assert isinstance(call.outcome, np.ndarray)
+    assert [*play.server.requests[-2].closes] == [1]
+
+
+def test_without_a_server_what_waits_fails_in_time_and_the_next_call_has_its_own():
+    play = Play()
+    play.step("a", 1.0)
+    play.run()
+    play.now_s = 1000.0
+    calls = [play.step("a", 2.0), play.step("b", 1.0), play.flush()]
+    play.send()
+    for _ in range(500):
+        if calls[1].done():
+            break
+        action = play.move()
+        if isinstance(action, Idle):
+            play.now_s = action.until_s
+        elif action is CONNECT:
+            play.now_s += 0.01
+            play.cut(status(Code.UNAVAILABLE))
+        else:
+            play.cut(status(Code.UNAVAILABLE))
+    assert 1060 < play.now_s < 1065
+    for outcome in (calls[0].outcome, calls[1].outcome, calls[2].outcome.errors[0]):
+        assert isinstance(outcome, errors.Unavailable)
+        assert "here:1 within 60 s" in str(outcome)
+    assert [*play.core.turns.doubts] == [0]
+    play.now_s = 2000.0
+    again = play.retry("a")
+    play.move()
+    play.cut(status(Code.UNAVAILABLE))
+    assert not again.done(), "it has time of its own"
     play.run()
     np.testing.assert_array_equal(again.outcome, alone([1, 2])[1])
 
 
-def test_flush_waits_until_what_was_answered_is_stored():
-    play = Play(FrameServer(BEHIND))
-    play.steps("ab", [1, 2])
-    play.run()
-    waiter, one = play.flush(), play.flush(["a"])
-    for _ in range(10):
-        action = play.move()
-        if isinstance(action, Idle):
-            play.now_s = action.until_s
-    assert not waiter.done()
-    play.server.store()
-    play.run()
-    assert waiter.done()
-    assert one.done()
-    assert len(play.server.sessions["a"].history) == 1, "asking has moved nothing"
-    given_up = play.step("a", 1.0)
-    play.run()
-    unstored = play.flush()
-    play.core.close(errors.SessionClosed("closed"))
-    assert isinstance(unstored.outcome, errors.SessionClosed)
-    assert isinstance(given_up.outcome, np.ndarray)
+def test_first_try_of_another_server_does_not_wait_as_long_as_the_last_one_asked():
+    play = Play()
+    play.step("a", 1.0)
+    play.move()
+    play.core.disconnected(errors.make(Code.UNAVAILABLE, "draining", "DRAINING", {}, 5.0), 0.0, has_other=True)
+    action = play.move()
+    assert isinstance(action, Idle)
+    assert action.until_s <= 0.1
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ class Schedule:
         self.play.cut()
 
     def store(self, _key: str, _which: int, _size: int) -> None:
-        self.play.server.store()
+        self.play.server.checkpoint()
 
     def take(self, key: str, _which: int, _size: int) -> None:
         if key in self.play.server.sessions:
@@ -158,7 +158,7 @@ class Schedule:
             self.lines[key].append(asked)
 
     def finish(self) -> None:
-        self.play.server.store()
+        self.play.server.checkpoint()
         self.play.server.stores = True
         self.others.append(self.play.flush())  # idle sessions are brought up to date when that is asked
         self.play.run()

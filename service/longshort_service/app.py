@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from longshort_service import errors
+from longshort_service.checkpointer import Checkpointer, CheckpointLimits
 from longshort_service.config import ConfigError, ServeConfig
+from longshort_service.durability import Durability
 from longshort_service.eviction import Evictor, Limits
 from longshort_service.handlers import model as model_handler
 from longshort_service.handlers import sequence, session
@@ -31,7 +34,7 @@ from longshort_service.repository_watch import RepositoryWatch
 from longshort_service.scheduler import Scheduler
 from longshort_service.sessions import SessionTable
 from longshort_service.stepper import Stepper
-from longshort_service.stores.memory import MemoryStore
+from longshort_service.stores.opening import make_store
 from longshort_service.transport.server import Server
 from longshort_service.turns import Turns
 from longshort_service.version_folder import MODEL_FILE
@@ -45,6 +48,9 @@ logger = logging.getLogger(__name__)
 HARD_LIMIT_FACTOR: Final = 4
 # How long calls of other services (health watches, reflection) may take to end once ours have.
 STOP_GRACE_S: Final = 0.2
+# An open session is noted in the store so often in its time to live, lest another server take it for unused.
+REFRESHES_PER_TTL: Final = 8
+STORE_HEALTH_NAME: Final = "longshort.store"  # a name for health checks only
 SERVICE_NAMES: Final = (sequence.SERVICE_NAME, session.SERVICE_NAME, model_handler.SERVICE_NAME)
 
 
@@ -56,7 +62,12 @@ class App:
         self.metrics = Metrics(error_reasons=all_reasons())
         self._calls = CallMetrics(self.metrics)
         self._table: SessionTable[Model] = SessionTable()
-        self._store = MemoryStore(config.max_stored_sessions)
+        self._store = make_store(
+            config.store,
+            max_entries=config.max_stored_sessions,
+            tombstone_ttl_s=config.tombstone_ttl_s,
+            environ=os.environ,
+        )
         loader = ModelLoader(config, self.metrics)
         self.repository = Repository(repository_root(config), loader.load, loader)
         self._watch_of_models = RepositoryWatch(self.repository, self._is_in_use, config.repository_watch_s)
@@ -66,6 +77,21 @@ class App:
             on_engine_death=lambda _lane: self._engine_died(),
         )
         turns = Turns()
+        self._checkpointer = Checkpointer(
+            table=self._table,
+            store=self._store,
+            turns=turns,
+            limits=CheckpointLimits(
+                config.checkpoint_interval_s,
+                config.checkpoint_steps,
+                config.store_timeout_s,
+                config.store_outage_limit_s,
+                is_unary_sync=config.unary_durability == "sync",
+            ),
+            clock=time.time,
+            observer=self._calls,
+            on_store_change=self._store_changed,
+        )
         self._evictor = Evictor(
             table=self._table,
             store=self._store,
@@ -82,6 +108,8 @@ class App:
             repository=self.repository,
             turns=turns,
             evictor=self._evictor,
+            checkpointer=self._checkpointer,
+            durability=Durability[config.durability.upper()],
             clock=time.time,
             draw_incarnation=lambda: secrets.randbits(64),
             observer=self._calls,
@@ -97,6 +125,7 @@ class App:
             max_message_bytes=config.max_message_bytes,
             max_streams=config.max_streams,
             max_batch_rows=config.max_batch_rows,
+            is_unary_sync=config.unary_durability == "sync",
         )
         self._streams = sequence.SequenceHandler(self._edge)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
@@ -124,27 +153,33 @@ class App:
             self._config.metrics_port,
             registry=self.metrics.registry,
             is_alive=lambda: not self._is_engine_dead,
-            is_ready=lambda: self._is_ready,
+            is_ready=lambda: self._is_ready and self._can_serve(),
         )
         self._watch()
         self._server.start()
         self._http.start()
         self.metrics_port = self._http.port
+        self._checkpointer.start()
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep_regularly())
         self._watch_of_models.start()
         self._is_ready = True
-        await self._say_health(health_pb2.HealthCheckResponse.SERVING)
+        await self._say_health()
 
     async def stop(self) -> None:
-        """Drain: answer what is in flight, end the streams, flush state; at most `drain_timeout_s` for that."""
+        """Drain: answer what is in flight, store the sessions, end the streams; at most `drain_timeout_s` for that."""
         self._is_ready = False
         self._watch_of_models.stop()
-        await self._say_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._say_health()
         self._edge.is_draining = True
-        self._streams.end_streams(errors.Draining("the server is shutting down: connect again"))
         try:
-            await asyncio.wait_for(self._edge.until_quiet(), self._config.drain_timeout_s)
+            async with asyncio.timeout(self._config.drain_timeout_s):
+                await self._streams.hold_streams()
+                # Before their streams end: their clients open them elsewhere at once.
+                await self._checkpointer.store_all()
+                self._end_streams()
+                await self._edge.until_quiet()
         except TimeoutError:
+            self._end_streams()
             logger.warning("calls did not end in time", extra={"fields": {"calls": self._edge.num_calls}})
         await self._server.stop(STOP_GRACE_S)
         if self._sweeper is not None:
@@ -153,6 +188,9 @@ class App:
         await self._keeper.close()
         self._explain_thread.shutdown(cancel_futures=True)
         self._http.stop()
+
+    def _end_streams(self) -> None:
+        self._streams.end_streams(errors.Draining("the server is shutting down: connect again"))
 
     async def _load_repository(self) -> None:
         if not self.repository.root.is_dir():
@@ -177,7 +215,9 @@ class App:
             live=lambda: len(table) - table.num_idle, idle=lambda: table.num_idle, spilled=store.num_records
         )
         self.metrics.watch_streams(self._streams.num_streams)
-        self.metrics.watch_serving(lambda: self._is_ready and not self._is_engine_dead)
+        self.metrics.watch_serving(lambda: self._is_ready and self._can_serve())
+        self.metrics.watch_store(lambda: not self._checkpointer.outage.is_away)
+        self.metrics.watch_checkpoint_lag(lambda: self._checkpointer.lag_s)
 
     def _build_server(self) -> Server:
         limit = min(self._config.max_message_bytes * HARD_LIMIT_FACTOR, 2**31 - 1)  # gRPC counts in 32 bits
@@ -216,21 +256,32 @@ class App:
         while True:
             await asyncio.sleep(pause_s)
             try:
+                self._checkpointer.refresh(time.time() - self._config.session_ttl_s / REFRESHES_PER_TTL)
                 await self._evictor.sweep()
+            except errors.StoreUnavailable:
+                continue  # it is in the log already
             except Exception:
                 logger.exception("the sweep of idle sessions failed")
 
     def _engine_died(self) -> None:
         self._is_engine_dead = True
         self._is_ready = False
-        task = asyncio.get_running_loop().create_task(
-            self._say_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        )
-        self._dying = task  # the loop itself keeps only a weak reference
+        self._store_changed()
 
-    async def _say_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+    def _store_changed(self) -> None:
+        # Kept, as the loop itself keeps only a weak reference.
+        self._telling = asyncio.get_running_loop().create_task(self._say_health())
+
+    def _can_serve(self) -> bool:
+        return not self._is_engine_dead and not self._checkpointer.outage.is_over_limit
+
+    async def _say_health(self) -> None:
+        """Tell all who watch: of the service, and of its store, which may be away while the service goes on."""
+        is_serving = self._is_ready and self._can_serve()
         for name in ("", *SERVICE_NAMES):
-            await self._health.set(name, status)
+            await self._health.set(name, _serving_status(is_serving=is_serving))
+        is_stored = is_serving and not self._checkpointer.outage.is_away
+        await self._health.set(STORE_HEALTH_NAME, _serving_status(is_serving=is_stored))
 
 
 def repository_root(config: ServeConfig) -> Path:
@@ -249,6 +300,11 @@ def all_reasons() -> Iterator[str]:
         pending.extend(subclasses)
         if not subclasses:
             yield error.reason
+
+
+def _serving_status(*, is_serving: bool) -> health_pb2.HealthCheckResponse.ServingStatus:
+    status = health_pb2.HealthCheckResponse
+    return status.SERVING if is_serving else status.NOT_SERVING
 
 
 def _bracketed(host: str) -> str:

@@ -78,6 +78,9 @@ class StateMemory(Protocol):
     def read(self, row: int) -> States:
         """Return copies of one row's states, without the batch axis."""
 
+    def read_many(self, rows: NDArray[np.intp]) -> States:
+        """Return copies of many rows' states, `[..., rows, ...]`."""
+
     def write(self, row: int, states: States) -> None:
         """Put states, as `read` returns them, into a row. Raises ValueError for other shapes."""
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from longshort_service.durability import NEVER, Durability
 from longshort_service.protocol import MessageIdentity
 
 if TYPE_CHECKING:
@@ -43,6 +44,14 @@ class SessionColumns:
         self.sent = np.zeros((num_rows, num_features), np.float32)  # the last row, as the client sent it
         # The same as the model saw it: they differ where a missing value was filled.
         self.seen = np.zeros_like(self.sent) if repeats_last else self.sent
+        self.durability = np.zeros(num_rows, np.int8)  # a Durability
+        self.durable = np.zeros(num_rows, np.int64)  # the step that is known to be stored
+        self.waits_from = np.zeros(
+            num_rows, np.int64
+        )  # an answer at this step, or later, waits for the store
+        self.is_writing = np.zeros(num_rows, np.bool_)  # a record is on its way to the store
+        self.behind_since_s = np.zeros(num_rows, np.float64)  # by a monotonic clock; 0: not seen behind
+        self.written_s = np.zeros(num_rows, np.float64)  # when the store last heard of it
         self.handle = np.zeros(num_rows, np.int32)  # what a frame stream that has it open calls it
         self._message_steps = np.zeros(num_rows, np.int32)  # of the last message; 0: there is none
         # Of its values, where `_has_crc`; otherwise it is that of `sent`.
@@ -54,6 +63,8 @@ class SessionColumns:
         # One number at a time is read faster through these.
         self.step_of = memoryview(self.step.data)
         self.is_busy_of = memoryview(self.is_busy.data)
+        self.durable_of = memoryview(self.durable.data)
+        self.waits_from_of = memoryview(self.waits_from.data)
 
     def clear(self, row: int) -> None:
         """Make a row that of a session at step 0."""
@@ -64,6 +75,11 @@ class SessionColumns:
         self.step[rows] = 0
         self.is_gapless[rows] = True
         self.is_busy[rows] = False
+        self.durability[rows] = Durability.NONE
+        self.durable[rows] = 0
+        self.waits_from[rows] = NEVER
+        self.is_writing[rows] = False
+        self.behind_since_s[rows] = 0
         self._message_steps[rows] = 0
         self.forget_long_answers(rows)
 
@@ -83,6 +99,17 @@ class SessionColumns:
         if long is not None:
             return np.frombuffer(long, np.float32).reshape(-1, self.output.shape[1])
         return self.output[row : row + 1][: self._answer_rows[row]].copy()
+
+    def last_messages(self, rows: NDArray[np.intp]) -> LastMessages:
+        """Return what the last messages of rows are known by, and their answers of more than one row: copies."""
+        long = self._long_answers.keys() & set(rows.tolist()) if self._long_answers else ()
+        return LastMessages(
+            self._message_steps[rows],
+            self._message_crc[rows],
+            self._has_crc[rows],
+            self._answer_rows[rows],
+            {row: self._long_answers[row] for row in long},
+        )
 
     def repeats(
         self, rows: NDArray[np.intp], steps: NDArray[np.int64], values: NDArray[np.float32]
@@ -194,6 +221,17 @@ class SessionColumns:
         for row in self._when_settled.keys() & set(rows.tolist()):
             for callback in self._when_settled.pop(row):
                 callback()
+
+
+@dataclass(frozen=True, slots=True)
+class LastMessages:
+    """The last messages of several rows. Where `num_steps` is 0 there is none."""
+
+    num_steps: NDArray[np.int32]  # [rows]
+    crcs: NDArray[np.uint32]  # [rows] where `has_crc`; otherwise it is that of the row's `sent`
+    has_crc: NDArray[np.bool_]  # [rows]
+    answer_rows: NDArray[np.int32]  # [rows]
+    long_answers: dict[int, bytes]  # by the number of the row
 
 
 @dataclass(frozen=True, slots=True)

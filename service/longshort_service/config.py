@@ -49,7 +49,20 @@ class ServeConfig:
     metrics_port: Annotated[int, kinds.PORT, "Port of /metrics, /healthz, /readyz; 0 takes a free one."] = (
         9464
     )
-    store: Annotated[str, kinds.STORE, "Where sessions are kept; memory:// is this process."] = "memory://"
+    store: Annotated[str, kinds.STORE, "Where sessions are kept: sqlite://, redis://... or memory://."] = (
+        "sqlite://"
+    )
+    durability: Annotated[str, kinds.DURABILITY, "What a session has whose opening asks for none."] = "behind"
+    checkpoint_interval_s: Annotated[float, kinds.TIME, "BEHIND is stored at least so often."] = 1.0
+    # Less than the 16,384 steps that our client keeps for a session.
+    checkpoint_steps: Annotated[int, kinds.STEPS, "BEHIND is at most so many steps behind."] = 8192
+    unary_durability: Annotated[
+        str, kinds.UNARY, "Unary steps: each stored before its answer, or as their session is."
+    ] = "sync"
+    store_timeout_s: Annotated[float, kinds.TIME, "An answer waits so long for the store, then fails."] = 5.0
+    store_outage_limit_s: Annotated[
+        float, kinds.TIME_OR_ZERO, "Without their store live sessions go on for so long."
+    ] = 60.0
     provider: Annotated[str, kinds.PROVIDER, "What onnxruntime computes on."] = "cpu"
     # More threads a run made small models slower on 2 cores; add replicas first.
     intra_op_num_threads: Annotated[int, kinds.THREADS, "Threads of one engine run."] = 1

@@ -38,6 +38,7 @@ class DeviceStates:
         self._shapes = [
             layout.shape[: layout.batch_axis] + layout.shape[layout.batch_axis + 1 :] for layout in layouts
         ]
+        self._axes = [layout.batch_axis for layout in layouts]
         pool_layout = resident_graph.PoolLayout.of(self._shapes)
         self.row_bytes = 4 * pool_layout.size
         self._row_shape = (pool_layout.segments, pool_layout.width)
@@ -65,14 +66,25 @@ class DeviceStates:
 
     def read(self, row: int) -> States:
         """Return copies of one row's states, without the batch axis."""
-        numbers = np.empty((1, *self._row_shape), np.float32)
+        parts = np.split(self._get(np.array([row])).reshape(-1), self._ends)
+        return [part.reshape(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+
+    def read_many(self, rows: NDArray[np.intp]) -> States:
+        """Return copies of many rows' states, `[..., rows, ...]`."""
+        parts = np.split(self._get(rows).reshape(len(rows), -1), self._ends, axis=1)
+        return [
+            np.moveaxis(part.reshape(len(rows), *shape), 0, axis)
+            for part, shape, axis in zip(parts, self._shapes, self._axes, strict=True)
+        ]
+
+    def _get(self, rows: NDArray[np.intp]) -> NDArray[np.float32]:
+        numbers = np.empty((len(rows), *self._row_shape), np.float32)
         binding = self._reading.io_binding()
         binding.bind_ortvalue_input(resident_graph.POOL, self.pool)
-        binding.bind_cpu_input(resident_graph.SOURCE_ROWS, np.array([row], np.int64))
+        binding.bind_cpu_input(resident_graph.SOURCE_ROWS, rows.astype(np.int64))
         binding.bind_output(resident_graph.ROWS, "cpu", 0, numbers.dtype, numbers.shape, numbers.ctypes.data)
         self._reading.run_with_iobinding(binding)
-        parts = np.split(numbers.reshape(-1), self._ends)
-        return [part.reshape(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        return numbers
 
     def write(self, row: int, states: States) -> None:
         """Put states, as `read` returns them, into a row. Raises ValueError for other shapes."""

@@ -98,13 +98,22 @@ class Evictor:
             if not session.is_ended
             and session.owner is None
             and not session.is_busy
+            and not session.model.columns.is_writing[session.row]
             and self._turns.is_free(session.id)
         ]
         with self._turns.of_free([session.id for session in idle]):
+            for session in idle:
+                session.model.columns.is_writing[session.row] = True
             records = [session.record() for session in idle]
             begin_s = time.perf_counter()
-            accepted = await self._store.write(records)
+            try:
+                refusals = await self._store.write(records, settled=False)
+            finally:
+                for session in idle:
+                    if not session.is_ended:
+                        session.model.columns.is_writing[session.row] = False
             self._observer.store_seconds("write", time.perf_counter() - begin_s)
+            accepted = [refusal is None for refusal in refusals]
             written = list(zip(idle, records, strict=True))
             # Where an opening on this server came first, or a step, what is here is newer than what was written.
             unused = [pair for pair, is_accepted in zip(written, accepted, strict=True) if is_accepted]
@@ -132,20 +141,20 @@ class Evictor:
             if len(self._table) >= num_live:
                 break  # somebody is at all of them: the next sweep sees
         while expired := await self._store.idle_since(now_s - limits.session_ttl_s, EVICTION_BATCH):
-            if not await self._bury(expired, now_s):
+            if not await self._bury(expired, now_s - limits.session_ttl_s, now_s):
                 break
             await asyncio.sleep(0)
         await self._store.forget_tombstones(now_s - limits.tombstone_ttl_s)
 
-    async def _bury(self, records: Sequence[SessionRecord], now_s: float) -> int:
+    async def _bury(self, unused: Sequence[tuple[str, int]], before_s: float, now_s: float) -> int:
         """End sessions that expired, but not those that anyone is at; return how many have ended."""
         entries = [
-            (record.session_id, record.epoch)
-            for record in records
-            if self._turns.is_free(record.session_id) and self._table.get(record.session_id) is None
+            (session_id, epoch)
+            for session_id, epoch in unused
+            if self._turns.is_free(session_id) and self._table.get(session_id) is None
         ]
         with self._turns.of_free([session_id for session_id, _ in entries]):
-            num_buried = sum(await self._store.bury_many(entries, now_s))
+            num_buried = sum(await self._store.bury_many(entries, before_s, now_s))
         for _ in range(num_buried):
             self._observer.eviction("expired")
         return num_buried

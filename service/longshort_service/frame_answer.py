@@ -10,7 +10,7 @@ import numpy as np
 from longshort_service.served_model import ModelT, not_finite
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -35,7 +35,7 @@ def collect(work: FrameWork[ModelT]) -> FrameAnswer:
     replayed = np.sort(
         np.concatenate([np.array(list(work.replays), np.intp), *(part.positions for part in work.repeats)])
     )
-    if len(pieces) == 1 and len(pieces[0].positions) == num_rows:
+    if len(pieces) == 1 and len(pieces[0].positions) == num_rows and not work.unstored:
         (piece,) = pieces  # of all rows; they are in the frame's order
         return FrameAnswer(
             frame.handles, piece.counts, piece.steps, piece.values.ravel(), frame.handles[replayed]
@@ -46,6 +46,10 @@ def collect(work: FrameWork[ModelT]) -> FrameAnswer:
         pieces.append(_Piece(np.array([position]), outputs, counts, steps))
     for repeats in work.repeats:
         pieces.extend(_repeated(repeats))
+    if work.unstored:
+        work.failures.update(work.unstored)
+        pieces = [piece.without(work.unstored) for piece in pieces]
+        replayed = replayed[~np.isin(replayed, list(work.unstored))]
     counts, steps, lengths = (np.zeros(num_rows, np.int64) for _ in range(3))
     is_answered = np.zeros(num_rows, np.bool_)
     for piece in pieces:
@@ -70,6 +74,11 @@ class _Piece:
     values: NDArray[np.float32]  # [rows, outputs of all steps that go back]
     counts: NDArray[np.int64]
     steps: NDArray[np.int64]
+
+    def without(self, positions: Iterable[int]) -> _Piece:
+        """Return the same without the rows at some positions of the frame."""
+        stays = ~np.isin(self.positions, list(positions))
+        return _Piece(self.positions[stays], self.values[stays], self.counts[stays], self.steps[stays])
 
 
 def _repeated(repeats: Repeats[ModelT]) -> Iterator[_Piece]:

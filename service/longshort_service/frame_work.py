@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic
 
+import numpy as np
+
 from longshort_service.served_model import ModelT
 from longshort_service.session import Answers, Replay, num_answer_rows
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Iterator, Sequence
+
     from numpy.typing import NDArray
 
     from longshort_service import errors
@@ -58,6 +61,7 @@ class FrameWork(Generic[ModelT]):
     """What a frame came to: jobs to be run, and what was settled at once."""
 
     frame: Frame
+    models: Sequence[ModelT]  # by the index that `found` has of each
     found: Found
     starts: NDArray[np.int64]  # [rows] where in the flat values each begins
     now_s: float
@@ -65,6 +69,19 @@ class FrameWork(Generic[ModelT]):
     failures: dict[int, errors.ServiceError] = field(default_factory=dict)  # by position
     replays: dict[int, Replay] = field(default_factory=dict)  # by position
     repeats: list[Repeats[ModelT]] = field(default_factory=list)
+    unstored: dict[int, errors.ServiceError] = field(default_factory=dict)  # applied, by position
+
+    def reached(self) -> Iterator[tuple[ModelT, NDArray[np.intp], NDArray[np.intp], NDArray[np.int64]]]:
+        """Yield model, rows, positions and steps of the sessions that have an answer, applied or repeated."""
+        for part in self.parts:
+            applied = part.job.applied
+            chosen = slice(None) if applied is None else applied
+            yield part.model, part.job.slots.rows[chosen], part.positions[chosen], part.steps[chosen]
+        for repeats in self.repeats:
+            yield repeats.model, self.found.rows[repeats.positions], repeats.positions, repeats.steps
+        for position, replay in self.replays.items():
+            model = self.models[self.found.models[position]]
+            yield model, self.found.rows[[position]], np.array([position]), np.array([replay.step])
 
     def give_up(self, part: Part[ModelT], error: errors.ServiceError) -> None:
         """Take back a part that the scheduler did not take: nothing has moved."""

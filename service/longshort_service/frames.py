@@ -81,7 +81,7 @@ class FrameReader(Generic[ModelT]):
             or not np.isfinite(frame.values).all()
         ):
             return None
-        work: FrameWork[ModelT] = FrameWork(frame, known.found, known.starts, now_s)
+        work: FrameWork[ModelT] = FrameWork(frame, self._handles.models, known.found, known.starts, now_s)
         values = frame.values.reshape(num_rows, 1, width)
         self._begin_job(work, known.model, known.positions, values, known.slots)
         return work
@@ -104,7 +104,9 @@ class FrameReader(Generic[ModelT]):
         then nothing has changed. What is wrong with a row is in `failures`.
         """
         found = self._handles.find(frame.handles)
-        work: FrameWork[ModelT] = FrameWork(frame, found, self._starts(frame, found), now_s)
+        work: FrameWork[ModelT] = FrameWork(
+            frame, self._handles.models, found, self._starts(frame, found), now_s
+        )
         is_open = found.rows >= 0
         repeated = self._handles.repeated(found)
         if repeated is not None:

@@ -59,6 +59,10 @@ class HostStates:
         """Return copies of one row's states, without the batch axis."""
         return [state.row(row).copy() for state in self._states]
 
+    def read_many(self, rows: NDArray[np.intp]) -> States:
+        """Return copies of many rows' states, `[..., rows, ...]`."""
+        return self.gather(rows)
+
     def write(self, row: int, states: States) -> None:
         """Put states, as `read` returns them, into a row. Raises ValueError for other shapes."""
         rows = [state.row(row) for state in self._states]

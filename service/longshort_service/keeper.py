@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from longshort_service import errors
 from longshort_service.opener import Opened, Opener, OpenRequest, check_model, refuse_unfound
-from longshort_service.stores.base import OpenMode, open_one
+from longshort_service.stores.base import Birth, OpenMode, StoreRequest, open_one
 from longshort_service.turns import until_settled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from longshort_service.arena import States
+    from longshort_service.checkpointer import Checkpointer
+    from longshort_service.durability import Durability
     from longshort_service.eviction import Evictor
     from longshort_service.record import SessionRecord
     from longshort_service.repository import Model, Repository
@@ -55,6 +58,8 @@ class Keeper:
         repository: Repository,
         turns: Turns,
         evictor: Evictor,
+        checkpointer: Checkpointer,
+        durability: Durability,
         clock: Callable[[], float],
         draw_incarnation: Callable[[], int],
         observer: KeeperObserver,
@@ -65,6 +70,8 @@ class Keeper:
         self.clock = clock
         self.draw_incarnation = draw_incarnation
         self.turns = turns
+        self.checkpointer = checkpointer
+        self._durability = durability  # of sessions whose opening asks for none
         self._evictor = evictor
         self._observer = observer
         self._opener = Opener(
@@ -74,6 +81,7 @@ class Keeper:
             evictor=evictor,
             clock=clock,
             draw_incarnation=draw_incarnation,
+            outage=checkpointer.outage,
             observer=observer,
         )
 
@@ -152,7 +160,7 @@ class Keeper:
             live = self.table.get(request.session_id)
             if live is not None and live.is_busy and request.mode is not OpenMode.CREATE:
                 await until_settled(live)
-        brought = await self._opener.bring(wanted)
+        brought = await self._bring(wanted)
         sessions = [opened[0] for opened in brought if not isinstance(opened, errors.ServiceError)]
         for session in sessions:
             if session.is_busy:  # a unary call has begun while the store was asked
@@ -160,6 +168,15 @@ class Keeper:
         attach(sessions)
         rest = iter(brought)
         return [next(rest) if refusal is None else refusal for refusal in refusals]
+
+    async def _bring(self, requests: Sequence[OpenRequest]) -> list[Opened]:
+        """Have sessions live, and stored from now on as they ask."""
+        brought = await self._opener.bring(requests)
+        for request, opened in zip(requests, brought, strict=True):
+            if not isinstance(opened, errors.ServiceError):
+                wanted = self._durability if request.durability is None else request.durability
+                self.checkpointer.take_on(opened[0], wanted)
+        return brought
 
     def _take_away(self, request: OpenRequest) -> errors.ModelMismatch | None:
         """Take a session from the stream that has it open, so that it sends no more; return why that may not be."""
@@ -191,10 +208,16 @@ class Keeper:
 
         async def detach() -> None:
             for part in _parts(sessions, DETACH_BATCH):
-                self.table.detach_many(part, owner, self.clock())
+                self.detach(part, owner)
                 await asyncio.sleep(0)
 
         await self.turns.to_its_end(detach())
+
+    def detach(self, sessions: Sequence[Session[Model]], owner: StreamOwner) -> None:
+        """Take a few sessions back from a stream; their last step is written, so that they go on elsewhere."""
+        left = [session for session in sessions if session.owner is owner]
+        self.table.detach_many(left, owner, self.clock())
+        self.checkpointer.leave(left)
 
     async def ensure(self, request: OpenRequest) -> tuple[Session[Model], bool]:
         """Bring a session to a row without taking it from a stream; return it settled, and whether it is new.
@@ -211,7 +234,7 @@ class Keeper:
                     )
                 session, created = live, False
             else:
-                brought = await self.turns.through(request.session_id, lambda: self._opener.bring([request]))
+                brought = await self.turns.through(request.session_id, lambda: self._bring([request]))
                 session, created = _unless_refused(brought[0])
             await until_settled(session)
             if not session.is_ended:
@@ -220,44 +243,60 @@ class Keeper:
 
     async def raise_epoch(self, live: Session[Model]) -> None:
         """Raise a live session's epoch, as an opening does. The caller has its turn."""
-        live.epoch = (await open_one(self.store, live.id, OpenMode.OPEN)).epoch
+        request = StoreRequest(live.id, OpenMode.OPEN)
+        live.epoch = (await open_one(self.store, request, self.clock())).epoch
 
     async def create_from(self, record: SessionRecord, model: Model) -> Session[Model]:
         """Make a live session of a record, with an epoch and an incarnation of its own. The caller has its turn.
 
-        Raises SessionExists, SessionsExhausted or ModelChanged, and then there is no such session.
+        It is stored when this returns, where the store is durable. Raises SessionExists, SessionsExhausted,
+        ModelChanged or StoreUnavailable, and then there is no such session.
         """
-        opening = await open_one(self.store, record.session_id, OpenMode.CREATE)
+        fresh = dataclasses.replace(record, incarnation=self.draw_incarnation())
+        request = StoreRequest(
+            record.session_id, OpenMode.CREATE, birth=Birth(model.origin, fresh.incarnation)
+        )
+        opening = await open_one(self.store, request, self.clock())
         refuse_unfound(opening, record.session_id, self.table.get(record.session_id))
+        session = None
         try:
             await self._evictor.make_room(1)
-            fresh = dataclasses.replace(record, incarnation=self.draw_incarnation())
-            return self.table.restore(fresh, model, epoch=opening.epoch, now_s=self.clock())
+            session = self.table.restore(fresh, model, epoch=opening.epoch, now_s=self.clock())
+            self.checkpointer.take_on(session, self._durability)
+            await self.checkpointer.store(session)
         except errors.ServiceError:
+            if session is not None and not session.is_ended:
+                self.table.remove(session)
             await self.store.delete_many([record.session_id])
             raise
+        return session
 
     async def uncreate(self, session: Session[Model]) -> None:
         """Take back a session that was created for a message that was then refused, unless anyone uses it by now."""
         epoch = session.epoch
         async with self.turns.of(session.id):
             await until_settled(session)
+            await self.checkpointer.until_free(session)
             is_unused = session.owner is None and session.step == 0 and session.epoch == epoch
             if is_unused and not session.is_ended:
                 self.table.remove(session)
                 await self.store.delete_many([session.id])
 
-    def durable_step(self, step: int) -> int:
-        """Return the step that would survive the loss of this server: none in a store that is not durable."""
-        return step if self.store.is_durable else 0
+    async def restart(self, live: Session[Model], states: States) -> None:
+        """Put a live session back to step 0, with another incarnation. The caller has its turn; it is settled.
+
+        It is stored when this returns, where the store is durable. Raises StoreUnavailable.
+        """
+        await self.raise_epoch(live)
+        await self.checkpointer.until_free(live)
+        wanted = live.durability
+        live.restart(states, self.draw_incarnation(), self.clock())
+        self.checkpointer.take_on(live, wanted)
+        await self.checkpointer.store(live)
 
     async def close(self) -> None:
-        """Write every live session that a durable store can keep, and close the store."""
-        if self.store.is_durable:
-            for part in _parts(list(self.table), OPEN_BATCH):
-                for session in part:
-                    await until_settled(session)
-                await self.store.write([session.record() for session in part])
+        """Write what is not stored yet, and close the store."""
+        await self.checkpointer.stop()
         await self.store.close()
 
 

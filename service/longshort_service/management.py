@@ -14,9 +14,10 @@ import numpy as np
 
 from longshort_service import errors
 from longshort_service import record as records
-from longshort_service.stores.base import OpenMode, open_one
+from longshort_service.stores.base import OpenMode, StoreRequest, open_one
 
 if TYPE_CHECKING:
+    from longshort_service.arena import States
     from longshort_service.keeper import Keeper
     from longshort_service.record import SessionRecord
     from longshort_service.repository import Model
@@ -70,7 +71,17 @@ class Management:
         stored = await self._store.read(session_id)
         if stored is None:
             raise errors.SessionNotFound(f"there is no session {session_id}", session_id=session_id)
-        return self._view(stored, None)
+        return self._view(self._with_states(stored), None)
+
+    def _with_states(self, stored: SessionRecord) -> SessionRecord:
+        """Return a stored session with the states that it begins in, where it has not begun and its model is here."""
+        if stored.states:
+            return stored
+        try:
+            model = self._model_of(stored)
+        except errors.ModelNotFound:
+            return stored
+        return dataclasses.replace(stored, states=tuple(_initial_states(model)))
 
     async def list(self, *, prefix: str, after: str, limit: int, model: str) -> tuple[list[SessionView], str]:
         """Return a page of sessions in the order of their ids, and the id to go on after; "" at the end.
@@ -105,26 +116,22 @@ class Management:
     async def _reset(self, session_id: str) -> SessionView:
         before = (await self._look(session_id)).record
         model = self._model_of(before)
-        states = [
-            np.squeeze(state, axis=spec.batch_axis)
-            for state, spec in zip(model.lane.engine.initial_states(1), model.signature.states, strict=True)
-        ]
-        incarnation, now_s = self._keeper.draw_incarnation(), self._keeper.clock()
         live = self._table.get(session_id)
         if live is not None:
             self._end_stream(live, "reset")
-            await self._keeper.raise_epoch(live)
-            await self._keeper.until_settled(live)
-            live.restart(states, incarnation, now_s)
+            await self._keeper.restart(live, _initial_states(model))
             return self._view(live.record(), live)
-        opening = await open_one(self._store, session_id, OpenMode.OPEN)
-        blank = dataclasses.replace(
-            before, fingerprint=model.signature.fingerprint, epoch=opening.epoch, incarnation=incarnation,
-            step=0, states=tuple(states), is_gapless=True, last_used_s=now_s,
-            last_message=None, last_answer=None, last_values=None, last_output=None,
-        )  # fmt: skip
-        await self._store.write([blank])
-        return self._view(blank, None)
+        now_s = self._keeper.clock()
+        opening = await open_one(self._store, StoreRequest(session_id, OpenMode.OPEN), now_s)
+        blank = records.birth(session_id, model.origin, self._keeper.draw_incarnation(), opening.epoch, now_s)
+        (refusal,) = await self._store.write([blank])
+        if refusal is not None:
+            raise errors.SessionMoved(
+                f"session {session_id} was opened while it was reset: reset it again",
+                cause="opened",
+                client_id=refusal.client_id,
+            )
+        return self._view(self._with_states(blank), None)
 
     async def fork(self, session_id: str, fork_id: str, min_step: int) -> SessionView:
         """Copy a session under another id, as of now. Raises SessionExists where that id is in use."""
@@ -152,9 +159,11 @@ class Management:
         live = self._table.get(session_id)
         if live is not None:
             self._end_stream(live, "deleted")
-            await self._keeper.until_settled(live)
-            self._table.remove(live)
+            await self._keeper.checkpointer.until_free(live)
         (was_there,) = await self._store.delete_many([session_id])
+        if live is not None:
+            await self._keeper.checkpointer.until_free(live)
+            self._table.remove(live)
         if not was_there and live is None:
             await self._look(session_id)  # says whether it was ever there
 
@@ -176,10 +185,19 @@ class Management:
 
     def _view(self, record: SessionRecord, live: Session[Model] | None) -> SessionView:
         is_streaming = live is not None and live.owner is not None
+        stored_step = record.step if self._store.is_durable else 0
         return SessionView(
             record=record,
-            durable_step=self._keeper.durable_step(record.step),
+            durable_step=stored_step if live is None else live.durable_step,
             is_live=live is not None,
             is_streaming=is_streaming,
             idle_s=0.0 if is_streaming else max(self._keeper.clock() - record.last_used_s, 0.0),
         )
+
+
+def _initial_states(model: Model) -> States:
+    """Return the states that a session of a model begins in, without the batch axis."""
+    return [
+        np.squeeze(state, axis=spec.batch_axis)
+        for state, spec in zip(model.lane.engine.initial_states(1), model.signature.states, strict=True)
+    ]

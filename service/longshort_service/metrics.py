@@ -55,6 +55,7 @@ GAUGES: Final[dict[str, tuple[Labels, str]]] = {
     "longshort_queue_depth_steps": (("model",), "Time steps that wait for the engine."),
     "longshort_state_bytes": (("model",), "Memory that holds the states of sessions."),
     "longshort_checkpoint_lag_seconds": ((), "Age of the oldest applied step that is not stored yet."),
+    "longshort_store_up": ((), "1 while the session store answers, 0 while it is away."),
     "longshort_serving": ((), "1 while health says SERVING, 0 while it does not."),
     "longshort_model_info": (
         ("model", "version", "fingerprint", "provider"),
@@ -160,6 +161,10 @@ class Metrics(Collector):
     def watch_checkpoint_lag(self, read: Callable[[], float]) -> None:
         """Measure the age in seconds of the oldest applied step that is not stored yet."""
         self._watch("longshort_checkpoint_lag_seconds", (), read)
+
+    def watch_store(self, read: Callable[[], bool]) -> None:
+        """Say whether the session store answers."""
+        self._watch("longshort_store_up", (), read)
 
     def watch_serving(self, read: Callable[[], bool]) -> None:
         """Say whether health is SERVING."""

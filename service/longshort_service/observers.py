@@ -69,6 +69,10 @@ class CallMetrics:
         self.eviction = metrics.eviction
         self.store_seconds = metrics.store_seconds
 
+    def store_wait(self, model: str, seconds: float) -> None:
+        """See CheckpointObserver."""
+        self._metrics.step_stages(model).store.observe(seconds)
+
     def step_total(self, model: str, seconds: float, num_messages: int = 1) -> None:
         """See EdgeObserver."""
         self._metrics.step_stages(model).total.observe(seconds, num_messages)

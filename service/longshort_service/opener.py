@@ -22,7 +22,9 @@ from longshort_service.turns import until_settled
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from longshort_service.durability import Durability
     from longshort_service.eviction import Evictor
+    from longshort_service.outage import Outage
     from longshort_service.repository import Repository
     from longshort_service.sessions import SessionTable
     from longshort_service.stores.base import Store
@@ -47,6 +49,8 @@ class OpenRequest:
     model: str = ""
     version: int = 0
     client_id: str = ""
+    durability: Durability | None = None  # None: the server's
+    epoch: int = 0  # the greatest that the client has seen of the session
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,7 @@ class Opener:
         evictor: Evictor,
         clock: Callable[[], float],
         draw_incarnation: Callable[[], int],
+        outage: Outage,
         observer: StoreObserver,
     ) -> None:
         self._table = table
@@ -78,6 +83,7 @@ class Opener:
         self._evictor = evictor
         self._clock = clock
         self._draw_incarnation = draw_incarnation
+        self._outage = outage
         self._observer = observer
 
     async def bring(self, requests: Sequence[OpenRequest]) -> list[Opened]:
@@ -86,7 +92,10 @@ class Opener:
         Those that are live stay with the stream that has them open, and a message of theirs may be in flight. Of an
         opening that is refused nothing is left in the store but its epoch.
         """
-        openings = await self._ask(requests)
+        try:
+            openings = await self._ask(requests)
+        except errors.StoreUnavailable as error:
+            return [self._without_store(request, error) for request in requests]
         outcomes: dict[int, Opened] = {}
         newcomers = []
         for place, (request, opening) in enumerate(zip(requests, openings, strict=True)):
@@ -112,6 +121,21 @@ class Opener:
         openings = await self._store.open_many([self._asked(request) for request in requests], self._clock())
         self._observer.store_seconds("open", time.perf_counter() - begin_s)
         return openings
+
+    def _without_store(self, request: OpenRequest, error: errors.StoreUnavailable) -> Opened:
+        """Open a session from memory for the client that had it open last: nobody can have got further elsewhere.
+
+        Had another server it meanwhile, that client would have seen its epoch.
+        """
+        live = self._table.get(request.session_id)
+        if (
+            live is None
+            or request.mode is OpenMode.CREATE
+            or request.epoch != live.epoch
+            or self._outage.is_over_limit
+        ):
+            return error
+        return live, False
 
     def _asked(self, request: OpenRequest) -> StoreRequest:
         """Return what the store is asked: to create a session only where the model is there to run it."""
@@ -219,6 +243,8 @@ class Opener:
                 session.created_by = sys.intern(newcomer.request.client_id)
             else:
                 session.put(record)
+                if newcomer.opening.is_settled:
+                    session.durable_step = record.step
             outcomes[newcomer.place] = (session, record is None)
         return outcomes
 
@@ -241,8 +267,13 @@ class Opener:
             for _, opening in refused
             if opening.record is not None
         ]
-        await self._store.write(records)
-        await self._store.delete_many([name for name, opening in refused if opening.found is Found.CREATED])
+        try:
+            await self._store.write(records, settled=False)
+            await self._store.delete_many(
+                [name for name, opening in refused if opening.found is Found.CREATED]
+            )
+        except errors.StoreUnavailable:
+            pass  # what is left begins at step 0, or has to be opened by number: no harm comes of it
 
 
 def check_model(request: OpenRequest, model: str, version: int) -> None:

@@ -110,8 +110,8 @@ def _folder(raw: object) -> Path:
 
 
 def _store(raw: object) -> str:
-    if raw != "memory://":
-        raise ValueError("memory:// (sessions live in this process; there is no other store yet)")
+    if "://" not in str(raw):
+        raise ValueError("sqlite://, sqlite:///FILE, redis://HOST:PORT or memory://")
     return str(raw)
 
 
@@ -127,5 +127,7 @@ COUNT: Final = Kind("N", _whole(1, 1_000_000_000))
 SIZE: Final = Kind("SIZE", _size, _show_size)
 TIME: Final = Kind("TIME", _time_above_zero, _show_time)
 TIME_OR_ZERO: Final = Kind("TIME", _time, _show_time)
+DURABILITY: Final = Kind("none|behind|sync", _choice("none", "behind", "sync"))
+UNARY: Final = Kind("sync|session", _choice("sync", "session"))
 LOG_FORMAT: Final = Kind("auto|json|text", _choice("auto", "json", "text"))
 LOG_LEVEL: Final = Kind("LEVEL", _choice("debug", "info", "warning", "error"))

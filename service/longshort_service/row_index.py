@@ -49,11 +49,21 @@ class RowIndex(Generic[ModelT]):
             self._sessions[session.row] = None
         self.num_sessions -= len(sessions)
 
+    @property
+    def num_rows(self) -> int:
+        """The number of rows up to the highest that was ever used: as much of the columns is worth looking at."""
+        return len(self._sessions)
+
+    def at(self, rows: NDArray[np.intp]) -> list[Session[ModelT]]:
+        """Return the sessions in those of the rows that have one."""
+        found = [self._sessions[row] for row in rows.tolist()]
+        return [session for session in found if session is not None]
+
     def idle_since(self, before_s: float, limit: int) -> list[Session[ModelT]]:
         """Return up to `limit` idle sessions last used before `before_s`, whichever come first by row."""
         used_s = self._columns.used_s[: len(self._sessions)]
         rows = np.flatnonzero(self._may_leave() & (used_s < before_s))[:limit]
-        return self._at(rows[np.argsort(used_s[rows], kind="stable")])
+        return self.at(rows[np.argsort(used_s[rows], kind="stable")])
 
     def longest_idle(self, count: int) -> list[Session[ModelT]]:
         """Return the `count` sessions that were unused longest, or all that are idle where they are fewer."""
@@ -69,7 +79,7 @@ class RowIndex(Generic[ModelT]):
                 break
             before_s = np.inf
             older = np.flatnonzero(may_leave)
-        return self._at(older[np.argsort(used_s[older], kind="stable")[:count]])
+        return self.at(older[np.argsort(used_s[older], kind="stable")[:count]])
 
     def _guess_age(self, used_s: NDArray[np.float64], may_leave: NDArray[np.bool_], count: int) -> float:
         """Return a time before or at which about `count` sessions or more were used last, by a sample of the rows."""
@@ -82,7 +92,3 @@ class RowIndex(Generic[ModelT]):
         num_rows = len(self._sessions)
         is_quiet: NDArray[np.bool_] = self._columns.is_idle[:num_rows] & ~self._columns.is_busy[:num_rows]
         return is_quiet
-
-    def _at(self, rows: NDArray[np.intp]) -> list[Session[ModelT]]:
-        found = [self._sessions[row] for row in rows.tolist()]
-        return [session for session in found if session is not None]

@@ -64,8 +64,7 @@ def check_fit(record: SessionRecord, model: ServedModel) -> None:
     row, output = (None, None) if record.step == 0 else ((len(signature.features),), (num_outputs,))
     answer = record.last_answer
     fits = (
-        tuple(state.shape for state in record.states)
-        == tuple(state.row_shape() for state in signature.states)
+        _has_shapes_of(record, signature)
         and _shape(record.last_values) == row
         and _shape(record.last_output) == output
         and (record.last_message is None) == (answer is None)
@@ -76,6 +75,12 @@ def check_fit(record: SessionRecord, model: ServedModel) -> None:
             f"the stored state of session {record.session_id} does not fit {label}: reset it",
             session_id=record.session_id,
         )
+
+
+def _has_shapes_of(record: SessionRecord, signature: Signature) -> bool:
+    if not record.states:
+        return record.step == 0  # it begins: in the initial state of whatever model
+    return [state.shape for state in record.states] == [state.row_shape() for state in signature.states]
 
 
 def _shape(array: NDArray[np.float32] | None) -> tuple[int, ...] | None:

@@ -16,6 +16,7 @@ from longshort_service import errors
 from longshort_service.arena import Slot, Slots
 from longshort_service.batching import Job
 from longshort_service.columns import Moves
+from longshort_service.durability import Durability
 from longshort_service.protocol import MessageIdentity, Verdict, judge, judge_unnumbered
 from longshort_service.record import SessionRecord
 from longshort_service.served_model import ModelT, allocate_scratch
@@ -34,6 +35,9 @@ class StreamOwner(Protocol):
 
     def lose(self, session_id: str, error: errors.ServiceError) -> None:
         """Take that a session is no longer the stream's, once its message in hand is answered. Must not raise."""
+
+    def stored(self, session_id: str, durable_step: int) -> None:
+        """Take that a session of the stream's is stored up to a step. Must not raise."""
 
 
 class Answers(enum.Enum):
@@ -97,6 +101,20 @@ class Session(Generic[ModelT]):
     @incarnation.setter
     def incarnation(self, incarnation: int) -> None:
         self.model.columns.incarnation[self.row] = incarnation
+
+    @property
+    def durability(self) -> Durability:
+        """How far what is stored of it may be behind."""
+        return Durability(self.model.columns.durability[self.row])
+
+    @property
+    def durable_step(self) -> int:
+        """The step that is known to be stored: what would survive the loss of this server."""
+        return self.model.columns.durable_of[self.row]
+
+    @durable_step.setter
+    def durable_step(self, step: int) -> None:
+        self.model.columns.durable_of[self.row] = step
 
     @property
     def is_gapless(self) -> bool:
@@ -180,7 +198,10 @@ class Session(Generic[ModelT]):
     def put(self, record: SessionRecord) -> None:
         """Become what a record says, its epoch excepted. The record fits the model."""
         columns, row = self.model.columns, self.row
-        self.model.arena.write(self.slot, list(record.states))
+        if record.states:
+            self.model.arena.write(self.slot, list(record.states))
+        else:
+            self.model.arena.memory.initialise(row)
         columns.clear(row)
         columns.step[row] = record.step
         columns.is_gapless[row] = record.is_gapless

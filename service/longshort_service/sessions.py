@@ -14,7 +14,7 @@ import numpy as np
 from longshort_service import errors
 from longshort_service.arena import Slots
 from longshort_service.row_index import RowIndex
-from longshort_service.served_model import ModelT, allocate_scratch, check_fit
+from longshort_service.served_model import ModelT, allocate_row, allocate_scratch, check_fit
 from longshort_service.session import Session, StreamOwner
 from longshort_service.sharded_dict import ShardedDict
 
@@ -146,6 +146,16 @@ class SessionTable(Generic[ModelT]):
             session.is_ended = True
             del self._sessions.of(session.id)[session.id]
 
+    def exchange(self, session: Session[ModelT], model: ModelT, now_s: float) -> Session[ModelT]:
+        """Give a session up for one of the same name, epoch and incarnation at step 0 on another model; it is idle.
+
+        The caller has waited until nothing is in flight. Raises SessionsExhausted, and then nothing has changed.
+        """
+        model.arena.free(allocate_row(model))  # there is a row: the session that is given up is not lost
+        epoch, incarnation = session.epoch, session.incarnation
+        self.remove(session)
+        return self.create(session.id, model, epoch=epoch, incarnation=incarnation, now_s=now_s)
+
     def longest_idle(
         self, count: int = 1, is_free: Callable[[str], bool] = lambda _id: True
     ) -> list[Session[ModelT]]:
@@ -170,6 +180,10 @@ class SessionTable(Generic[ModelT]):
         for index in self._by_row.values():
             found += index.idle_since(before_s, limit - len(found))
         return found
+
+    def by_model(self) -> list[tuple[ModelT, RowIndex[ModelT]]]:
+        """Return the models that have sessions, each with its sessions by row."""
+        return list(self._by_row.items())
 
     def num_sessions_of(self, model: ModelT) -> int:
         """Return how many live sessions a model has."""

@@ -10,7 +10,9 @@ from longshort import errors
 from longshort.backoff import Backoff
 from longshort.gateway.actions import CONNECT, RECEIVE, Idle, SendFrame
 from longshort.gateway.calls import ArrayCall, StepCall
+from longshort.gateway.shape import Shape
 from longshort.gateway.stream import FrameStream
+from longshort.gateway.table import ENDED
 from longshort.opening import Opening
 
 if TYPE_CHECKING:
@@ -58,7 +60,14 @@ class Play:
         self.server = server or FrameServer()
         opening = Opening(None, **{"model": "m", "client_id": "play"} | options)
         self.client_id = opening.client_id
-        self.core = FrameStream(opening, lambda: Backoff(lambda: 0.5), max_kept_steps)
+        self.core = FrameStream(
+            opening,
+            lambda: Backoff(lambda: 0.5),
+            Shape(),
+            address="here:1",
+            max_kept_steps=max_kept_steps,
+            give_up_s=60.0,
+        )
         self.connection: Connection | None = None
         self.answers: list[bytes] = []  # on their way to the core
         self.now_s = 0.0
@@ -101,7 +110,14 @@ class Play:
         return self.ask(self.core.close_session, session_id)
 
     def flush(self, ids: Sequence[str] | None = None) -> Promise:
-        return self.ask(self.core.flush, None if ids is None else self.slots(ids))
+        table, waiter = self.core.table, Promise()
+        known = [key for key, slot in table.slots.items() if not table.flag_bytes[slot] & ENDED]
+        ids = known if ids is None else ids
+        if not ids:
+            waiter.set_result(None)
+            return waiter
+        self.core.flush(ArrayCall(waiter, ids, self.slots(ids), 1, is_flat=True))
+        return waiter
 
     def retry(self, session_id: str) -> Promise:
         slot = self.core.table.slots[session_id]

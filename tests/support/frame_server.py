@@ -17,10 +17,13 @@ from longshort.v1 import sequence_pb2, types_pb2
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-BEHIND, UNSTORED = types_pb2.DURABILITY_BEHIND, types_pb2.DURABILITY_NONE
+UNSTORED = types_pb2.DURABILITY_NONE
+BEHIND = types_pb2.DURABILITY_BEHIND
+SYNC = types_pb2.DURABILITY_SYNC
 OPEN_PART = sequence_pb2.FRAME_PART_OPEN
 VALUES_PART = sequence_pb2.FRAME_PART_VALUES
 FORECAST_PART = sequence_pb2.FRAME_PART_FORECAST
+FLUSH_PART = sequence_pb2.FRAME_PART_FLUSH
 
 
 class Refusal(Exception):
@@ -68,8 +71,21 @@ class Stored:
 
 
 @dataclass
+class Store:
+    """What outlives servers, and may be shared by several: records, and the epoch of each session."""
+
+    records: dict[str, Stored] = field(default_factory=dict)
+    epochs: dict[str, int] = field(default_factory=dict)
+    is_away: bool = False
+
+    def check(self) -> None:
+        if self.is_away:
+            raise Refusal(Code.UNAVAILABLE, "STORE_UNAVAILABLE", delay_s=1.0)
+
+
+@dataclass
 class FrameServer:
-    """One server: sessions in a dictionary, and what its store would hold after a crash.
+    """One server: sessions in a dictionary, beside a store.
 
     `refuse_open` and `refuse_row` may raise Refusal for an id. `stores` says whether values become durable with
     each frame.
@@ -79,8 +95,8 @@ class FrameServer:
     num_features: int = 1
     max_steps: int = 4
     stores: bool = False
+    store: Store = field(default_factory=Store)
     sessions: dict[str, Stored] = field(default_factory=dict)
-    stored: dict[str, Stored] = field(default_factory=dict)
     requests: list[sequence_pb2.StreamFramesRequest] = field(default_factory=list)
     refuse_open: Callable[[str], None] = lambda _: None
     refuse_row: Callable[[str], None] = lambda _: None
@@ -88,25 +104,67 @@ class FrameServer:
 
     def crash(self) -> None:
         """Forget what is not stored."""
-        self.sessions = {key: session.copy() for key, session in self.stored.items()}
+        self.sessions = {}
 
-    def store(self) -> None:
-        """Store all sessions."""
+    def checkpoint(self) -> None:
+        """Store all sessions, unless the store is away."""
+        if not self.store.is_away:
+            for key in self.sessions:
+                self.write(key)
+
+    def write(self, key: str) -> None:
+        """Store a session, if no other server has opened it since; raise Refusal where the store is away."""
         if self.durability != UNSTORED:
-            self.stored = {key: session.copy() for key, session in self.sessions.items()}
+            self.store.check()
+            if self.store.epochs[key] == self.sessions[key].epoch:
+                self.store.records[key] = self.sessions[key].copy()
 
     def durable_step(self, key: str) -> int:
-        return len(self.stored[key].history) if key in self.stored else 0
+        return len(self.store.records[key].history) if key in self.store.records else 0
 
     def reset(self, key: str) -> None:
         """Put a session back to step 0."""
         self.num_incarnations += 1
-        self.sessions[key] = Stored(incarnation=1000 + self.num_incarnations)
+        self.sessions[key] = Stored(incarnation=1000 + self.num_incarnations, epoch=self._raised(key))
+        self.write(key)
 
     def take(self, key: str, client_id: str) -> None:
-        """Open a session elsewhere."""
-        self.sessions[key].epoch += 1
+        """Open a session for another client."""
+        self.sessions[key].epoch = self._raised(key)
         self.sessions[key].client_id = client_id
+
+    def _raised(self, key: str) -> int:
+        self.store.epochs[key] = self.store.epochs.get(key, 0) + 1
+        return self.store.epochs[key]
+
+    def open(self, asked: sequence_pb2.Open) -> tuple[Stored, bool]:
+        """Open a session; return it and whether that has created it, or raise Refusal."""
+        key = asked.session.id
+        self.refuse_open(key)
+        held = self.sessions.get(key)
+        if held is not None and held.epoch != self.store.epochs[key]:
+            held = None  # another server has it, or had it since
+        record = self.store.records.get(key)
+        exists = held is not None or record is not None
+        if not exists and asked.mode == types_pb2.OPEN_MODE_OPEN:
+            raise Refusal(Code.NOT_FOUND, "SESSION_NOT_FOUND")
+        if exists and asked.mode == types_pb2.OPEN_MODE_CREATE:
+            raise Refusal(Code.ALREADY_EXISTS, "SESSION_EXISTS", client_id=(held or record).client_id)  # type: ignore[union-attr]
+        if self.store.is_away:
+            if held is None or asked.epoch != held.epoch:
+                self.store.check()
+            return held, False  # type: ignore[return-value]  # as it is, without a raise
+        if held is None and record is None:
+            self.num_incarnations += 1
+            held = Stored(incarnation=self.num_incarnations)
+        session = self.sessions[key] = held or record.copy()  # type: ignore[union-attr]
+        session.epoch = self._raised(key)
+        session.client_id = asked.client_id
+        if not exists:
+            self.write(key)
+        elif record is not None:
+            record.epoch = session.epoch
+        return session, not exists
 
 
 @dataclass
@@ -127,9 +185,12 @@ class Connection:
             self._part(response, item.handle, OPEN_PART, lambda item=item: self._open(item, response))
         self._values(request, response)
         if self.server.stores:
-            self.server.store()
+            self.server.checkpoint()
         for item in request.forecasts:
             self._part(response, item.handle, FORECAST_PART, lambda item=item: self._forecast(item, response))
+        assert len(set(request.flushes)) == len(request.flushes)
+        for handle in request.flushes:
+            self._part(response, handle, FLUSH_PART, lambda handle=handle: self._flush(handle, response))
         return response.SerializeToString()
 
     @staticmethod
@@ -140,21 +201,8 @@ class Connection:
             response.errors.add(handle=handle, part=part, error=refusal.message)
 
     def _open(self, item: Any, response: Any) -> None:
-        server, key, mode = self.server, item.open.session.id, item.open.mode
-        server.refuse_open(key)
-        if key not in server.sessions and mode == types_pb2.OPEN_MODE_OPEN:
-            raise Refusal(Code.NOT_FOUND, "SESSION_NOT_FOUND")
-        if key in server.sessions and mode == types_pb2.OPEN_MODE_CREATE:
-            raise Refusal(Code.ALREADY_EXISTS, "SESSION_EXISTS", client_id=server.sessions[key].client_id)
-        created = key not in server.sessions
-        if created:
-            server.num_incarnations += 1
-            server.sessions[key] = Stored(incarnation=server.num_incarnations)
-            if server.durability != UNSTORED:
-                server.stored[key] = server.sessions[key].copy()
-        session = server.sessions[key]
-        session.epoch += 1
-        session.client_id = item.open.client_id
+        server, key = self.server, item.open.session.id
+        session, created = server.open(item.open)
         self.handles[item.handle] = (key, session.epoch)
         opened = sequence_pb2.Opened(
             session=item.open.session,
@@ -165,6 +213,7 @@ class Connection:
             durable_step=server.durable_step(key),
             durability=server.durability,
             incarnation=session.incarnation,
+            epoch=session.epoch,
             num_features=server.num_features,
             num_outputs=2,
             max_steps=server.max_steps,
@@ -223,6 +272,8 @@ class Connection:
         else:
             reason = "STEP_GAP" if step > now else "STEP_CONFLICT"
             raise Refusal(Code.FAILED_PRECONDITION, reason, expected_step=now)
+        if self.server.durability == SYNC:
+            self.server.write(key)
         answers = session.last[3]  # type: ignore[index]
         response.handles.append(handle)
         response.counts.append(len(answers) // 2)
@@ -237,3 +288,9 @@ class Connection:
         last = model(session.history)[0]
         values = [number for ahead in range(item.horizon) for number in (last, float(ahead))]
         response.forecasts.add(handle=item.handle, values=values, step=len(session.history))
+
+    def _flush(self, handle: int, response: Any) -> None:
+        key, _ = self.session(handle)
+        self.server.write(key)
+        response.flushed.append(handle)
+        response.flushed_steps.append(self.server.durable_step(key))

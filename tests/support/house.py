@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from longshort_service.arena import Arena
 from longshort_service.batching import BatchPolicy, RunCost
+from longshort_service.checkpointer import Checkpointer, CheckpointLimits
 from longshort_service.columns import SessionColumns
 from longshort_service.engine import Engine
-from longshort_service.errors import ServiceError, SessionsExhausted
+from longshort_service.durability import Durability
+from longshort_service.errors import ServiceError
 from longshort_service.eviction import Evictor, Limits
 from longshort_service.host_states import HostStates, StateLayout
 from longshort_service.keeper import Keeper
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from longshort_service.record import SessionRecord
-    from longshort_service.stores.base import OpenMode, StoreOpening
+    from longshort_service.stores.base import Refusal, Store, StoreOpening, StoreRequest
 
 ROWS = 8
 
@@ -49,18 +51,18 @@ class SlowStore(MemoryStore):
             await asyncio.sleep(0)
 
     async def open_many(
-        self, requests: Sequence[tuple[str, OpenMode]]
-    ) -> list[StoreOpening | SessionsExhausted]:
+        self, requests: Sequence[StoreRequest], now_s: float
+    ) -> list[StoreOpening | ServiceError]:
         await self._pause()
-        openings = await super().open_many(requests)
+        openings = await super().open_many(requests, now_s)
         await self._pause()
         return openings
 
-    async def write(self, records: Sequence[SessionRecord]) -> list[bool]:
+    async def write(self, records: Sequence[SessionRecord], *, settled: bool = True) -> list[Refusal | None]:
         await self._pause()
-        accepted = await super().write(records)
+        refusals = await super().write(records, settled=settled)
         await self._pause()
-        return accepted
+        return refusals
 
     async def read(self, session_id: str) -> SessionRecord | None:
         await self._pause()
@@ -84,10 +86,16 @@ class Notes:
 class House:
     """The core with a repository of adders."""
 
-    def __init__(self, models: Path, store: MemoryStore | None = None, max_sessions: int = ROWS) -> None:
+    def __init__(
+        self,
+        models: Path,
+        store: Store | None = None,
+        max_sessions: int = ROWS,
+        durability: Durability = Durability.BEHIND,
+    ) -> None:
         self.now_s = 1_000.0
         self.notes = Notes()
-        self.store = store if store is not None else MemoryStore()
+        self.store: Store = store if store is not None else MemoryStore()
         self.table: SessionTable[Model] = SessionTable()
         self.repository = Repository(models, self._load, self.notes)
         self.deaths: list[Lane] = []
@@ -95,6 +103,15 @@ class House:
             inline_run_limit_s=-1.0, max_queued_steps=100, on_engine_death=self.deaths.append
         )
         turns = Turns()
+        self.checkpointer = Checkpointer(
+            table=self.table,
+            store=self.store,
+            turns=turns,
+            limits=CheckpointLimits(interval_s=0.05, steps=16, answer_timeout_s=1.0, outage_s=1.0),
+            clock=lambda: self.now_s,
+            on_store_change=lambda: None,
+            observer=self.notes,
+        )
         self.evictor = Evictor(
             table=self.table,
             store=self.store,
@@ -109,6 +126,8 @@ class House:
             repository=self.repository,
             turns=turns,
             evictor=self.evictor,
+            checkpointer=self.checkpointer,
+            durability=durability,
             clock=lambda: self.now_s,
             draw_incarnation=count(1).__next__,
             observer=self.notes,
@@ -119,6 +138,7 @@ class House:
 
     async def __aenter__(self) -> House:  # noqa: PYI034  nobody derives from it
         await self.reload()
+        self.checkpointer.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -185,7 +205,7 @@ class House:
     def leave(self, session: Session[Model]) -> None:
         """End the stream of a session, as a half-close does."""
         assert session.owner is not None
-        self.table.detach(session, session.owner, self.now_s)
+        self.keeper.detach([session], session.owner)
 
     async def spill(self, session: Session[Model]) -> None:
         """Have a session spilled for being idle, and nothing else."""

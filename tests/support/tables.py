@@ -9,6 +9,7 @@ import numpy as np
 from longshort_service.arena import Arena, Slot
 from longshort_service.columns import SessionColumns
 from longshort_service.host_states import HostStates, layouts_of
+from longshort_service.record import Origin
 from longshort_service.session import Answers, Replay, Session
 from longshort_service.sessions import SessionTable
 from longshort_service.signature import Channel, MissingValue, Signature, State
@@ -48,8 +49,10 @@ class TableModel:
     states: HostStates = field(init=False)
     arena: Arena = field(init=False)
     columns: SessionColumns = field(init=False)
+    origin: Origin = field(init=False)
 
     def __post_init__(self) -> None:
+        self.origin = Origin(self.name, self.version, self.signature.fingerprint)
         self.states = HostStates(layouts_of(self.signature), self.num_rows)
         self.arena = Arena(self.states, self.num_rows)
         self.columns = SessionColumns(
@@ -71,10 +74,14 @@ class RecordingOwner:
     client_id: str = "me"
     lost: list[str] = field(default_factory=list)  # ids
     ends: list[ServiceError] = field(default_factory=list)
+    durable_steps: dict[str, int] = field(default_factory=dict)  # by id, as told
 
     def lose(self, session_id: str, error: ServiceError) -> None:
         self.lost.append(session_id)
         self.ends.append(error)
+
+    def stored(self, session_id: str, durable_step: int) -> None:
+        self.durable_steps[session_id] = durable_step
 
 
 def rows_of(*values: float) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError, Message
 from longshort.v1 import model_pb2, sequence_pb2, session_pb2, types_pb2
 
 from longshort_service import errors
+from longshort_service.durability import Durability
 from longshort_service.opener import OpenRequest
 from longshort_service.record import SESSION_ID
 from longshort_service.session import Answers
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from longshort_service.management import SessionView
+    from longshort_service.record import Origin
     from longshort_service.repository import Model, Repository
     from longshort_service.session import Session
     from longshort_service.signature import Signature
@@ -42,6 +44,15 @@ _ANSWERS: Final = {
     types_pb2.ANSWERS_ALL: Answers.ALL,
     types_pb2.ANSWERS_LAST: Answers.LAST,
     types_pb2.ANSWERS_NONE: Answers.NONE,
+}
+_DURABILITIES: Final[dict[types_pb2.Durability, Durability | None]] = {
+    types_pb2.DURABILITY_UNSPECIFIED: None,
+    types_pb2.DURABILITY_NONE: Durability.NONE,
+    types_pb2.DURABILITY_BEHIND: Durability.BEHIND,
+    types_pb2.DURABILITY_SYNC: Durability.SYNC,
+}
+_DURABILITY_MESSAGES: Final = {
+    durability: number for number, durability in _DURABILITIES.items() if durability is not None
 }
 _MISSING: Final = {
     MissingValue.REJECT: model_pb2.MISSING_VALUE_REJECT,
@@ -84,12 +95,12 @@ def open_request(request: sequence_pb2.Open) -> OpenRequest:
         request.model,
         request.version,
         request.client_id,
+        durability(request.durability),
+        request.epoch,
     )
 
 
-def opened_message(
-    session: Session[Model], *, created: bool, durable_step: int, max_steps: int
-) -> sequence_pb2.Opened:
+def opened_message(session: Session[Model], *, created: bool, max_steps: int) -> sequence_pb2.Opened:
     """Return what was opened."""
     model = session.model
     return sequence_pb2.Opened(
@@ -98,8 +109,8 @@ def opened_message(
         version=model.version,
         created=created,
         step=session.step,
-        durable_step=durable_step,
-        durability=types_pb2.DURABILITY_NONE,
+        durable_step=session.durable_step,
+        durability=_DURABILITY_MESSAGES[session.durability],
         incarnation=session.incarnation,
         epoch=session.epoch,
         num_features=len(model.signature.features),
@@ -114,6 +125,13 @@ def open_mode(mode: types_pb2.OpenMode) -> OpenMode:
     if mode not in _MODES:
         raise errors.InvalidMessage(f"open mode {mode} means nothing")
     return _MODES[mode]
+
+
+def durability(wanted: types_pb2.Durability) -> Durability | None:
+    """Return what an opening asks for, None for the server's own. Raises InvalidMessage for an unknown number."""
+    if wanted not in _DURABILITIES:
+        raise errors.InvalidMessage(f"durability {wanted} means nothing")
+    return _DURABILITIES[wanted]
 
 
 def answers(wanted: types_pb2.Answers) -> Answers:
@@ -195,7 +213,12 @@ def session_message(view: SessionView) -> session_pb2.Session:
         idle=idle,
         streaming=view.is_streaming,
         fingerprint=record.fingerprint,
+        computed_with=_computed_with(record.origin),
     )
+
+
+def _computed_with(origin: Origin) -> str:
+    return ", ".join(filter(None, (origin.provider, origin.processor, origin.build)))
 
 
 def model_message(model: Model, repository: Repository, max_steps: int) -> model_pb2.Model:

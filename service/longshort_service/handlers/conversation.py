@@ -30,6 +30,8 @@ class Conversation:
         self._call = call
         self._is_over = is_over  # told once, when nothing is left to do
         self._is_answering = False  # a message is in hand
+        self._speaks_unasked = False  # it may write while it waits for a message
+        self._held: asyncio.Future[None] | None = None  # done when it says and takes nothing more
         self._end_error: errors.ServiceError | None = None
         self._task: asyncio.Task[None] | None = None
         call.on_closed = self._closed
@@ -52,6 +54,14 @@ class Conversation:
         """Let go of what the stream has: the call is over. Return what is left to do where that takes long."""
         raise NotImplementedError
 
+    def hold(self) -> asyncio.Future[None]:
+        """Take no further message; return what is done when the one in hand is answered."""
+        if self._held is None:
+            self._held = asyncio.get_running_loop().create_future()
+            if not self._is_answering:
+                self._held.set_result(None)
+        return self._held
+
     # What it is built of
 
     def end(self, error: errors.ServiceError) -> None:
@@ -62,8 +72,8 @@ class Conversation:
                 self._fail(error)
 
     def _received(self, raw: bytes | None) -> None:
-        if self._end_error is not None or not self._call.is_active:
-            return
+        if self._end_error is not None or not self._call.is_active or self._held is not None:
+            return  # its sender learns from the status that it was not taken
         if raw is None:
             self._call.finish()
         else:
@@ -99,11 +109,17 @@ class Conversation:
     def _answer(self, response: bytes) -> None:
         """Write the answer to the message in hand, and read the next message."""
         self._is_answering = False
-        if self._end_error is None:
-            self._call.exchange(response, self._received)
-        else:
+        if self._end_error is not None:
             self._call.write(response)
             self._fail(self._end_error)
+        elif self._held is not None:
+            self._call.write(response)
+            self._held.set_result(None)
+        elif self._speaks_unasked:  # an exchange would keep what is written until the next message comes
+            self._call.write(response)
+            self._call.read(self._received)
+        else:
+            self._call.exchange(response, self._received)
 
     def _fail(self, error: errors.ServiceError, *, is_counted: bool = False) -> None:
         """End the call with the error as its status."""
@@ -114,6 +130,8 @@ class Conversation:
 
     def _closed(self, is_cancelled: bool) -> None:  # noqa: FBT001, ARG002  a callback; both ends are the same to us
         self._open_timer.cancel()
+        if self._held is not None and not self._held.done():
+            self._held.set_result(None)
         if self._task is not None:
             self._task.cancel()
         leaving = self._leave()

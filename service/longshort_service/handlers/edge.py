@@ -54,6 +54,9 @@ class Edge:
     max_message_bytes: int
     max_streams: int
     max_batch_rows: int
+    is_unary_sync: bool = (
+        True  # a unary step is answered when it is stored, whatever its session's durability
+    )
     num_calls: int = 0  # calls being handled now, streams included
     is_draining: bool = False
     _quiet: asyncio.Event = field(default_factory=asyncio.Event)

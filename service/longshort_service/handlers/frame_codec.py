@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from longshort_service.frame_answer import FrameAnswer
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # the wire types
-# The columns of a request, by field number: handles, counts, steps, values, closes.
+# The columns of a request, by field number: handles, counts, steps, values, closes, flushes.
 _U4, _U8, _F4 = (np.dtype(code) for code in ("<u4", "<u8", "<f4"))
-_DTYPES: Final[dict[int, np.dtype[Any]]] = {2: _U4, 3: _U4, 4: _U8, 5: _F4, 8: _U4}
+_DTYPES: Final[dict[int, np.dtype[Any]]] = {2: _U4, 3: _U4, 4: _U8, 5: _F4, 8: _U4, 9: _U4}
 # The wire types in which each field may come: columns packed, or an element a field.
 _WIRE_TYPES: Final[dict[int, tuple[int, ...]]] = {
     **{number: (_BYTES, _FIXED64 if dtype is _U8 else _FIXED32) for number, dtype in _DTYPES.items()},
@@ -46,6 +46,7 @@ class FrameRequest:
     opens: list[sequence_pb2.FrameOpen] = field(default_factory=list)
     forecasts: list[sequence_pb2.FrameForecast] = field(default_factory=list)
     closes: NDArray[np.uint32] = field(default_factory=lambda: np.empty(0, np.uint32))
+    flushes: NDArray[np.uint32] = field(default_factory=lambda: np.empty(0, np.uint32))
 
 
 def parse(raw: bytes, max_message_bytes: int) -> FrameRequest:
@@ -71,7 +72,7 @@ def parse(raw: bytes, max_message_bytes: int) -> FrameRequest:
         values,
         codec.answers(wanted),
     )
-    return FrameRequest(frame, opens, forecasts, columns[8])
+    return FrameRequest(frame, opens, forecasts, columns[8], columns[9])
 
 
 def _read_fields(raw: bytes) -> dict[int, list[Any]]:
@@ -117,8 +118,13 @@ def _column(chunks: list[memoryview], dtype: np.dtype[Any]) -> NDArray[Any]:
     return np.frombuffer(packed, dtype).copy()
 
 
-def response(answer: FrameAnswer, rest: sequence_pb2.StreamFramesResponse) -> bytes:
-    """Return the bytes of a StreamFramesResponse: the columns of `answer`, and what protobuf holds of it."""
+def response(
+    answer: FrameAnswer, durable_steps: NDArray[np.int64] | None, rest: sequence_pb2.StreamFramesResponse
+) -> bytes:
+    """Return the bytes of a StreamFramesResponse: the columns of `answer`, and what protobuf holds of it.
+
+    `durable_steps` `[rows]` are those of the answered rows; None: all 0.
+    """
     parts: list[bytes] = []
     if len(answer.handles):
         _append(parts, 2, answer.handles.astype("<u4", copy=False))
@@ -126,6 +132,8 @@ def response(answer: FrameAnswer, rest: sequence_pb2.StreamFramesResponse) -> by
             _append(parts, 3, answer.counts.astype("<u4"))
         _append(parts, 4, answer.steps.astype("<i8", copy=False))
         _append(parts, 5, answer.values.astype("<f4", copy=False))
+        if durable_steps is not None:
+            _append(parts, 6, durable_steps.astype("<i8", copy=False))
         _append(parts, 7, answer.replayed.astype("<u4", copy=False))
     parts.append(rest.SerializeToString())
     return b"".join(parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from longshort.v1 import sequence_pb2
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
     from longshort_service.frame_work import FrameWork
     from longshort_service.handlers.edge import Edge
     from longshort_service.repository import Model
+    from longshort_service.session import Session
     from longshort_service.transport.call import Call
 
-_OPEN, _VALUES, _FORECAST = (
+_OPEN, _VALUES, _FORECAST, _FLUSH = (
     sequence_pb2.FRAME_PART_OPEN,
     sequence_pb2.FRAME_PART_VALUES,
     sequence_pb2.FRAME_PART_FORECAST,
+    sequence_pb2.FRAME_PART_FLUSH,
 )
 _NOTHING = sequence_pb2.StreamFramesResponse()
 # Each takes a row to work on, and 30 us of the loop's turn in which it begins.
@@ -53,12 +56,15 @@ class FrameConversation(Conversation):
         if session is None or not self._handles.lose(session, error):
             self._losses[session_id] = error
 
+    def stored(self, session_id: str, durable_step: int) -> None:
+        """See StreamOwner: the session's next answer says it, or the answer to a flush."""
+
     def _take(self, raw: bytes) -> None:
         begin_s = time.perf_counter()
         self._open_timer.cancel()
         request = frame_codec.parse(raw, self._edge.max_message_bytes)
         frame = request.frame
-        if request.opens or len(request.closes) or request.forecasts:
+        if request.opens or len(request.closes) or request.forecasts or len(request.flushes):
             self._slowly(self._take_slowly(request, begin_s))
             return
         work = self._reader.begin_again(frame, self._edge.keeper.clock())
@@ -75,7 +81,17 @@ class FrameConversation(Conversation):
             self._finish(work, begin_s)
 
     def _finish(self, work: FrameWork[Model], begin_s: float) -> None:
-        self._answer(self._response(work, begin_s, None))
+        waiting = self._waiting_for_store(work)
+        if waiting:
+            self._slowly(self._finish_stored(work, waiting, begin_s))
+        else:
+            self._answer(self._response(work, begin_s, None))
+
+    async def _finish_stored(
+        self, work: FrameWork[Model], waiting: list[tuple[int, Session[Model], int]], begin_s: float
+    ) -> bytes:
+        await self._until_stored(work, waiting)
+        return self._response(work, begin_s, None)
 
     async def _take_slowly(self, request: frame_codec.FrameRequest, begin_s: float) -> bytes:
         """Answer a frame that has to wait for more than its jobs."""
@@ -94,7 +110,9 @@ class FrameConversation(Conversation):
             ended = asyncio.Event()
             self._all_ended = ended.set
             await ended.wait()
+        await self._until_stored(work, self._waiting_for_store(work))
         await self._forecast(request.forecasts, rest)
+        await self._flush(request.flushes.tolist(), rest)
         return self._response(work, begin_s, rest)
 
     def _refuse(self, error: errors.ServiceError) -> None:
@@ -127,6 +145,7 @@ class FrameConversation(Conversation):
         self, work: FrameWork[Model], begin_s: float, rest: sequence_pb2.StreamFramesResponse | None
     ) -> bytes:
         answer = collect(work)
+        durable_steps = self._handles.durable_steps(answer.handles)
         for position in work.replays:
             self._edge.stepper.replayed(self._handles.models[work.found.models[position]])
         for repeats in work.repeats:
@@ -144,7 +163,62 @@ class FrameConversation(Conversation):
         seconds = time.perf_counter() - begin_s
         for part in work.parts:
             self._edge.observer.step_total(part.model.name, seconds, part.job.num_applied)
-        return frame_codec.response(answer, _NOTHING if rest is None else rest)
+        return frame_codec.response(answer, durable_steps, _NOTHING if rest is None else rest)
+
+    # -- the store -----------------------------------------------------------------------------------------------
+
+    def _waiting_for_store(self, work: FrameWork[Model]) -> list[tuple[int, Session[Model], int]]:
+        """Return position, session and step of the rows whose answers wait for the store."""
+        waiting: list[tuple[int, Session[Model], int]] = []
+        for model, rows, positions, steps in work.reached():
+            waits = steps >= model.columns.waits_from[rows]
+            if waits.any():
+                for position, step in zip(positions[waits].tolist(), steps[waits].tolist(), strict=True):
+                    session = self._handles.find_session(int(work.frame.handles[position]))
+                    if session is not None:
+                        waiting.append((position, session, step))
+        return waiting
+
+    async def _until_stored(
+        self, work: FrameWork[Model], waiting: list[tuple[int, Session[Model], int]]
+    ) -> None:
+        """Wait until the store has caught up with all of them; those that it does not take have failed."""
+        if not waiting:
+            return
+        all_told = asyncio.Event()
+        num_waiting = len(waiting)
+
+        def told(position: int, error: errors.ServiceError | None) -> None:
+            nonlocal num_waiting
+            if error is not None:
+                work.unstored[position] = error
+            num_waiting -= 1
+            if not num_waiting:
+                all_told.set()
+
+        for position, session, step in waiting:
+            self._edge.keeper.checkpointer.when_stored(session, step, partial(told, position))
+        await all_told.wait()
+
+    async def _flush(self, handles: list[int], rest: sequence_pb2.StreamFramesResponse) -> None:
+        """Wait until all that was applied to sessions is stored."""
+        outcomes = await asyncio.gather(*map(self._flush_one, handles), return_exceptions=True)
+        for handle, outcome in zip(handles, outcomes, strict=True):
+            if isinstance(outcome, errors.ServiceError):
+                self._add_error(rest, handle, _FLUSH, outcome)
+            elif isinstance(outcome, BaseException):
+                raise outcome
+            else:
+                rest.flushed.append(handle)
+                rest.flushed_steps.append(outcome)
+
+    async def _flush_one(self, handle: int) -> int:
+        session = self._handles.get(handle)
+        await self._edge.keeper.until_settled(session)
+        await self._edge.keeper.checkpointer.until_stored(session, self._handles.get(handle).step)
+        return self._handles.get(handle).durable_step
+
+    # -- errors --------------------------------------------------------------------------------------------------
 
     def _add_error(
         self,
@@ -163,7 +237,7 @@ class FrameConversation(Conversation):
     def _close(self, handles: Iterable[int]) -> None:
         named = [self._handles.close(handle) for handle in handles]
         sessions = [session for session in named if session is not None]
-        self._edge.keeper.table.detach_many(sessions, self, self._edge.keeper.clock())
+        self._edge.keeper.detach(sessions, self)
 
     async def _open(
         self, opens: list[sequence_pb2.FrameOpen], rest: sequence_pb2.StreamFramesResponse
@@ -201,12 +275,7 @@ class FrameConversation(Conversation):
             self._handles.lose(session, moved)  # opened twice in this frame: a row is moved by one handle
             self._close([handle])
             self._handles.open(handle, session)
-            message = codec.opened_message(
-                session,
-                created=created,
-                durable_step=edge.keeper.durable_step(session.step),
-                max_steps=edge.max_steps,
-            )
+            message = codec.opened_message(session, created=created, max_steps=edge.max_steps)
             rest.opened.append(sequence_pb2.FrameOpened(handle=handle, opened=message))
 
     def _asked(self, each: sequence_pb2.FrameOpen) -> OpenRequest | errors.ServiceError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -56,6 +57,12 @@ class SequenceHandler:
         """Return how many streams are open."""
         return len(self._streams)
 
+    async def hold_streams(self) -> None:
+        """Have every stream take nothing more; return when what they have in hand is answered."""
+        held = [stream.hold() for stream in list(self._streams)]
+        if held:
+            await asyncio.wait(held)
+
     def end_streams(self, error: errors.ServiceError) -> None:
         """End every stream, each after the answer it has in hand."""
         for stream in list(self._streams):
@@ -98,13 +105,14 @@ class SequenceHandler:
             if created:  # sent again, corrected or later, the call shall find what it found this time
                 await edge.keeper.uncreate(session)
             raise
+        await edge.keeper.checkpointer.until_stored(session, applied.step, strictly=edge.is_unary_sync)
         response = sequence_pb2.StepResponse(created=created, incarnation=session.incarnation)
         codec.fill_answer(
             response.answer,
             applied.outputs,
             session.model.signature,
             step=applied.step,
-            durable_step=edge.keeper.durable_step(applied.step),
+            durable_step=0 if session.is_ended else session.durable_step,
             as_tensors=bool(request.values.tensors),
         )
         response.answer.replayed = applied.is_replayed

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from longshort.v1 import sequence_pb2, types_pb2
 
 from longshort_service import errors
+from longshort_service.durability import Durability
 from longshort_service.handlers import codec, status
 from longshort_service.handlers.conversation import Conversation
 from longshort_service.handlers.wire import single_values, varint
@@ -37,11 +38,19 @@ class StreamConversation(Conversation):
         self._protocol = StreamProtocol()
         self._session: Session[Model] | None = None
         self._is_numbered = True  # whether the message in hand has a step
+        self._told_durable_step = 0
         super().__init__(edge, call, is_over)
 
     def lose(self, session_id: str, error: errors.ServiceError) -> None:  # noqa: ARG002  it has only the one
         """See StreamOwner."""
         self.end(error)
+
+    def stored(self, session_id: str, durable_step: int) -> None:  # noqa: ARG002  as above
+        """See StreamOwner: said at once, unless an answer is about to say it."""
+        if self._protocol.state is StreamState.READY and durable_step > self._told_durable_step:
+            self._told_durable_step = durable_step
+            durable = sequence_pb2.Durable(durable_step=durable_step)
+            self._call.write(sequence_pb2.StreamResponse(durable=durable).SerializeToString())
 
     def _take(self, raw: bytes) -> None:
         if self._session is not None and self._take_single(self._session, raw):
@@ -63,9 +72,7 @@ class StreamConversation(Conversation):
         elif kind == "forecast":
             self._slowly(self._forecast(request.forecast.horizon))
         else:
-            durable_step = self._edge.keeper.durable_step(self._settled_session().step)
-            flushed = sequence_pb2.Flushed(durable_step=durable_step)
-            self._answer(sequence_pb2.StreamResponse(flushed=flushed).SerializeToString())
+            self._slowly(self._flush())
 
     def _take_single(self, session: Session[Model], raw: bytes) -> bool:
         """Take what most messages are: one finite step in its place, for a session that nobody else is at.
@@ -92,17 +99,51 @@ class StreamConversation(Conversation):
         return True
 
     def answered(self, outputs: bytes, step: int) -> None:
-        """See SingleWaiter: the answer is written as protobuf would write it."""
-        self._guarded(self._write_answer, outputs, step)
+        """See SingleWaiter."""
+        if step >= self._columns.waits_from_of[self._slot.row]:
+            self._when_stored(outputs, step)
+        else:
+            self._guarded(self._write_answer, outputs, step)
+
+    def _when_stored(self, outputs: bytes, step: int) -> None:
+        """Answer when the store has caught up."""
+        session = self._session
+        assert session is not None  # noqa: S101  it is open
+
+        def told(error: errors.ServiceError | None) -> None:
+            if self._protocol.state is not StreamState.ANSWERING:
+                return  # the stream has ended meanwhile
+            if error is None:
+                self._guarded(self._write_answer, outputs, step)
+            else:
+                self._guarded(self._refuse, error)
+
+        self._edge.keeper.checkpointer.when_stored(session, step, told)
 
     def _write_answer(self, outputs: bytes, step: int) -> None:
+        """Write the answer as protobuf would write it."""
         body = b"\x18" + varint(step)
         if outputs:
             body = b"\x0a" + varint(len(outputs)) + outputs + body
-        durable_step = self._edge.keeper.durable_step(step)
+        durable_step = self._durable_step()
         if durable_step:
             body += b"\x20" + varint(durable_step)
         self._answer(b"\x12" + varint(len(body)) + body)
+
+    def _durable_step(self) -> int:
+        """Return how far the session is stored: the client is told now."""
+        session = self._session
+        if session is not None and not session.is_ended:
+            self._told_durable_step = session.durable_step
+        return self._told_durable_step
+
+    async def _flush(self) -> bytes:
+        session = self._settled_session()
+        await self._edge.keeper.until_settled(session)
+        step = self._settled_session().step
+        await self._edge.keeper.checkpointer.until_stored(session, step)
+        flushed = sequence_pb2.Flushed(durable_step=self._durable_step())
+        return sequence_pb2.StreamResponse(flushed=flushed).SerializeToString()
 
     def failed(self, error: errors.ServiceError) -> None:
         """See SingleWaiter."""
@@ -125,7 +166,7 @@ class StreamConversation(Conversation):
 
     def _leave(self) -> None:
         if self._session is not None:
-            self._edge.keeper.table.detach(self._session, self, self._edge.keeper.clock())
+            self._edge.keeper.detach([self._session], self)
 
     async def _open(self, request: sequence_pb2.Open) -> bytes:
         edge = self._edge
@@ -136,12 +177,9 @@ class StreamConversation(Conversation):
         self._settled_session()  # it may have been taken or ended since, and its row be another's
         self._slot, self._columns = session.slot, session.model.columns
         self._num_features = len(session.model.signature.features)
-        opened = codec.opened_message(
-            session,
-            created=created,
-            durable_step=edge.keeper.durable_step(session.step),
-            max_steps=edge.max_steps,
-        )
+        self._speaks_unasked = session.durability is not Durability.NONE
+        self._told_durable_step = session.durable_step
+        opened = codec.opened_message(session, created=created, max_steps=edge.max_steps)
         return sequence_pb2.StreamResponse(opened=opened).SerializeToString()
 
     async def _values(self, message: sequence_pb2.Values) -> bytes:
@@ -155,13 +193,14 @@ class StreamConversation(Conversation):
         applied = await self._edge.stepper.step(
             session, rows, message.step if self._is_numbered else None, wanted
         )
+        await self._edge.keeper.checkpointer.until_stored(session, applied.step, strictly=False)
         response = sequence_pb2.StreamResponse()
         codec.fill_answer(
             response.answer,
             applied.outputs,
             signature,
             step=applied.step,
-            durable_step=self._edge.keeper.durable_step(applied.step),
+            durable_step=self._durable_step(),
             as_tensors=bool(message.tensors),
         )
         response.answer.replayed = applied.is_replayed
@@ -179,7 +218,7 @@ class StreamConversation(Conversation):
             outputs,
             session.model.signature,
             step=record.step,
-            durable_step=self._edge.keeper.durable_step(record.step),
+            durable_step=self._durable_step(),
             as_tensors=False,
         )
         response.answer.forecast = True

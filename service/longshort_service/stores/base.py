@@ -100,9 +100,7 @@ class Store(Protocol):
         cannot be read; the epoch has been raised then.
         """
 
-    async def write(
-        self, records: Sequence[SessionRecord], *, settled: bool = True
-    ) -> list[Refusal | None]:
+    async def write(self, records: Sequence[SessionRecord], *, settled: bool = True) -> list[Refusal | None]:
         """Store each record whose entry has the record's very epoch; say for each why it was not.
 
         Its mark `is_gapless` is stored with it. With `settled` the call returns when what was stored is durable, as
@@ -119,7 +117,9 @@ class Store(Protocol):
     async def delete_many(self, session_ids: Sequence[str]) -> list[bool]:
         """Remove entries without a tombstone; say for each whether there was one."""
 
-    async def bury_many(self, entries: Sequence[tuple[str, int]], before_s: float, now_s: float) -> list[bool]:
+    async def bury_many(
+        self, entries: Sequence[tuple[str, int]], before_s: float, now_s: float
+    ) -> list[bool]:
         """Replace each entry that has the given epoch and was last used before `before_s` by a tombstone.
 
         Say for each whether that was done.

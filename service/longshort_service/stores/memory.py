@@ -39,7 +39,9 @@ class MemoryStore:
         self._epochs = itertools.count(1)
 
     async def open_many(
-        self, requests: Sequence[StoreRequest], now_s: float  # noqa: ARG002  its epochs are counted: they end with it
+        self,
+        requests: Sequence[StoreRequest],
+        now_s: float,  # noqa: ARG002  its epochs are counted: they end with it
     ) -> list[StoreOpening | errors.ServiceError]:
         """See Store.open_many. A record is handed over: nothing durable is lost with it, no state is held twice."""
         return [self._open(request) for request in requests]
@@ -69,7 +71,10 @@ class MemoryStore:
         return StoreOpening(Found.CREATED, 0, epoch)
 
     async def write(
-        self, records: Sequence[SessionRecord], *, settled: bool = True  # noqa: ARG002  it is there or it is gone
+        self,
+        records: Sequence[SessionRecord],
+        *,
+        settled: bool = True,  # noqa: ARG002  it is there or it is gone
     ) -> list[Refusal | None]:
         """See Store.write."""
         return [self._write(record) for record in records]
@@ -105,9 +110,14 @@ class MemoryStore:
         self._num_entries -= was_there
         return was_there
 
-    async def bury_many(self, entries: Sequence[tuple[str, int]], before_s: float, now_s: float) -> list[bool]:
+    async def bury_many(
+        self, entries: Sequence[tuple[str, int]], before_s: float, now_s: float
+    ) -> list[bool]:
         """See Store.bury_many."""
-        buried = [self._is_old(session_id, epoch, before_s) and self._delete(session_id) for session_id, epoch in entries]
+        buried = [
+            self._is_old(session_id, epoch, before_s) and self._delete(session_id)
+            for session_id, epoch in entries
+        ]
         ids = [session_id for session_id, _ in entries]
         self._tombstones.update(dict.fromkeys(itertools.compress(ids, buried), now_s))
         num_over = len(self._tombstones) - self._max_entries

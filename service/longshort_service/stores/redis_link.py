@@ -1,0 +1,154 @@
+"""Connections to Redis or Valkey: making them, judging the server at each, and what errors mean.
+
+Owns what a server must be like to keep sessions. Knows no keys and no sessions.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import redis
+from redis import exceptions
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+from longshort_service.stores.backend import BackendError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from redis.connection import ConnectionInterface
+
+    from longshort_service.stores.redis_address import RedisAddress
+
+logger = logging.getLogger(__name__)
+
+# A server that is silent for so long is away. Its scripts take milliseconds.
+TIMEOUT_S: Final = 2.0
+_OLDEST_VERSION: Final = (7, 2)  # WAITAOF; Valkey calls itself 7.2.4 to who asks for Redis
+
+# Errors of the server that are no bug, by the word that they begin with.
+_CAUSES: Final = {
+    "OOM": "it is out of memory: raise its maxmemory, or delete sessions",
+    "MISCONF": "it cannot write to its disk and takes nothing more: see its log",
+    "READONLY": "it is a replica, which takes no writes: give the address of the primary, or of the sentinels",
+    "NOPERM": "its user may not do what is needed: docs/stores.md lists the commands",
+    "NOREPLICAS": "it has fewer replicas than its min-replicas-to-write: start them",
+    "BUSY": "a script holds it: see its log",
+    "MASTERDOWN": "it is a replica without its primary: see its log",
+    "NOAUTH": "it wants a password: give redis://:password@host",
+    "WRONGPASS": "the user or password is wrong",
+    "WRONGTYPE": "keys that begin with longshort: are not longshort's: give it a database of its own",
+}
+
+
+class UnfitServerError(exceptions.RedisError):
+    """A server that would not keep what it is given; the message says which setting must change."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """What a server makes of a write."""
+
+    is_append_only: bool  # whether it is kept in a file at all
+    is_always_fsynced: bool  # whether it is on the disk before it is answered
+    has_waitaof: bool  # whether the server tells when it is on the disk
+
+
+def connect(address: RedisAddress, on_settings: Callable[[ServerSettings], None]) -> redis.Redis:
+    """Return a client that judges each server it connects to, and tells its settings. Connects when it is used."""
+
+    def on_connect(connection: ConnectionInterface) -> None:
+        connection.on_connect()
+        on_settings(inspect(connection))
+
+    timeouts: dict[str, Any] = {
+        "socket_timeout": TIMEOUT_S,
+        "socket_connect_timeout": TIMEOUT_S,
+        "socket_keepalive": True,
+        # An opening that is sent twice raises the epoch twice: whoever asked decides what to do.
+        "retry": Retry(NoBackoff(), 0),
+        # The replies are read as this version has them.
+        "protocol": 2,
+    }
+    tls: dict[str, Any] = {"ssl": True, **address.options} if address.is_tls else {}
+    options: dict[str, Any] = {
+        "db": address.database,
+        "username": address.username,
+        "password": address.password,
+        "redis_connect_func": on_connect,
+    }
+    if not address.service:
+        ((host, port),) = address.hosts
+        return redis.Redis(host=host, port=port, **timeouts, **tls, **options)
+    sentinel_options = {**timeouts, **tls, **address.sentinel_options}
+    sentinels = Sentinel(address.hosts, sentinel_kwargs=sentinel_options, **timeouts, **tls)  # type: ignore[no-untyped-call]
+    primary: redis.Redis = sentinels.master_for(address.service, **options)  # type: ignore[no-untyped-call]
+    return primary
+
+
+def inspect(connection: ConnectionInterface) -> ServerSettings:
+    """Ask a server how it keeps what it is given. Raises UnfitServerError where it may lose it."""
+    info = _fields(_ask(connection, "INFO"))
+    problem = find_problem(info)
+    if problem:
+        raise UnfitServerError(problem)
+    try:
+        (_, fsync) = _ask(connection, "CONFIG", "GET", "appendfsync")
+    except (exceptions.ResponseError, ValueError):
+        fsync = b"everysec"  # a user that may not read it: the weaker of the two usual settings
+    try:
+        _ask(connection, "WAITAOF", "0", "0", "0")
+        has_waitaof = True
+    except exceptions.ResponseError:
+        has_waitaof = False
+    return ServerSettings(
+        is_append_only=info.get("aof_enabled") == "1",
+        is_always_fsynced=fsync == b"always",
+        has_waitaof=has_waitaof,
+    )
+
+
+def find_problem(info: dict[str, str]) -> str:
+    """Return why a server with this INFO will not do, "" where it will."""
+    version = info.get("redis_version", "0")
+    if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < _OLDEST_VERSION:
+        return f"it is Redis {version}: give Redis 7.2 or newer, or Valkey"
+    if info.get("cluster_enabled") == "1":
+        return "it is a cluster, which cannot run scripts over all sessions: give a single server, or sentinels"
+    policy = info.get("maxmemory_policy", "noeviction")
+    if info.get("maxmemory", "0") != "0" and policy != "noeviction":
+        return f"its maxmemory-policy is {policy}, which drops sessions: set it to noeviction"
+    return ""
+
+
+def _ask(connection: ConnectionInterface, *words: str) -> Any:
+    connection.send_command(*words)
+    return connection.read_response()
+
+
+def _fields(info: bytes) -> dict[str, str]:
+    lines = (line.partition(":") for line in info.decode("utf-8", "replace").splitlines())
+    return {name: value for name, _, value in lines}
+
+
+@contextmanager
+def explained(address: RedisAddress) -> Iterator[None]:
+    """Raise what goes wrong with the server, and is no bug, as BackendError."""
+    try:
+        yield
+    except exceptions.RedisError as error:
+        raise_explained(error, address)
+
+
+def raise_explained(error: exceptions.RedisError, address: RedisAddress) -> None:
+    """Raise an error as BackendError; as it is where it is a bug."""
+    text = str(error)
+    cause = _CAUSES.get(type(error).__name__) or next(
+        (cause for word, cause in _CAUSES.items() if text.startswith(word)), None
+    )
+    raise NotImplementedError

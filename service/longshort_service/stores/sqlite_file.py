@@ -1,0 +1,146 @@
+"""The file of an SQLite store: where it lies, opening it, its tables, and what its errors mean.
+
+Owns the schema and its version. Does not know what a session is.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from longshort_service.stores.backend import BackendError, StoreConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+# How long another process may hold the file; a call of ours waits no longer before the store counts as away.
+BUSY_S: Final = 2.0
+_APPLICATION_ID: Final = 0x4C530001  # in the file's header: `file` and SQLite's tools show whose it is
+_SCHEMA_VERSION: Final = 1
+# A long run of writes leaves a WAL that is kept for reuse; beyond this it is cut.
+_WAL_BYTES: Final = 64 * 1024 * 1024
+
+_TABLES: Final = """
+CREATE TABLE sessions (
+    id TEXT PRIMARY KEY NOT NULL,
+    epoch INTEGER NOT NULL,
+    client_id TEXT NOT NULL,      -- of the opening that drew the epoch
+    is_gapless INTEGER NOT NULL,  -- of the record; an opening clears it
+    model TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    used_s REAL NOT NULL,         -- seconds since 1970
+    record BLOB NOT NULL
+);
+CREATE INDEX sessions_used ON sessions (used_s);
+CREATE INDEX sessions_model ON sessions (model, version);
+CREATE TABLE tombstones (id TEXT PRIMARY KEY NOT NULL, made_s REAL NOT NULL) WITHOUT ROWID;
+CREATE INDEX tombstones_made ON tombstones (made_s);
+CREATE TABLE epochs (greatest INTEGER NOT NULL);  -- one row: the greatest ever drawn
+INSERT INTO epochs VALUES (0);
+"""
+
+# What the codes of SQLite mean to who runs the service. Any other code is a bug of ours.
+_CAUSES: Final = {
+    sqlite3.SQLITE_PERM: "it may not be used: check its owner and mode",
+    sqlite3.SQLITE_BUSY: f"another process has held it locked for {BUSY_S:g} s: end that process, or wait for it",
+    sqlite3.SQLITE_LOCKED: "it is locked: wait for who holds it",
+    sqlite3.SQLITE_NOMEM: "SQLite has no memory: give the service more",
+    sqlite3.SQLITE_READONLY: "it is read-only: check its mode, that of its folder, and how the disk is mounted",
+    sqlite3.SQLITE_IOERR: "reading or writing it failed: check the disk",
+    sqlite3.SQLITE_CORRUPT: "it is damaged: restore a backup",
+    sqlite3.SQLITE_FULL: "the disk is full: make room",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened: check that its folder is there and may be written",
+    sqlite3.SQLITE_PROTOCOL: "its locks do not work: keep it on a local disk",
+    sqlite3.SQLITE_NOTADB: "it is no SQLite database: restore a backup",
+}
+
+
+def default_path(environ: Mapping[str, str]) -> Path:
+    """Return where the store lies unless told otherwise: in the user's folder for state."""
+    home = Path(environ.get("HOME") or Path.home())
+    if sys.platform == "darwin":
+        folder = home / "Library" / "Application Support"
+    else:
+        folder = Path(environ.get("XDG_STATE_HOME") or home / ".local" / "state")
+    return folder / "longshort" / "sessions.db"
+
+
+def open_file(path: Path) -> sqlite3.Connection:
+    """Open a store's file, making it and its folder where they are not there. Raises StoreConfigError."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # SQLite would make it readable to others; its WAL takes the mode of the file.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise StoreConfigError(f"{path}: cannot be made or opened for writing: {error.strerror}") from error
+    connection: sqlite3.Connection | None = None
+    try:
+        connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        _prepare(connection, path)
+    except sqlite3.Error as error:
+        if connection is not None:
+            connection.close()
+        raise StoreConfigError(_explained(error, path)) from error
+    except StoreConfigError:
+        if connection is not None:
+            connection.close()
+        raise
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (num_tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if application_id != _APPLICATION_ID and (application_id or version or num_tables):
+        raise StoreConfigError(f"{path}: is a database of another program: give another path")
+    if version > _SCHEMA_VERSION:
+        raise StoreConfigError(
+            f"{path}: was written by a newer longshort (schema {version}, this one knows {_SCHEMA_VERSION}): "
+            "install that one, or give another path"
+        )
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise StoreConfigError(f"{path}: lies where SQLite's WAL does not work: give a path on a local disk")
+    connection.execute("PRAGMA synchronous = FULL")  # a commit is on the disk when it returns
+    connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
+    if not application_id:
+        _make_tables(connection)
+
+
+def _make_tables(connection: sqlite3.Connection) -> None:
+    try:
+        connection.executescript(
+            f"BEGIN IMMEDIATE; {_TABLES} PRAGMA application_id = {_APPLICATION_ID};"
+            f"PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;"
+        )
+    except sqlite3.OperationalError:
+        if connection.in_transaction:
+            connection.rollback()
+        # Another server that starts at the same moment may have been faster.
+        if connection.execute("PRAGMA application_id").fetchone() != (_APPLICATION_ID,):
+            raise
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Raise what goes wrong with the file, and is no bug, as BackendError."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        if _code(error) not in _CAUSES:
+            raise
+        raise BackendError(_explained(error, path)) from error
+
+
+def _code(error: sqlite3.Error) -> int:
+    """Return SQLite's primary code; 0 where the error is of Python's own making."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
+def _explained(error: sqlite3.Error, path: Path) -> str:
+    return f"{path}: {_CAUSES.get(_code(error), 'cannot be used')} ({error})"
