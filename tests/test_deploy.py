@@ -7,30 +7,21 @@ missing skips and says so; with LONGSHORT_REQUIRE_ALL=1 it fails. tools/prove_im
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import socket
-import subprocess
-import sys
 import time
 import tomllib
-import urllib.parse
-import urllib.request
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+from deployment import PROMETHEUS, ROOT, prometheus_scraping, run_tool, tool
 from longshort.v1 import sequence_pb2, sequence_pb2_grpc, types_pb2
 from longshort_service.metrics import COUNTERS, GAUGES, HISTOGRAMS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-ROOT = Path(__file__).parent.parent
-PROMETHEUS = ROOT / "deploy" / "prometheus"
 DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "longshort.json").read_text())
 DATA_SOURCE = (ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text()
 
