@@ -65,7 +65,6 @@ class App:
         self._store = make_store(
             config.store,
             max_entries=config.max_stored_sessions,
-            tombstone_ttl_s=config.tombstone_ttl_s,
             environ=os.environ,
         )
         loader = ModelLoader(config, self.metrics)

@@ -26,7 +26,7 @@ class MemoryStore:
     """
 
     is_durable = False
-    away_since_s = None
+    away_since_s: float | None = None
 
     def __init__(self, max_entries: int = 1_000_000) -> None:
         self._max_entries = max_entries

@@ -5,7 +5,6 @@ Owns what a server must be like to keep sessions. Knows no keys and no sessions.
 
 from __future__ import annotations
 
-import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -25,23 +24,26 @@ if TYPE_CHECKING:
 
     from longshort_service.stores.redis_address import RedisAddress
 
-logger = logging.getLogger(__name__)
-
 # A server that is silent for so long is away. Its scripts take milliseconds.
 TIMEOUT_S: Final = 2.0
 _OLDEST_VERSION: Final = (7, 2)  # WAITAOF; Valkey calls itself 7.2.4 to who asks for Redis
 
-# Errors of the server that are no bug, by the word that they begin with.
-_CAUSES: Final = {
-    "OOM": "it is out of memory: raise its maxmemory, or delete sessions",
+# What goes wrong outside this program, as redis-py's types say it, the narrower ones first.
+_CAUSES: Final[dict[type[exceptions.RedisError], str]] = {
+    exceptions.AuthenticationError: "it wants another user or password, as in redis://user:password@host",
+    exceptions.BusyLoadingError: "it is reading its file and will be back",
+    exceptions.TimeoutError: f"it did not answer within {TIMEOUT_S:g} s: see whether it is overloaded or frozen",
+    exceptions.ConnectionError: "it cannot be reached: see whether it runs",
+    exceptions.OutOfMemoryError: "it is out of memory: raise its maxmemory, or delete sessions",
+    exceptions.ReadOnlyError: "it is a replica, which takes no writes: give the address of its primary, or sentinels",
+    exceptions.NoPermissionError: "its user may not do what is needed: docs/stores.md lists the commands",
+    exceptions.MasterDownError: "it is a replica without its primary: see its log",
+}
+# The same as the server's own word for it, where redis-py has no type.
+_WORDS: Final = {
     "MISCONF": "it cannot write to its disk and takes nothing more: see its log",
-    "READONLY": "it is a replica, which takes no writes: give the address of the primary, or of the sentinels",
-    "NOPERM": "its user may not do what is needed: docs/stores.md lists the commands",
     "NOREPLICAS": "it has fewer replicas than its min-replicas-to-write: start them",
     "BUSY": "a script holds it: see its log",
-    "MASTERDOWN": "it is a replica without its primary: see its log",
-    "NOAUTH": "it wants a password: give redis://:password@host",
-    "WRONGPASS": "the user or password is wrong",
     "WRONGTYPE": "keys that begin with longshort: are not longshort's: give it a database of its own",
 }
 
@@ -63,7 +65,7 @@ def connect(address: RedisAddress, on_settings: Callable[[ServerSettings], None]
     """Return a client that judges each server it connects to, and tells its settings. Connects when it is used."""
 
     def on_connect(connection: ConnectionInterface) -> None:
-        connection.on_connect()
+        connection.on_connect()  # type: ignore[no-untyped-call]
         on_settings(inspect(connection))
 
     timeouts: dict[str, Any] = {
@@ -119,7 +121,9 @@ def find_problem(info: dict[str, str]) -> str:
     if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < _OLDEST_VERSION:
         return f"it is Redis {version}: give Redis 7.2 or newer, or Valkey"
     if info.get("cluster_enabled") == "1":
-        return "it is a cluster, which cannot run scripts over all sessions: give a single server, or sentinels"
+        return (
+            "it is a cluster, which cannot run scripts over all sessions: give a single server, or sentinels"
+        )
     policy = info.get("maxmemory_policy", "noeviction")
     if info.get("maxmemory", "0") != "0" and policy != "noeviction":
         return f"its maxmemory-policy is {policy}, which drops sessions: set it to noeviction"
@@ -127,7 +131,7 @@ def find_problem(info: dict[str, str]) -> str:
 
 
 def _ask(connection: ConnectionInterface, *words: str) -> Any:
-    connection.send_command(*words)
+    connection.send_command(*words)  # type: ignore[no-untyped-call]
     return connection.read_response()
 
 
@@ -141,14 +145,16 @@ def explained(address: RedisAddress) -> Iterator[None]:
     """Raise what goes wrong with the server, and is no bug, as BackendError."""
     try:
         yield
+    except UnfitServerError as error:
+        raise BackendError(f"{address}: {error}") from error
     except exceptions.RedisError as error:
-        raise_explained(error, address)
+        cause = _cause(error)
+        if cause is None:
+            raise
+        raise BackendError(f"{address}: {cause} ({error})") from error
 
 
-def raise_explained(error: exceptions.RedisError, address: RedisAddress) -> None:
-    """Raise an error as BackendError; as it is where it is a bug."""
-    text = str(error)
-    cause = _CAUSES.get(type(error).__name__) or next(
-        (cause for word, cause in _CAUSES.items() if text.startswith(word)), None
-    )
-    raise NotImplementedError
+def _cause(error: exceptions.RedisError) -> str | None:
+    by_type = (cause for kind, cause in _CAUSES.items() if isinstance(error, kind))
+    by_word = (cause for word, cause in _WORDS.items() if str(error).startswith(word))
+    return next(by_type, None) or next(by_word, None)

@@ -161,7 +161,8 @@ return results
 """
 )
 
-# before_s, now_s, then for each session id and epoch. Returns for each 1: buried, or 0; at the end the number of entries.
+# before_s, now_s, then for each session id and epoch. Returns for each 1: buried, or 0; at the end the number of
+# entries.
 BURY: Final = (
     _KEYS
     + """

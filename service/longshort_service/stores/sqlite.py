@@ -228,7 +228,8 @@ class SqliteBackend:
     def forget_tombstones(self, before_s: float) -> int:
         """See Store.forget_tombstones."""
         with self._transaction():
-            return self._connection.execute("DELETE FROM tombstones WHERE made_s < ?", (before_s,)).rowcount
+            query = "DELETE FROM tombstones WHERE made_s < ?"
+            return int(self._connection.execute(query, (before_s,)).rowcount)
 
     def has_records_of(self, model: str, version: int) -> bool:
         """See Store.has_records_of."""
