@@ -1,0 +1,456 @@
+"""Either client over several replicas that stop, drain, refuse and end streams: the caller sees a pause."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import longshort
+import pytest
+from longshort import errors
+from longshort.addresses import parsed
+from longshort.servers import FAILURE_INTERVAL_S, Servers
+from replicas import BEHIND, SYNC, UNSTORED, Replica, Store, answers_to
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
+VALUES = [float(value) for value in range(1, 13)]
+
+
+class Awaited:
+    """The async client with the methods of the sync one, on a loop of its own: one test for both."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._runner = asyncio.Runner()
+        self._client = self._runner.run(self._made(*arguments, **options))
+
+    async def _made(self, *arguments: Any, **options: Any) -> longshort.aio.Client:
+        return longshort.aio.Client(*arguments, **options)
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._runner.run(self._client.close())
+        self._runner.close()
+
+    def session(self, *arguments: Any, **options: Any) -> Any:
+        async def opened() -> Any:
+            return await self._client.session(*arguments, **options)
+
+        return AwaitedSession(self._runner, self._runner.run(opened()))
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments, **options: self._runner.run(
+            getattr(self._client, name)(*arguments, **options)
+        )
+
+
+class AwaitedSession:
+    def __init__(self, runner: asyncio.Runner, session: longshort.aio.Session) -> None:
+        self._runner, self._session = runner, session
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._runner.run(self._session.close())
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._session, name)
+        if not callable(attribute):
+            return attribute
+        return lambda *arguments, **options: self._runner.run(attribute(*arguments, **options))
+
+
+@pytest.fixture(params=[longshort.Client, Awaited], ids=["sync", "async"])
+def make_client(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture
+def replicas() -> Iterator[list[Replica]]:
+    store = Store()
+    made = [Replica(store) for _ in range(3)]
+    yield made
+    for replica in made:
+        replica.stop()
+
+
+def addresses(replicas: list[Replica]) -> str:
+    return ",".join(replica.address for replica in replicas)
+
+
+def home(replicas: list[Replica], session_id: str) -> Replica:
+    """The replica that was asked last to open a session."""
+    return next(
+        replica for replica in replicas if any(request.session.id == session_id for request in replica.opens)
+    )
+
+
+def stepped(session: Any, values: list[float]) -> list[float]:
+    return [float(session.step(value)[0]) for value in values]
+
+
+def test_sessions_are_spread_and_both_clients_find_each_at_the_same_server(replicas: list[Replica]):
+    ids = [f"sensor-{number}" for number in range(24)]
+    for make in (longshort.Client, Awaited):
+        with make(addresses(replicas)) as client:
+            for session_id in ids:
+                with client.session(session_id, model="metro") as session:
+                    session.step(1)
+    for session_id in ids:
+        assert [
+            sum(request.session.id == session_id for request in replica.opens) for replica in replicas
+        ].count(2)
+    assert all(len(replica.opens) >= 6 for replica in replicas)
+
+
+def test_stopped_server_loses_its_sessions_to_the_others_and_no_value(
+    replicas: list[Replica], make_client: Any
+):
+    with make_client(addresses(replicas)) as client:
+        sessions = [client.session(f"s-{number}", model="metro") for number in range(9)]
+        given = [stepped(session, VALUES[:6]) for session in sessions]
+        stays = [session.id for session in sessions if home(replicas, session.id) is not replicas[0]]
+        replicas[0].stop()
+        num_opens = sum(len(replica.opens) for replica in replicas[1:])
+        for session, answers in zip(sessions, given, strict=True):
+            assert answers + stepped(session, VALUES[6:]) == answers_to(VALUES)
+        assert 0 < len(stays) < 9
+        assert sum(len(replica.opens) for replica in replicas[1:]) == num_opens + 9 - len(stays)
+        for session in sessions:
+            session.close()
+        replicas[0].start()
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (UNAVAILABLE, ""),
+        (grpc.StatusCode.CANCELLED, ""),
+        (grpc.StatusCode.INTERNAL, ""),  # RST_STREAM, as nginx and Envoy pass it on
+        (grpc.StatusCode.UNKNOWN, ""),
+        (UNAVAILABLE, "DRAINING"),
+        (UNAVAILABLE, "STORE_UNAVAILABLE"),
+        (UNAVAILABLE, "ENGINE_DEAD"),
+        (grpc.StatusCode.ABORTED, "SESSION_MOVED"),  # by ourselves: a proxy delivered our opening twice
+    ],
+)
+def test_every_end_that_may_pass_is_a_pause(
+    replicas: list[Replica], make_client: Any, code: grpc.StatusCode, reason: str
+):
+    with (
+        make_client(addresses(replicas), timeout_s=10) as client,
+        client.session("s", model="metro") as session,
+    ):
+        first = stepped(session, VALUES[:2])
+        home(replicas, "s").ends = [(code, reason)]
+        assert first + stepped(session, VALUES[2:]) == answers_to(VALUES)
+        requests = [request for replica in replicas for request in replica.opens]
+        assert len(requests) == 2
+
+
+def test_epoch_is_told_on_reopening_and_the_model_is_changed_on_the_first_opening_only(
+    replicas: list[Replica], make_client: Any
+):
+    with (
+        make_client(replicas[0].address) as client,
+        client.session("s", model="metro", model_change="reset") as session,
+    ):
+        replicas[0].ends = [(UNAVAILABLE, ""), (UNAVAILABLE, "")]
+        stepped(session, [1, 2])
+    assert [request.epoch for request in replicas[0].opens] == [0, 1, 2]
+    assert [request.model_change for request in replicas[0].opens] == [3, 0, 0]
+
+
+@pytest.mark.parametrize("reason", ["DRAINING", "STORE_UNAVAILABLE"])
+def test_server_that_takes_nobody_is_no_error_to_new_sessions_nor_to_unary_calls(
+    replicas: list[Replica], make_client: Any, reason: str
+):
+    for replica in replicas[:2]:
+        replica.refuses = (UNAVAILABLE, reason)
+    with make_client(addresses(replicas), timeout_s=10) as client:
+        ids = [f"s-{number}" for number in range(8)]
+        for session_id in ids:
+            with client.session(session_id, model="metro") as session:
+                assert stepped(session, VALUES) == answers_to(VALUES)
+            assert client.get_session(session_id).step == len(VALUES)
+        if reason == "DRAINING":
+            for session_id in ids:
+                client.delete(session_id)
+    assert (
+        sum(replica.num_calls for replica in replicas[:2]) < 8
+    )  # they are tried now and then, not by every call
+
+
+def test_change_goes_on_to_another_server_only_where_the_first_was_not_reached(
+    replicas: list[Replica], make_client: Any
+):
+    with make_client(addresses(replicas), timeout_s=10) as client:
+        for number in range(8):
+            client.session(f"s-{number}", model="metro").close()
+        replicas[0].stop()
+        for number in range(8):
+            client.delete(f"s-{number}")
+        replicas[0].start()
+    with make_client(addresses(replicas), timeout_s=10) as client:
+        client.session("s", model="metro").close()
+        for replica in replicas:
+            replica.refuses = (UNAVAILABLE, "")  # cut: it may have been done
+        with pytest.raises(errors.Unavailable):
+            client.delete("s")
+        assert sum(replica.num_calls for replica in replicas) == 8 + 8 + 2
+
+
+def test_read_of_a_session_goes_where_its_stream_is_and_on_where_that_fails(
+    replicas: list[Replica], make_client: Any
+):
+    with (
+        make_client(addresses(replicas), timeout_s=10) as client,
+        client.session("s", model="metro") as session,
+    ):
+        first = home(replicas, "s")
+        first.stop()
+        session.step(1)
+        first.start()
+        time.sleep(1.2)  # its pause is over: unary calls about the session's id would go there again
+        calls = [replica.num_calls for replica in replicas]
+        session.memory()
+        assert first.num_calls == calls[replicas.index(first)]
+        first.stop()
+        assert client.get_session("s").step == 1
+        first.start()
+
+
+@pytest.mark.parametrize("ask", ["open", "step", "read"])
+def test_call_with_more_time_gives_up_without_any_server(replicas: list[Replica], make_client: Any, ask: str):
+    with make_client(addresses(replicas), timeout_s=30, give_up_s=0.6) as client:
+        session = client.session("s", model="metro") if ask == "step" else None
+        for replica in replicas:
+            replica.stop()
+        started_s = time.monotonic()
+        with pytest.raises(errors.Unavailable, match=r"within 0\.6 s") as caught:
+            {
+                "open": lambda: client.session("s", model="metro"),
+                "step": lambda: session.step(1),
+                "read": lambda: client.get_session("s"),
+            }[ask]()
+        assert 0.4 < time.monotonic() - started_s < 10
+        assert caught.value.reason == "NO_SERVER"
+        for replica in replicas:
+            replica.start()
+        if session is not None:
+            assert not session.ended
+            assert (float(session.retry()[0]) if session.in_doubt else float(session.step(1)[0])) == 1
+            session.close()
+
+
+def test_servers_that_are_all_down_for_a_while_are_found_again(replicas: list[Replica], make_client: Any):
+    with (
+        make_client(addresses(replicas), timeout_s=20) as client,
+        client.session("s", model="metro") as session,
+    ):
+        first = stepped(session, VALUES[:3])
+        for replica in replicas:
+            replica.stop()
+        returns = threading.Timer(1.0, replicas[1].start)
+        returns.start()
+        assert first + stepped(session, VALUES[3:]) == answers_to(VALUES)
+        returns.join()
+        for replica in (replicas[0], replicas[2]):
+            replica.start()
+
+
+@pytest.mark.parametrize("lag", [1, 5])
+def test_values_that_a_dead_server_had_not_stored_are_sent_again(make_client: Any, lag: int):
+    store = Store()
+    with (
+        Replica(store, lag, BEHIND) as one,
+        Replica(store, lag, BEHIND) as two,
+        make_client([one.address, two.address]) as client,
+        client.session("s", model="metro") as session,
+    ):
+        given = stepped(session, VALUES[:9])
+        dead = one if one.opens else two
+        dead.stop()
+        assert given + stepped(session, VALUES[9:]) == answers_to(VALUES)
+        dead.start()
+        assert session.flush() == len(VALUES)
+
+
+def test_store_that_went_back_is_a_lost_session_and_no_gap(make_client: Any):
+    store = Store()
+    with (
+        Replica(store, 3, BEHIND) as replica,
+        make_client(replica.address) as client,
+        client.session("s", model="metro") as session,
+    ):
+        stepped(session, VALUES[:8])
+        assert session.durable_step == 6
+        replica.stop()
+        store.records["s"].history = VALUES[:5]  # a backup was restored
+        replica.start()
+        with pytest.raises(errors.SessionLost, match="its store had told that the first 6") as caught:
+            session.step(9)
+        assert caught.value.reason == "STORE_WENT_BACK"
+        assert caught.value.metadata == {"server_step": "5", "client_step": "8", "oldest_step": "6"}
+
+
+def test_lost_steps_without_durability_keep_their_reason(make_client: Any):
+    store = Store()
+    with (
+        Replica(store, 3, UNSTORED) as replica,
+        make_client(replica.address) as client,
+        client.session("s", model="metro") as session,
+    ):
+        stepped(session, VALUES[:8])
+        replica.stop()
+        replica.start()
+        with pytest.raises(errors.SessionLost) as caught:
+            session.step(9)
+        assert caught.value.reason == "STEPS_LOST"
+
+
+@pytest.mark.parametrize(("durability", "num_opens"), [(BEHIND, 3), (SYNC, 3), (UNSTORED, 1)])
+def test_flush_that_the_store_refuses_is_asked_again_where_the_values_are(
+    make_client: Any, durability: Any, num_opens: int
+):
+    with (
+        Replica(Store(), 99, durability) as replica,
+        make_client(replica.address) as client,
+        client.session("s", model="metro") as session,
+    ):
+        stepped(session, VALUES)
+        replica.flush_errors = ["STORE_UNAVAILABLE"] * 2
+        assert session.flush() == len(VALUES)
+        assert (
+            len(replica.opens) == num_opens
+        )  # without durability only this server has the values: stay with it
+        replica.flush_errors = ["STORE_UNAVAILABLE"] * 99
+        with pytest.raises((errors.Unavailable, errors.DeadlineExceeded)):
+            session.flush(timeout_s=0.3)
+        replica.flush_errors = []
+        assert session.flush() == len(VALUES)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_servers_that_come_and_go_at_random_lose_no_answer_and_double_none(make_client: Any, seed: int):
+    draw, store = random.Random(seed), Store()
+    made = [Replica(store, lag, BEHIND) for lag in (1, 3, 7)]
+    values = [float(draw.randrange(9)) for _ in range(150)]
+    with make_client(addresses(made), timeout_s=20) as client:
+        sessions = [client.session(f"s-{number}", model="metro") for number in range(3)]
+        given: list[list[float]] = [[] for _ in sessions]
+        stopped: Replica | None = None
+        for count, value in enumerate(values):
+            if count % 10 == 5:
+                if stopped is not None:
+                    stopped.start()
+                stopped = draw.choice(made)
+                stopped.stop()
+            for session, answers in zip(sessions, given, strict=True):
+                answers.extend(stepped(session, [value]))
+        assert given == [answers_to(values)] * 3
+        for session in sessions:
+            session.close()
+    for replica in made:
+        if replica is not stopped:
+            replica.stop()
+
+
+@pytest.fixture
+def name_server(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Answers for replicas.test: the addresses in `hosts`, an error where there are none."""
+    told: dict[str, Any] = {"hosts": [], "asked": 0}
+    real = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, port: Any, *arguments: Any, **options: Any) -> Any:
+        if host != "replicas.test":
+            return real(host, port, *arguments, **options)
+        told["asked"] += 1
+        if not told["hosts"]:
+            raise socket.gaierror("no such name")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in told["hosts"]]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return told
+
+
+def test_name_stands_for_all_of_its_addresses_and_is_asked_again_after_a_failure(
+    make_client: Any, name_server: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("longshort.servers.FAILURE_INTERVAL_S", 0.0)
+    store = Store()
+    one = Replica(store)
+    port = one.address.rpartition(":")[2]
+    two, three = (Replica(store, address=f"127.0.0.{number}:{port}") for number in (2, 3))
+    name_server["hosts"] = ["127.0.0.1", "127.0.0.2"]
+    with make_client(f"dns:///replicas.test:{port}", timeout_s=10) as client:
+        sessions = [client.session(f"s-{number}", model="metro") for number in range(12)]
+        given = [stepped(session, VALUES[:3]) for session in sessions]
+        assert one.opens
+        assert two.opens
+        assert name_server["asked"] == 1
+        name_server["hosts"] = ["127.0.0.1", "127.0.0.3"]  # the second one was replaced
+        two.stop()
+        for session, answers in zip(sessions, given, strict=True):
+            assert answers + stepped(session, VALUES[3:]) == answers_to(VALUES)
+            session.close()
+        assert name_server["asked"] >= 2
+        with client.session("new", model="metro") as session:
+            session.step(1)
+    for replica in (one, three):
+        replica.stop()
+
+
+def test_name_that_nobody_knows_is_told_as_no_server(make_client: Any, name_server: dict[str, Any]):
+    with (
+        make_client("dns:///replicas.test:1", timeout_s=0.5) as client,
+        pytest.raises(errors.Unavailable, match=r"no service answers at dns:///replicas\.test:1 within"),
+    ):
+        client.session(model="metro")
+    assert name_server["asked"] == 1  # a name is looked up every few seconds at most
+
+
+def test_name_is_due_at_first_then_after_failures_and_now_and_then(monkeypatch: pytest.MonkeyPatch):
+    now = {"s": 100.0}
+    monkeypatch.setattr("longshort.servers.time.monotonic", lambda: now["s"])
+    servers: Servers[object] = Servers(
+        parsed("dns:///replicas.test:1"), lambda _address: grpc.insecure_channel("x")
+    )
+    assert servers.begin_lookup() == 2.0
+    assert servers.begin_lookup() is None
+    servers.end_lookup(["10.0.0.1:1", "10.0.0.2:1"])
+    now["s"] += FAILURE_INTERVAL_S
+    assert servers.begin_lookup() is None
+    servers.failed("10.0.0.1:1")
+    assert servers.begin_lookup() == 2.0
+    now["s"] += FAILURE_INTERVAL_S
+    assert servers.begin_lookup() is None
+    now["s"] += 30
+    assert servers.begin_lookup() == 0.0  # nobody waits: what is known will do
+    fixed: Servers[object] = Servers(parsed("a:1,b:2"), lambda _address: object())
+    assert fixed.begin_lookup() is None
+
+
+def test_channel_of_an_address_that_left_its_name_goes_with_its_last_call():
+    made: list[str] = []
+    servers: Servers[Any] = Servers(
+        parsed("dns:///replicas.test:1"),
+        lambda address: made.append(address) or grpc.insecure_channel(address),
+    )
+    servers.end_lookup(["10.0.0.1:1"])
+    assert servers.channel("10.0.0.1:1") is servers.channel("10.0.0.1:1")
+    servers.end_lookup(["10.0.0.2:1"])
+    assert len(servers.channels()) == 1
+    servers.failed("10.0.0.1:1")
+    assert servers.channels() == []
+    assert made == ["10.0.0.1:1"]
