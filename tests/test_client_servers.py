@@ -89,7 +89,7 @@ def addresses(replicas: list[Replica]) -> str:
 
 
 def home(replicas: list[Replica], session_id: str) -> Replica:
-    """The replica that was asked last to open a session."""
+    """The first replica that was asked to open a session."""
     return next(
         replica for replica in replicas if any(request.session.id == session_id for request in replica.opens)
     )
@@ -339,6 +339,18 @@ def test_flush_that_the_store_refuses_is_asked_again_where_the_values_are(
             session.flush(timeout_s=0.3)
         replica.flush_errors = []
         assert session.flush() == len(VALUES)
+
+
+def test_flush_goes_elsewhere_where_one_server_alone_is_cut_off_from_the_store(
+    replicas: list[Replica], make_client: Any
+):
+    with make_client(addresses(replicas)) as client, client.session("s", model="metro") as session:
+        given = stepped(session, VALUES[:6])
+        cut_off = home(replicas, "s")
+        cut_off.flush_errors = ["STORE_UNAVAILABLE"] * 99
+        assert session.flush() == 6
+        assert len(cut_off.opens) == 1
+        assert given + stepped(session, VALUES[6:]) == answers_to(VALUES)
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -30,10 +30,14 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Let that time pass before the next action; `asked_s` of it is what the server asked for."""
+    """Let that time pass before the next action; `asked_s` of it is what the server asked for.
+
+    `failure` is what has ended the stream; None where it goes on.
+    """
 
     delay_s: float
     asked_s: float | None = None
+    failure: LongshortError | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -335,7 +335,8 @@ class SessionCore:
 
     def _pause(self, failure: LongshortError) -> None:
         asked_s = failure.retry_delay_s
-        self._wait = Wait(self._backoff.next_delay_s(asked_s), asked_s)
+        ended = None if self.has_stream else failure
+        self._wait = Wait(self._backoff.next_delay_s(asked_s), asked_s, ended)
 
     def _refuse_task(self, error: LongshortError) -> None:
         """Fail the task for good: its unanswered message has not moved the session."""

@@ -217,28 +217,21 @@ class Session(view.SessionView):
                 self._connect(action.request)
 
     def _receive(self) -> None:
-        was_open = self._core.is_open
         try:
             response = next(self._stream.call)  # type: ignore[union-attr]  # after Connect there is one
         except StopIteration:
-            self._disconnected(operations.ended_early())
+            self._core.disconnected(operations.ended_early())
         except grpc.RpcError as error:
             if time.monotonic() >= self._patience.ends_at_s:
                 raise self._cut() from None
-            self._disconnected(operations.error_of(error))
+            self._core.disconnected(operations.error_of(error))
         else:
-            self._core.received(response)
-            if self._core.is_open and not was_open:
-                self._route.succeeded()
-                self._patience.served()
+            if self._take(response):
                 self._client.watchdog.arm(self._alarm, self._patience.ends_at_s)
 
-    def _disconnected(self, failure: errors.LongshortError) -> None:
-        self._route.failed(failure)
-        self._core.disconnected(failure)
-
     def _wait(self, action: actions.Wait) -> None:
-        if not self._core.has_stream:
+        if action.failure is not None:
+            self._route.failed(action.failure)
             self._seek()
         pause = self._pause_s(action)
         if pause is None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from longshort.actions import Wait
     from longshort.opening import Opening
     from longshort.servers import Servers
+    from longshort.v1 import sequence_pb2
 
 AnswersName = Literal["all", "last", "none"]
 ANSWERS: Final[dict[str, types_pb2.Answers]] = {
@@ -134,10 +135,20 @@ class SessionView:
         """Set the end of a call that begins now, or raise InvalidRequest."""
         self._patience = Patience(time.monotonic(), self._within(timeout_s), self._give_up_s)
 
+    def _take(self, response: sequence_pb2.StreamResponse) -> bool:
+        """Take one message of the stream; return whether it has opened the session."""
+        was_open = self._core.is_open
+        self._core.received(response)
+        has_opened = self._core.is_open and not was_open
+        if has_opened:
+            self._route.succeeded()
+            self._patience.served()
+        return has_opened
+
     def _pause_s(self, action: Wait) -> float | None:
         """Return how long to wait before the next action, or None where the time is up."""
         delay_s, asked_s = action.delay_s, action.asked_s
-        if not self._core.has_stream:
+        if action.failure is not None:
             delay_s, asked_s = self._route.pause(delay_s, asked_s)
         return pause_s(delay_s, asked_s, self._patience.ends_at_s - time.monotonic())
 

@@ -193,31 +193,23 @@ class Session(view.SessionView):
                 await self._connect(action.request)
 
     async def _receive(self) -> None:
-        was_open = self._core.is_open
         try:
             response = await self._call_on_wire.read()
         except grpc.RpcError as error:
-            self._disconnected(operations.error_of(error))
+            self._core.disconnected(operations.error_of(error))
         except asyncio.CancelledError:
             if is_cancelled():
                 raise
-            self._disconnected(operations.ended_early())  # closed under this call by another task
+            self._core.disconnected(operations.ended_early())  # closed under this call by another task
         else:
             if response is _EOF:
-                self._disconnected(operations.ended_early())
-                return
-            self._core.received(response)
-            if self._core.is_open and not was_open:
-                self._route.succeeded()
-                self._patience.served()
+                self._core.disconnected(operations.ended_early())
+            elif self._take(response):
                 self._limit_anew()
 
-    def _disconnected(self, failure: errors.LongshortError) -> None:
-        self._route.failed(failure)
-        self._core.disconnected(failure)
-
     async def _wait(self, action: actions.Wait) -> None:
-        if not self._core.has_stream:
+        if action.failure is not None:
+            self._route.failed(action.failure)
             await self._seek()
         pause = self._pause_s(action)
         if pause is None:
