@@ -57,6 +57,7 @@ class SqliteBackend:
         self._max_entries = max_entries
         self._connection = sqlite_file.open_file(self._path)
         self._file = self._path.stat()
+        self._num_entries: int
         try:
             with sqlite_file.explained(self._path):
                 (self._num_entries,) = self._connection.execute("SELECT count(*) FROM sessions").fetchone()
@@ -235,7 +236,8 @@ class SqliteBackend:
         """See Store.has_records_of."""
         with sqlite_file.explained(self._path):
             query = "SELECT 1 FROM sessions WHERE model = ? AND version = ? LIMIT 1"
-            return self._connection.execute(query, (model, version)).fetchone() is not None
+            row = self._connection.execute(query, (model, version)).fetchone()
+        return row is not None
 
     def num_records(self) -> int:
         """See Store.num_records."""
