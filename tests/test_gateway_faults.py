@@ -226,7 +226,7 @@ def test_array_call_larger_than_the_room_leaves_room_beside_it(peer: FramePeer):
         await asyncio.sleep(0)
         large.cancel()
         await asyncio.gather(large, return_exceptions=True)
-        assert gateway._core.turns.num_waiting_steps == 0
+        assert gateway._lanes.of("a").core.turns.num_waiting_steps == 0
 
     play(peer, scenario, max_waiting_steps=8)
 

@@ -1,6 +1,7 @@
 """Random schedules of calls, cuts, crashes, takeovers and cancellations against a server of dictionaries.
 
-Whatever happens, each session's answers are those of its values alone: no gap, no repetition, no neighbour harmed.
+Two servers may share a store; the gateway moves between them. Whatever happens, each session's answers are those of its
+values alone: no gap, no repetition, no neighbour harmed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from frame_play import Play, Promise
-from frame_server import BEHIND, UNSTORED, FrameServer, Refusal, alone
+from frame_server import BEHIND, SYNC, UNSTORED, FrameServer, Refusal, alone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from longshort import errors
@@ -49,15 +50,17 @@ class Asked:
 class Schedule:
     """Plays acts and keeps what each session was asked, in order."""
 
-    def __init__(self, server: FrameServer, max_kept_steps: int = 1000) -> None:
-        self.play = Play(server, max_kept_steps=max_kept_steps)
+    def __init__(self, *servers: FrameServer, max_kept_steps: int = 1000) -> None:
+        self.servers = list(servers)
+        self.play = Play(servers[0], max_kept_steps=max_kept_steps)
         self.lines: dict[str, list[Asked]] = {key: [] for key in IDS}
         self.asked: list[Asked] = []
         self.others: list[Promise] = []
         self.number = 0.0
         self.refuses: set[str] = set()
         self.ended: set[str] = set()  # sessions that somebody took or reset
-        server.refuse_row = self.refuse_row
+        for server in servers:
+            server.refuse_row = self.refuse_row
 
     def refuse_row(self, key: str) -> None:
         if key in self.refuses:
@@ -94,8 +97,8 @@ class Schedule:
     def forecast(self, key: str, which: int, size: int) -> None:
         self.others.append(self.play.forecast([key, IDS[which - 1]], size)[0])
 
-    def flush(self, _key: str, _which: int, _size: int) -> None:
-        self.others.append(self.play.flush())
+    def flush(self, key: str, _which: int, size: int) -> None:
+        self.others.append(self.play.flush([key] if size > 5 else None))
 
     def move(self, _key: str, _which: int, _size: int) -> None:
         action = self.play.move()
@@ -109,8 +112,28 @@ class Schedule:
         self.play.server.crash()
         self.play.cut()
 
-    def store(self, _key: str, _which: int, _size: int) -> None:
-        self.play.server.checkpoint()
+    def elsewhere(self, _key: str, _which: int, _size: int) -> None:
+        """The stream is cut and goes on at the other server; what this one remembers grows old."""
+        self.servers.reverse()
+        self.play.server = self.servers[0]
+        self.play.cut()
+
+    def die(self, key: str, which: int, size: int) -> None:
+        self.play.server.crash()
+        self.elsewhere(key, which, size)
+
+    def store(self, key: str, _which: int, size: int) -> None:
+        server = self.play.server
+        if size > 5:
+            server.checkpoint()
+        elif key in server.sessions and not server.store.is_away:
+            server.write(key)
+
+    def away(self, _key: str, _which: int, _size: int) -> None:
+        self.play.server.store.is_away = True
+
+    def back(self, _key: str, _which: int, _size: int) -> None:
+        self.play.server.store.is_away = False
 
     def take(self, key: str, _which: int, _size: int) -> None:
         if key in self.play.server.sessions:
@@ -158,17 +181,20 @@ class Schedule:
             self.lines[key].append(asked)
 
     def finish(self) -> None:
-        self.play.server.checkpoint()
-        self.play.server.stores = True
-        self.others.append(self.play.flush())  # idle sessions are brought up to date when that is asked
+        self.play.server.store.is_away = False
         self.play.run()
         for _ in range(100):
             if not self.play.core.turns.doubts:
-                return
+                break
             for key in IDS:
                 self.retry(key)
             self.play.run()
-        raise AssertionError(f"still in doubt: {self.play.core.turns.doubts}")
+        else:
+            raise AssertionError(f"still in doubt: {self.play.core.turns.doubts}")
+        last = self.play.flush()  # idle sessions are brought up to date by that
+        self.others.append(last)
+        self.play.run()
+        assert self.ended or not isinstance(last.outcome, errors.LongshortError), last.outcome
 
     def outcome(self, asked: Asked, key: str) -> Any:
         """Return the answers [time, 2] that the caller got for a session, or the error."""
@@ -206,7 +232,8 @@ class Schedule:
                 else:
                     assert outcome == "cancelled"
                     assert key not in asked.doubted
-            session = self.play.server.sessions.get(key)
+            server = self.play.server
+            session = (server.sessions if server.durability == UNSTORED else server.store.records).get(key)
             assert history == [row[0] for row in session.history] if session else not history
         assert all(asked.waiter.done() for asked in self.asked)
         assert all(promise.done() for promise in self.others)
@@ -231,7 +258,21 @@ def test_any_schedule_gives_every_session_the_answers_it_has_alone(acts: list[tu
 def test_server_that_forgets_is_given_again_what_it_had_not_stored(
     acts: list[tuple[str, int, int]], max_kept_steps: int
 ):
-    walk(Schedule(FrameServer(BEHIND), max_kept_steps), acts)
+    walk(Schedule(FrameServer(BEHIND), max_kept_steps=max_kept_steps), acts)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    acts("die", "die", "elsewhere", "elsewhere", "crash", "store", "store", "away", "back"),
+    st.sampled_from([BEHIND, SYNC]),
+    st.sampled_from([3, 20, 1000]),
+)
+def test_sessions_go_on_at_another_server_that_shares_the_store(
+    acts: list[tuple[str, int, int]], durability: int, max_kept_steps: int
+):
+    one = FrameServer(durability)
+    two = FrameServer(durability, store=one.store, num_incarnations=100)
+    walk(Schedule(one, two, max_kept_steps=max_kept_steps), acts)
 
 
 @settings(max_examples=300, deadline=None)

@@ -144,7 +144,9 @@ class Play:
             assert self.connection is not None
             self.answers.append(self.connection.answer(action.raw))
         elif action is RECEIVE and self.answers:
-            self.core.received(self.answers.pop(0), self.now_s)
+            failure = self.core.received(self.answers.pop(0), self.now_s)
+            if failure is not None:
+                self.core.disconnected(failure, self.now_s)
         return action
 
     def cut(self, error: errors.LongshortError | None = None) -> None:

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from longshort import errors
 from longshort.gateway.calls import ArrayCall, StepCall
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from longshort.gateway.doubts import Doubt
     from longshort.gateway.turns import Turns
 
@@ -54,3 +57,25 @@ class RetryFuture(asyncio.Future[NDArray[np.float32]]):
         if not self.cancelled():
             self.turns.abandon_retry(self.slot, self.doubt)
         return super().cancel(msg)
+
+
+async def outcomes_of(parts: Sequence[ArrayFuture]) -> list[NDArray[np.float32] | errors.RowsFailed]:
+    """Return the outcomes of the parts of one call, whose caller gets all or none.
+
+    Where one of them fails as a whole its error is raised: none is handed out, and what was sent is in doubt.
+    """
+    try:
+        outcomes = await asyncio.gather(*parts, return_exceptions=True)
+    except asyncio.CancelledError:
+        _leave(parts)
+        raise
+    told = [each for each in outcomes if isinstance(each, np.ndarray | errors.RowsFailed)]
+    if len(told) < len(parts):
+        _leave(parts)
+        raise next(each for each in outcomes if not isinstance(each, np.ndarray | errors.RowsFailed))
+    return told
+
+
+def _leave(parts: Sequence[ArrayFuture]) -> None:
+    for part in parts:
+        part.cancel()

@@ -11,7 +11,6 @@ from longshort.gateway.calls import StepCall
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from longshort.errors import LongshortError
     from longshort.gateway.stream import FrameStream
 
 
@@ -37,11 +36,6 @@ class Deadlines:
         if self._alarm is not None:
             self._alarm.cancel()
 
-    def time_is_up(self, limit_s: float | None, *, in_doubt: bool) -> LongshortError:
-        """Return the error of a call whose time is up."""
-        error = recovery.time_is_up(self._core.failure, in_doubt=in_doubt)
-        return recovery.untold(error, self._address, limit_s)
-
     def _set(self, deadline_s: float) -> None:
         self.stop()
         self._alarm = self._loop.call_at(deadline_s, self._expire)
@@ -56,7 +50,8 @@ class Deadlines:
                 left_s.append(call.deadline_s)
             elif not waiter.done():
                 in_doubt = self._core.turns.abandon(call)
-                waiter.set_exception(self.time_is_up(None, in_doubt=in_doubt))
+                error = recovery.time_is_up(self._core.failure, in_doubt=in_doubt)
+                waiter.set_exception(recovery.untold(error, self._address, None))
         if left_s:
             self._set(min(left_s))
         self._on_expired()

@@ -1,4 +1,4 @@
-"""The shell of one frame stream over grpc.aio: it does what the core says, in one task."""
+"""The shell of one frame stream over grpc.aio: it does what the core says, in one task, on one server or the next."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from longshort import errors, operations, view
 from longshort.aio.writing import is_cancelled, write
 from longshort.gateway.actions import CONNECT, RECEIVE, Idle, SendFrame
 from longshort.options import CLOSE_TIMEOUT_S
+from longshort.route import Route
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from longshort.aio.names import Lookups
     from longshort.gateway.stream import FrameStream
+    from longshort.servers import Servers
 
 METHOD: Final = "/longshort.v1.SequenceService/StreamFrames"
 _EOF = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the type stubs
 
 
 class FramePump:
-    """Moves frames between one core and one server.
+    """Moves frames between one core and the server where its `key` is; after a failure that may be another.
 
     `on_answer` is told after each frame that came, `on_end` when none will come any more.
     """
@@ -31,17 +34,22 @@ class FramePump:
     def __init__(
         self,
         core: FrameStream,
-        channel: grpc.aio.Channel,
+        servers: Servers[grpc.aio.Channel],
+        lookups: Lookups,
+        key: str,
         *,
         on_answer: Callable[[], None],
         on_end: Callable[[], None],
     ) -> None:
         self._core = core
-        self._new_call: Any = channel.stream_stream(METHOD, None, None)  # bytes in, bytes out
+        self._servers = servers
+        self._lookups = lookups
+        self._route = Route(servers, key)
         self._on_answer = on_answer
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
         self._call: Any = None
+        self._is_met = False  # the call has had an answer
         self._waker: asyncio.Future[None] | None = None  # while there is nothing to do
         self._task: asyncio.Task[None] | None = None
 
@@ -95,7 +103,7 @@ class FramePump:
                 await self._send(action.raw)
             elif action is CONNECT:
                 self._drop()
-                self._call = self._new_call()
+                await self._connect()
             elif isinstance(action, Idle):
                 await self._rest(action.until_s)
 
@@ -108,6 +116,13 @@ class FramePump:
             pass
         finally:
             self._waker = None
+
+    async def _connect(self) -> None:
+        await self._lookups.look_up()
+        channel = self._servers.channel(self._route.take())
+        new_call: Any = channel.stream_stream(METHOD, None, None)  # bytes in, bytes out
+        self._call = new_call()
+        self._is_met = False
 
     async def _send(self, raw: bytes) -> None:
         # A stream that has ended does not take it; why it has ended, the next read says.
@@ -126,10 +141,22 @@ class FramePump:
             failure = operations.error_of(error)
         else:
             if raw is not _EOF:
-                self._core.received(raw, self._loop.time())
+                self._take(raw)
                 return
             failure = operations.ended_early()
-        self._core.disconnected(failure, self._loop.time())
+        self._lose(failure)
+
+    def _take(self, raw: bytes) -> None:
+        if not self._is_met:
+            self._is_met = True
+            self._route.succeeded()
+        failure = self._core.received(raw, self._loop.time())
+        if failure is not None:
+            self._lose(failure)
+
+    def _lose(self, failure: errors.LongshortError) -> None:
+        self._route.failed(failure)
+        self._core.disconnected(failure, self._loop.time(), has_other=self._route.moves_on())
 
     def _drop(self) -> None:
         if self._call is not None:

@@ -1,30 +1,26 @@
-"""The async gateway: many sessions over one frame stream a server, a call at a time or as arrays."""
+"""The async gateway: many sessions over frame streams to their servers, a call at a time or as arrays."""
 
 from __future__ import annotations
 
 import asyncio
-import random
 import warnings
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
-from longshort import arrays, errors, view
-from longshort.aio.calls import ArrayFuture, RetryFuture, StepFuture
+from longshort import arrays, errors, recovery, view
+from longshort.addresses import parsed
+from longshort.aio.calls import RetryFuture, StepFuture
 from longshort.aio.channel import new_channel
-from longshort.aio.deadlines import Deadlines
-from longshort.aio.frame_pump import FramePump
-from longshort.aio.room import Room
-from longshort.backoff import Backoff
-from longshort.gateway.calls import ArrayCall, rows_failed
+from longshort.aio.lanes import Lanes
+from longshort.gateway.calls import rows_failed
 from longshort.gateway.group import Group
-from longshort.gateway.stream import FrameStream
 from longshort.gateway.values import session_rows
-from longshort.opening import Durability, Mode, Opening, own_client_id
-from longshort.options import DEFAULT_TIMEOUT_S, checked_address
+from longshort.opening import Durability, Mode, ModelChange, Opening, own_client_id
+from longshort.options import DEFAULT_GIVE_UP_S, DEFAULT_TIMEOUT_S
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Iterable, Sequence
     from types import TracebackType
 
     import grpc
@@ -39,12 +35,12 @@ MAX_KEPT_STEPS = 262_144
 class Gateway:
     """Follows many sessions of one model. Whatever waits while a frame is in flight goes with the next one.
 
-    `model`, `version`, `mode` and `durability` are as in `Client.session`, for every session; a session is opened
-    when it is used first. `address`, `credentials`, `options` and `client_id` are as in `Client`. `timeout_s` is
-    what a call takes at most, reconnecting included, unless it says otherwise. While `max_waiting_steps` or more
-    wait, further calls wait for room before they are taken; an array call counts for a quarter of them at most.
-    `max_kept_steps` is how many answered steps are kept for a server that stores behind its answers; beyond it new
-    ones wait until it has stored more.
+    `model`, `version`, `mode`, `durability` and `model_change` are as in `Client.session`, for every session; a session
+    is opened when it is used first. `address`, `credentials`, `options` and `client_id` are as in `Client`. `timeout_s`
+    is what a call takes at most, reconnecting included, unless it says otherwise; what waits longer is given up after
+    `give_up_s` without any server. While `max_waiting_steps` or more wait, further calls wait for room before they are
+    taken; an array call counts for a quarter of them at most. `max_kept_steps` is how many answered steps are kept for
+    servers that store behind their answers; beyond it new ones wait until more is stored.
 
     It may be used by all tasks of its loop. Calls of one session are taken in the order in which they were made;
     a call that fails or is cancelled harms no other.
@@ -52,35 +48,45 @@ class Gateway:
 
     def __init__(
         self,
-        address: str,
+        address: str | Sequence[str],
         model: str | None = None,
         version: int | None = None,
         *,
         mode: Mode = "open_or_create",
         durability: Durability | None = None,
+        model_change: ModelChange = "refuse",
         credentials: grpc.ChannelCredentials | None = None,
         options: Sequence[tuple[str, Any]] = (),
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        give_up_s: float = DEFAULT_GIVE_UP_S,
         client_id: str | None = None,
         max_waiting_steps: int = MAX_WAITING_STEPS,
         max_kept_steps: int = MAX_KEPT_STEPS,
     ) -> None:
         self._loop = asyncio.get_running_loop()  # gRPC would bind the channel to a loop that nobody runs
-        self.address = checked_address(address)
+        target = parsed(address)
+        self.address = target.text
         self.client_id = own_client_id(client_id)
         self._timeout_s = arrays.seconds(timeout_s, "timeout_s")
-        max_waiting = arrays.whole_number(max_waiting_steps, "max_waiting_steps", 2**63) or 1
         opening = Opening(
-            None, model=model, version=version, mode=mode, durability=durability, client_id=self.client_id
+            None,
+            model=model,
+            version=version,
+            mode=mode,
+            durability=durability,
+            model_change=model_change,
+            client_id=self.client_id,
         )
-        kept = arrays.whole_number(max_kept_steps, "max_kept_steps", 2**63) or 1
-        self._core = FrameStream(opening, lambda: Backoff(random.random), kept)
-        self._channel = new_channel(address, credentials, options)
-        self._room = Room(self._core.turns, max_waiting)
-        self._deadlines = Deadlines(self._core, address, self._room.let_in)
-        self._pump = FramePump(
-            self._core, self._channel, on_answer=self._room.let_in, on_end=self._room.close
+        settings = (*target.channel_options, *options)
+        self._lanes = Lanes(
+            target,
+            lambda address: new_channel(address, credentials, settings),
+            opening,
+            max_waiting_steps=arrays.whole_number(max_waiting_steps, "max_waiting_steps", 2**63) or 1,
+            max_kept_steps=arrays.whole_number(max_kept_steps, "max_kept_steps", 2**63) or 1,
+            give_up_s=arrays.seconds(give_up_s, "give_up_s"),
         )
+        self._room = self._lanes.room
         self._is_closed = False
 
     def step(
@@ -103,15 +109,16 @@ class Gateway:
         return self._step(session_id, value, at, timeout_s)
 
     def _step(self, session_id: str, value: ArrayLike, at: int | None, timeout_s: float | None) -> StepFuture:
+        lane = self._lanes.of(session_id)
         future = StepFuture(loop=self._loop)
-        future.turns = self._core.turns
+        future.turns = lane.core.turns
         try:
-            future.deadline_s = self._deadlines.after(self._within(timeout_s))
-            self._core.step(future, session_id, value, at)
+            future.deadline_s = lane.deadlines.after(self._within(timeout_s))
+            lane.core.step(future, session_id, value, at)
         except errors.LongshortError as error:
             future.set_exception(error)
         else:
-            self._pump.wake()
+            lane.pump.wake()
         return future
 
     async def _step_when_there_is_room(
@@ -131,13 +138,15 @@ class Gateway:
         out of time, the call leaves those of its sessions in doubt whose values were sent.
         """
         left_s = await self._enter(timeout_s)
-        group = ids if isinstance(ids, Group) else Group(ids)
-        table = self._core.table
-        rows, is_flat = session_rows(values, len(group), table.num_features)
-        future = self._array_future(group, rows.shape[1], left_s, is_flat=is_flat)
-        self._core.steps(future.call, rows)
-        self._pump.wake()
-        return await future
+        group = _group(ids)
+        rows, is_flat = session_rows(values, len(group), self._lanes.shape.num_features)
+        return await self._lanes.ask(
+            group,
+            rows.shape[1],
+            self._within(left_s),
+            lambda core, call, own: core.steps(call, rows[own]),
+            is_flat=is_flat,
+        )
 
     async def forecast(
         self, session_id: str, horizon: int, *, timeout_s: float | None = None
@@ -156,11 +165,13 @@ class Gateway:
         """Return the continuations of n sessions, [n, horizon, outputs] f32; RowsFailed as in `steps`."""
         left_s = await self._enter(timeout_s)
         horizon = arrays.whole_number(horizon, "horizon", 2**32)
-        group = ids if isinstance(ids, Group) else Group(ids)
-        future = self._array_future(group, horizon, left_s, is_flat=False)
-        self._core.forecast(future.call, horizon)
-        self._pump.wake()
-        return await future
+        return await self._lanes.ask(
+            _group(ids),
+            horizon,
+            self._within(left_s),
+            lambda core, call, _: core.forecast(call, horizon),
+            is_flat=False,
+        )
 
     async def open(self, ids: Iterable[str] | Group, *, timeout_s: float | None = None) -> NDArray[np.bool_]:
         """Open n sessions without values, in bulk; return of each whether that has created it, as `created` does.
@@ -168,11 +179,11 @@ class Gateway:
         RowsFailed as in `steps`; its `answers` is then 1, 0 or NaN, [n, 1] f32.
         """
         left_s = await self._enter(timeout_s)
-        group = ids if isinstance(ids, Group) else Group(ids)
-        future = self._array_future(group, 1, left_s, is_flat=True)
-        self._core.open(future.call)
-        self._pump.wake()
-        return (await future).astype(np.bool_).reshape(len(group))
+        group = _group(ids)
+        created = await self._lanes.ask(
+            group, 1, self._within(left_s), lambda core, call, _: core.open(call), is_flat=True
+        )
+        return created.astype(np.bool_).reshape(len(group))
 
     def group(self, ids: Iterable[str]) -> Group:
         """Return ids for repeated array calls, which then cost no look-up of each."""
@@ -182,10 +193,16 @@ class Gateway:
     async def flush(
         self, ids: Iterable[str] | Group | None = None, *, timeout_s: float | None = None
     ) -> None:
-        """Wait until all that was answered of some sessions (None: all) is stored, where the server stores."""
-        group = ids if ids is None or isinstance(ids, Group) else Group(ids)
-        slots = None if group is None else group.slots(self._core.table)
-        await self._ask(lambda waiter: self._core.flush(waiter, slots), timeout_s)
+        """Wait until all that was asked of some sessions before is answered and stored, where the server stores.
+
+        None: of all that have not ended. RowsFailed as in `steps`; a session in doubt raises StepInDoubt. What is asked
+        of them meanwhile waits for it.
+        """
+        left_s = await self._enter(timeout_s)
+        group = Group(self._lanes.ids()) if ids is None else _group(ids)
+        await self._lanes.ask(
+            group, 1, self._within(left_s), lambda core, call, _: core.flush(call), is_flat=True
+        )
 
     async def close_session(
         self, ids: str | Iterable[str] | Group, *, timeout_s: float | None = None
@@ -196,9 +213,11 @@ class Gateway:
         raises StepInDoubt; of many, RowsFailed has the errors. Calls made before this has returned raise
         SessionClosed.
         """
-        group = ids if isinstance(ids, Group) else Group([ids] if isinstance(ids, str) else ids)
+        group = _group([ids] if isinstance(ids, str) else ids)
         waiters: list[asyncio.Future[None]] = [self._loop.create_future() for _ in group.ids]
-        self._core.close_sessions(zip(group.ids, waiters, strict=True))
+        for lane, share in self._lanes.shares(group):
+            own = [waiters[share.row(index)] for index in range(len(share.group))]
+            lane.core.close_sessions(zip(share.group.ids, own, strict=True))
         outcomes = await self._wait(asyncio.gather(*waiters, return_exceptions=True), timeout_s)
         failures = {
             index: outcome
@@ -212,45 +231,44 @@ class Gateway:
 
     async def retry(self, session_id: str, *, timeout_s: float | None = None) -> NDArray[np.float32]:
         """Return what the call in doubt would have returned for this session; its values are taken exactly once."""
-        slot = self._core.table.slots.get(session_id, -1)
+        core = self._lanes.of(session_id).core
+        slot = core.table.slots.get(session_id, -1)
         waiter = RetryFuture(loop=self._loop)
-        waiter.turns, waiter.slot = self._core.turns, slot
-        waiter.doubt = self._core.retry(slot if slot >= 0 else None, waiter)
+        waiter.turns, waiter.slot = core.turns, slot
+        waiter.doubt = core.retry(slot if slot >= 0 else None, waiter)
         return await self._wait(waiter, timeout_s)
 
     def position(self, session_id: str) -> int:
         """Return the session's next step, the number of its steps answered; NOT_OPEN before its first use."""
         self._check_open()
-        table = self._core.table
+        table = self._lanes.of(session_id).core.table
         return int(table.position[table.opened_slot(session_id)[0]])
 
     def created(self, session_id: str) -> bool:
         """Return whether its first opening here has created the session; NOT_OPEN before that."""
         self._check_open()
-        return self._core.table.opened_slot(session_id)[1].created
+        return self._lanes.of(session_id).core.table.opened_slot(session_id)[1].created
 
     def in_doubt(self, session_id: str) -> bool:
         """Return whether a call ended without its answer after its values were sent; `retry` gets it."""
         self._check_open()
-        return self._core.table.slots.get(session_id, -1) in self._core.turns.doubts
+        core = self._lanes.of(session_id).core
+        return core.table.slots.get(session_id, -1) in core.turns.doubts
 
     def doubts(self) -> list[str]:
         """Return the ids of all sessions that are in doubt."""
         self._check_open()
-        return [self._core.table.ids[slot] for slot in self._core.turns.doubts]
+        return [lane.core.table.ids[slot] for lane in self._lanes for slot in lane.core.turns.doubts]
 
     async def close(self) -> None:
-        """Close the stream and the channel. The sessions live on.
+        """Close the streams and the channels. The sessions live on.
 
         What waits raises SessionClosed, or StepInDoubt where its values had been sent.
         """
         if self._is_closed:
             return
         self._is_closed = True
-        self._deadlines.stop()
-        await self._pump.close(view.closed_error("gateway"))
-        self._room.close()
-        await self._channel.close(None)
+        await self._lanes.close(view.closed_error("gateway"))
 
     async def __aenter__(self) -> Self:
         self._check_open()
@@ -271,27 +289,6 @@ class Gateway:
 
     # How long calls wait
 
-    def _array_future(
-        self, group: Group, num_steps: int, timeout_s: float | None, *, is_flat: bool
-    ) -> ArrayFuture:
-        future = ArrayFuture(loop=self._loop)
-        future.turns = self._core.turns
-        future.call = ArrayCall(
-            future,
-            group.ids,
-            group.slots(self._core.table),
-            num_steps,
-            is_flat=is_flat,
-            deadline_s=self._deadlines.after(self._within(timeout_s)),
-            max_weight=self._room.max_weight,
-        )
-        if not len(group):  # nothing will answer it
-            shape = (
-                (0, self._core.table.num_outputs) if is_flat else (0, num_steps, self._core.table.num_outputs)
-            )
-            future.set_result(np.empty(shape, np.float32))
-        return future
-
     async def _enter(self, timeout_s: float | None) -> float | None:
         """Wait until a call may be taken, in the order of calls; return what is left of its time."""
         if not self._room.is_full:
@@ -303,19 +300,21 @@ class Gateway:
             deadline_s - self._loop.time(), 1e-6
         )  # it is told that its time is up, not of a wrong limit
 
-    async def _ask(self, ask: Callable[[asyncio.Future[None]], None], timeout_s: float | None) -> None:
-        waiter = self._loop.create_future()
-        ask(waiter)
-        await self._wait(waiter, timeout_s)
-
     async def _wait(self, waiter: asyncio.Future[T], timeout_s: float | None) -> T:
         limit_s = self._within(timeout_s)
-        self._pump.wake()
+        for lane in self._lanes:
+            lane.pump.wake()
         try:
             async with asyncio.timeout(limit_s):
                 return await waiter
         except TimeoutError:
-            raise self._deadlines.time_is_up(limit_s, in_doubt=isinstance(waiter, RetryFuture)) from None
+            in_doubt = isinstance(waiter, RetryFuture)
+            error = recovery.time_is_up(self._lanes.failure, in_doubt=in_doubt)
+            raise recovery.untold(error, self.address, limit_s) from None
 
     def _within(self, timeout_s: float | None) -> float:
         return self._timeout_s if timeout_s is None else arrays.seconds(timeout_s, "timeout_s")
+
+
+def _group(ids: Iterable[str] | Group) -> Group:
+    return ids if isinstance(ids, Group) else Group(ids)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from longshort import view
 from longshort.aio.gateway import MAX_KEPT_STEPS, MAX_WAITING_STEPS
 from longshort.aio.gateway import Gateway as AsyncGateway
-from longshort.options import DEFAULT_TIMEOUT_S
+from longshort.options import DEFAULT_GIVE_UP_S, DEFAULT_TIMEOUT_S
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from longshort.gateway.group import Group
-    from longshort.opening import Durability, Mode
+    from longshort.opening import Durability, Mode, ModelChange
 
 T = TypeVar("T")
 
@@ -35,15 +35,17 @@ class Gateway:
 
     def __init__(
         self,
-        address: str,
+        address: str | Sequence[str],
         model: str | None = None,
         version: int | None = None,
         *,
         mode: Mode = "open_or_create",
         durability: Durability | None = None,
+        model_change: ModelChange = "refuse",
         credentials: grpc.ChannelCredentials | None = None,
         options: Sequence[tuple[str, Any]] = (),
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        give_up_s: float = DEFAULT_GIVE_UP_S,
         client_id: str | None = None,
         max_waiting_steps: int = MAX_WAITING_STEPS,
         max_kept_steps: int = MAX_KEPT_STEPS,
@@ -65,9 +67,11 @@ class Gateway:
                     version,
                     mode=mode,
                     durability=durability,
+                    model_change=model_change,
                     credentials=credentials,
                     options=options,
                     timeout_s=timeout_s,
+                    give_up_s=give_up_s,
                     client_id=client_id,
                     max_waiting_steps=max_waiting_steps,
                     max_kept_steps=max_kept_steps,
@@ -113,7 +117,7 @@ class Gateway:
         return self._gateway.group(ids)
 
     def flush(self, ids: Iterable[str] | Group | None = None, *, timeout_s: float | None = None) -> None:
-        """Wait until all that was answered of some sessions (None: all) is stored, where the server stores."""
+        """Wait until all that was asked of some sessions (None: all) before is stored, where the server stores."""
         self._run(lambda: self._gateway.flush(ids, timeout_s=timeout_s))
 
     def close_session(self, ids: str | Iterable[str] | Group, *, timeout_s: float | None = None) -> None:

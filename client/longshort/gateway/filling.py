@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from longshort.gateway.rows import CloseRow, ForecastRow, Part, Row, is_withdrawn
+from longshort.gateway.rows import CloseRow, FlushRow, ForecastRow, Part, Row, is_withdrawn
 
 if TYPE_CHECKING:
     from collections import deque
@@ -67,7 +67,7 @@ def max_row_steps(table: SessionTable) -> int:
 
 
 def _max_values_steps(table: SessionTable) -> int:
-    return max(MAX_FRAME_VALUES // max(table.num_features, table.num_outputs, 1), 1)
+    return max(MAX_FRAME_VALUES // max(table.shape.num_features, table.shape.num_outputs, 1), 1)
 
 
 def _put(frame: Frame, item: Item, queue: deque[Item], left: int, max_steps: int) -> int:
@@ -85,6 +85,9 @@ def _put(frame: Frame, item: Item, queue: deque[Item], left: int, max_steps: int
     if isinstance(item, ForecastRow):
         frame.forecasts.append(item)
         return item.horizon
+    if isinstance(item, FlushRow):
+        frame.flushes.append(item)
+        return 1
     if isinstance(item, CloseRow):
         frame.closes.append(item)
         return 1
@@ -94,4 +97,6 @@ def _put(frame: Frame, item: Item, queue: deque[Item], left: int, max_steps: int
 
 def _is_new(item: Item) -> bool:
     """Return whether it moves a session beyond what it has seen."""
-    return not isinstance(item, ForecastRow | CloseRow) and not (isinstance(item, Row) and item.count)
+    return not isinstance(item, ForecastRow | FlushRow | CloseRow) and not (
+        isinstance(item, Row) and item.count
+    )

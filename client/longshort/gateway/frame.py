@@ -11,7 +11,7 @@ import numpy as np
 
 from longshort import arrays
 from longshort.gateway import wire
-from longshort.gateway.rows import CloseRow, ForecastRow, Part, Row
+from longshort.gateway.rows import CloseRow, FlushRow, ForecastRow, Part, Row
 from longshort.v1 import sequence_pb2
 
 if TYPE_CHECKING:
@@ -31,7 +31,9 @@ class Frame:
         self.parts: list[Part] = []
         self.rows: list[Row] = []
         self.forecasts: list[ForecastRow] = []
+        self.flushes: list[FlushRow] = []
         self.closes: list[CloseRow] = []
+        self.unwanted: list[int] = []  # handles to close whose sessions have ended
         self.opens: list[int] = []  # slots
         self.num_steps = 0
         self.slots: NDArray[np.intp] = np.empty(0, np.intp)  # [rows]
@@ -40,7 +42,10 @@ class Frame:
         self._pieces: list[NDArray[np.float32]] = []
 
     def __bool__(self) -> bool:
-        return bool(self.calls or self.parts or self.rows or self.forecasts or self.closes or self.opens)
+        has_values = self.calls or self.parts or self.rows
+        return bool(
+            has_values or self.forecasts or self.flushes or self.closes or self.unwanted or self.opens
+        )
 
     def encode(self, table: SessionTable, opens: list[sequence_pb2.FrameOpen]) -> bytes:
         """Return the frame for the wire: its rows are numbered now, and noted as sent."""
@@ -60,7 +65,8 @@ class Frame:
             part.call.is_sent[part.rows] = True
         messages = sequence_pb2.StreamFramesRequest(
             opens=opens,
-            closes=[row.slot for row in self.closes],
+            closes=[*(row.slot for row in self.closes), *self.unwanted],
+            flushes=[row.slot for row in self.flushes],
             forecasts=[
                 sequence_pb2.FrameForecast(handle=row.slot, horizon=row.horizon) for row in self.forecasts
             ],

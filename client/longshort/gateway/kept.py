@@ -83,20 +83,36 @@ class KeptValues:
     def missing(self, slot: int, step: int, position: int, max_steps: int) -> list[Message] | None:
         """Return what brings a server from `step` to the last answer at `position`, or None where it is not kept."""
         journal = Journal(self.num_steps)
-        messages = self._messages(slot)
+        messages = self._contiguous(slot, position)
         journal.begin(messages[0].first_step if messages else position)
         for message in messages:
             journal.append(message)
         return journal.since(step, max_steps)
 
-    def last(self, slot: int) -> Message | None:
-        """Return the last message of a session, where it is kept."""
-        messages = self._messages(slot)
-        return messages[-1] if messages else None
+    def start_step(self, slot: int, position: int) -> int:
+        """Return the least step from which a session's values up to `position` can be sent again."""
+        messages = self._contiguous(slot, position)
+        return messages[0].first_step if messages else position
 
-    def oldest_slots(self) -> NDArray[np.intp]:
-        """Return the slots of the oldest frame that is kept."""
-        return self._frames[0].slots if self._frames else np.empty(0, np.intp)
+    def oldest_slots(self, max_rows: int) -> NDArray[np.intp]:
+        """Return the sessions of the oldest rows, at most about that many, each once."""
+        found, num_rows = [np.empty(0, np.intp)], 0
+        for frame in self._frames:
+            if num_rows >= max_rows:
+                break
+            found.append(frame.slots)
+            num_rows += len(frame.slots)
+        return np.unique(np.concatenate(found))
+
+    def _contiguous(self, slot: int, position: int) -> list[Message]:
+        """Return a session's last messages up to `position`, without those before a gap: what was stored at once."""
+        found: list[Message] = []
+        for message in reversed(self._messages(slot)):
+            if message.end_step != position:
+                break
+            found.append(message)
+            position = message.first_step
+        return found[::-1]
 
     def _messages(self, slot: int) -> list[Message]:
         if self._index is None:

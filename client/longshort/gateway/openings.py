@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from longshort import errors, recovery
 from longshort.gateway.filling import max_row_steps
 from longshort.gateway.rows import Row
-from longshort.gateway.table import OPEN, OPENING
+from longshort.gateway.table import OPENING, POSTPONED
 from longshort.recovery import Verdict
 from longshort.v1 import sequence_pb2, types_pb2
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from longshort.errors import LongshortError
     from longshort.gateway.frame import Frame
     from longshort.gateway.kept import KeptValues
+    from longshort.gateway.shape import Shape
     from longshort.gateway.table import SessionTable
     from longshort.gateway.turns import Turns
     from longshort.opening import Opening
@@ -42,9 +43,17 @@ class Openings:
         self._later: list[tuple[float, int]] = []  # heap of (when, slot)
         self._lost_tries: set[int] = set()  # slots whose first opening was sent, and its answer lost
         self._ours: set[int] = set()  # slots that such a try created
+        self._unwanted: list[int] = []  # handles that the server has open, of sessions that have ended here
+
+    @property
+    def has_some(self) -> bool:
+        """Whether there is something for the next frame."""
+        return bool(self._turns.unopened or self._unwanted)
 
     def take(self, frame: Frame) -> list[sequence_pb2.FrameOpen]:
-        """Put what is to be opened in a frame; return it for the wire."""
+        """Put what is to be opened in a frame, and the handles to be closed; return the openings for the wire."""
+        # At once: the slot may be another session's by the frame after it.
+        frame.unwanted, self._unwanted = self._unwanted, []
         unopened, flags = self._turns.unopened, self._table.flag_bytes
         while unopened and len(frame.opens) < MAX_OPENS:
             slot = unopened.popleft()
@@ -56,8 +65,10 @@ class Openings:
         message, before = sequence_pb2.Open(), self._table.opened[slot]
         message.CopyFrom(self._template)
         message.session.id = self._table.ids[slot]
+        message.epoch = int(self._table.epoch[slot])
         if before is not None:
             message.model, message.version = before.model, before.version
+            message.model_change = types_pb2.MODEL_CHANGE_UNSPECIFIED
         if before is not None or slot in self._ours:
             message.mode = types_pb2.OPEN_MODE_OPEN
         return message
@@ -73,24 +84,18 @@ class Openings:
         self._ours.discard(slot)
         end: LongshortError | None = None
         if not self._fits(opened):
-            end = _other_shape(opened, table)
+            end = _other_shape(opened, table.shape)
         elif before is None:
             table.position[slot] = opened.step
         elif before.incarnation != opened.incarnation:
             end = recovery.replaced()
         elif not self._can_catch_up(slot, opened):
-            end = recovery.does_not_fit(opened.step, int(table.position[slot]))
+            end = self._does_not_fit(slot, opened)
         if end is not None:
             self._turns.end(slot, end)
+            self._unwanted.append(slot)
             return
-        table.opened[slot] = opened
-        table.durable_step[slot] = opened.durable_step
-        table.keeps[slot] = opened.durability not in (
-            types_pb2.DURABILITY_NONE,
-            types_pb2.DURABILITY_UNSPECIFIED,
-        )
-        table.keeps_any = table.keeps_any or bool(table.keeps[slot])
-        table.flag_bytes[slot] |= OPEN
+        table.open(slot, opened)
         self._turns.advance(slot)
 
     def _was_created(self, slot: int, opened: sequence_pb2.Opened) -> bool:
@@ -101,12 +106,12 @@ class Openings:
         return opened.created or by_lost_try
 
     def _fits(self, opened: sequence_pb2.Opened) -> bool:
-        """Take the shape of the first session for that of all: answers of many sessions are one array."""
-        table = self._table
-        if not table.num_features:
-            table.num_features, table.num_outputs = opened.num_features, opened.num_outputs
-        table.max_steps = opened.max_steps
-        return (table.num_features, table.num_outputs) == (opened.num_features, opened.num_outputs)
+        """Take the shape of the first session for that of all."""
+        shape = self._table.shape
+        if not shape.is_known:
+            shape.num_features, shape.num_outputs = opened.num_features, opened.num_outputs
+        self._table.max_steps = opened.max_steps
+        return (shape.num_features, shape.num_outputs) == (opened.num_features, opened.num_outputs)
 
     def _can_catch_up(self, slot: int, opened: sequence_pb2.Opened) -> bool:
         """Plan what brings a reopened session to where the answers here end; return whether it is possible."""
@@ -126,6 +131,12 @@ class Openings:
             resent = Row(slot, None, 0, rows, 0, len(rows), message.first_step, is_taken=True)
             self._turns.put_back(resent)
         return missing is not None
+
+    def _does_not_fit(self, slot: int, opened: sequence_pb2.Opened) -> LongshortError:
+        position = int(self._table.position[slot])
+        is_promised = self._table.keeps[slot]  # that what is kept no more is stored
+        oldest_step = self._kept.start_step(slot, position) if is_promised else None
+        return recovery.does_not_fit(opened.step, position, oldest_step)
 
     def failed(self, slot: int, error: LongshortError, now_s: float) -> None:
         """Take that a session could not be opened: try again later, or tell those who wait for it."""
@@ -153,13 +164,18 @@ class Openings:
 
     def postpone(self, slot: int, error: LongshortError, now_s: float) -> None:
         """Let a session wait a moment; its neighbours go on."""
+        self._table.flag_bytes[slot] |= POSTPONED
         heapq.heappush(self._later, (now_s + self._backoff.next_delay_s(error.retry_delay_s), slot))
 
     def resume(self, now_s: float) -> float | None:
         """Take up what has waited long enough; return when the next is due, if one waits."""
         while self._later and self._later[0][0] <= now_s:
             slot = heapq.heappop(self._later)[1]
-            if self._table.flag_bytes[slot] & OPENING:
+            flags = self._table.flag_bytes[slot]
+            if not flags & POSTPONED:
+                continue  # it has ended meanwhile, or was closed
+            self._table.flag_bytes[slot] = flags & ~POSTPONED
+            if flags & OPENING:
                 self._turns.unopened.append(slot)
             else:
                 self._turns.advance(slot)
@@ -169,6 +185,7 @@ class Openings:
         """Take that there is no stream any more, which has not answered the openings that were sent."""
         self._lost_tries.update(slot for slot in sent if self._table.opened[slot] is None)
         self._later.clear()
+        self._unwanted.clear()
 
     def forget(self, slot: int) -> None:
         """Forget a session that was closed."""
@@ -176,10 +193,10 @@ class Openings:
         self._ours.discard(slot)
 
 
-def _other_shape(opened: sequence_pb2.Opened, table: SessionTable) -> LongshortError:
+def _other_shape(opened: sequence_pb2.Opened, shape: Shape) -> LongshortError:
     return errors.ModelMismatch(
         f"session {opened.session.id} is of model {opened.model}/{opened.version} with {opened.num_features} "
-        f"features and {opened.num_outputs} outputs, the others of this gateway have {table.num_features} and "
-        f"{table.num_outputs}: follow it with another gateway",
+        f"features and {opened.num_outputs} outputs, the others of this gateway have {shape.num_features} and "
+        f"{shape.num_outputs}: follow it with another gateway",
         reason="OTHER_SHAPE",
     )

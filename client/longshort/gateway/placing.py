@@ -1,4 +1,4 @@
-"""Which of a frame's parts an answer answers: every row, opening and forecast, or the stream is not to be trusted.
+"""Which of a frame's parts an answer answers: each of them, or the stream is not to be trusted.
 
 It owns the check of answers against frames. It changes nothing.
 """
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 OPEN_PART = sequence_pb2.FRAME_PART_OPEN
 VALUES_PART = sequence_pb2.FRAME_PART_VALUES
 FORECAST_PART = sequence_pb2.FRAME_PART_FORECAST
+FLUSH_PART = sequence_pb2.FRAME_PART_FLUSH
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,11 +76,14 @@ def errors_of(answer: FrameAnswer, part: sequence_pb2.FramePart) -> dict[int, Lo
 
 
 def check_all_told(frame: Frame, answer: FrameAnswer) -> None:
-    """Raise ServerFault where an opening or a forecast has neither an answer nor an error, or was not asked."""
+    """Raise ServerFault where an opening, a forecast or a flush has neither answer nor error, or was not asked."""
     opened = {item.handle for item in answer.messages.opened} | errors_of(answer, OPEN_PART).keys()
     _demand(opened == set(frame.opens), "not the openings that were asked")
     forecasts = {item.handle for item in answer.messages.forecasts} | errors_of(answer, FORECAST_PART).keys()
     _demand(forecasts == {row.slot for row in frame.forecasts}, "not the forecasts that were asked")
+    flushed = set(answer.flushed.tolist()) | errors_of(answer, FLUSH_PART).keys()
+    _demand(flushed == {row.slot for row in frame.flushes}, "not the flushes that were asked")
+    _demand(len(answer.flushed_steps) in (0, len(answer.flushed)), "columns of unequal length")
 
 
 def _rows(frame: Frame, handles: NDArray[np.uint32]) -> NDArray[np.intp]:

@@ -74,6 +74,20 @@ class ForecastRow:
 
 
 @dataclass(slots=True, eq=False)
+class FlushRow:
+    """A wish to have one session stored, with all that was answered before; it may be asked any number of times."""
+
+    slot: int
+    sink: Sink | None  # None: the gateway's own, to keep less
+    index: int
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody awaits it."""
+        return self.sink is not None and self.sink.is_gone(self.index)
+
+
+@dataclass(slots=True, eq=False)
 class OpenRow:
     """A wish to know that one session is open; nothing is sent for it but the opening, if that is needed."""
 
@@ -145,7 +159,7 @@ class Part:
         )
 
 
-Item = StepCall | Row | ForecastRow | CloseRow | Part
+Item = StepCall | Row | ForecastRow | FlushRow | CloseRow | Part
 
 
 def is_withdrawn(item: Item | OpenRow) -> bool:

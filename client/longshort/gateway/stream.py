@@ -1,6 +1,6 @@
 """The conversation of many sessions with one server over one frame stream, without I/O.
 
-It owns the frame in flight, and what answers and failures mean. It knows no sockets, threads or clocks: the shell
+It owns the frame in flight, and what the end of the stream means. It knows no sockets, threads or clocks: the shell
 asks `next_action`, does what it says, and tells the time.
 """
 
@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from longshort import arrays, errors, recovery
+from longshort.backoff import FIRST_DELAY_S
 from longshort.gateway import placing, wire
 from longshort.gateway.actions import CONNECT, RECEIVE, Action, Idle, SendFrame
-from longshort.gateway.delivery import deliver
+from longshort.gateway.closings import Closings
 from longshort.gateway.filling import fill
 from longshort.gateway.frame import Frame
 from longshort.gateway.openings import Openings
-from longshort.gateway.rows import CloseRow, ForecastRow, OpenRow, Row, call_of
+from longshort.gateway.outcomes import Outcomes
+from longshort.gateway.rows import FlushRow, ForecastRow, OpenRow, Row, call_of
 from longshort.gateway.storing import Storing
-from longshort.gateway.table import BUSY, DOUBT, ENDED, OPEN, OPENING, SessionTable
+from longshort.gateway.table import BUSY, DOUBT, ENDED, OPEN, OPENING, POSTPONED, QUEUED, SessionTable
 from longshort.gateway.turns import Turns
 from longshort.recovery import Verdict
 
@@ -33,28 +35,43 @@ if TYPE_CHECKING:
     from longshort.errors import LongshortError
     from longshort.gateway.calls import ArrayCall, Sink, StepCall
     from longshort.gateway.doubts import Doubt, Waiter
+    from longshort.gateway.rows import Item
+    from longshort.gateway.shape import Shape
     from longshort.opening import Opening
 
 
 class FrameStream:
     """Sessions on one server. Its methods do no I/O and never block; waiters are told from within them.
 
-    `new_backoff` makes the delays between tries: of the stream, of openings, of asking what is stored.
+    `new_backoff` makes the delays between tries: of the stream, of openings, of asking the server to store. Without a
+    server for `give_up_s` what waits fails, which names the `address`. `shape` is shared by all streams of a gateway.
     """
 
-    def __init__(self, opening: Opening, new_backoff: Callable[[], Backoff], max_kept_steps: int) -> None:
-        self.table = SessionTable()
+    def __init__(
+        self,
+        opening: Opening,
+        new_backoff: Callable[[], Backoff],
+        shape: Shape,
+        *,
+        address: str,
+        max_kept_steps: int,
+        give_up_s: float,
+    ) -> None:
+        self.table = SessionTable(shape)
         self.turns = Turns(self.table)
-        self.failure: LongshortError | None = None  # why there is no stream
+        self.failure: LongshortError | None = None  # why calls wait: no stream, or a server without its store
+        self.is_connected = False
         self._storing = Storing(self.table, new_backoff(), max_kept_steps)
         self._openings = Openings(opening, self.table, self.turns, self._storing.kept, new_backoff())
+        self._outcomes = Outcomes(self.table, self.turns, self._openings, self._storing)
+        self._closings = Closings(self.table, self.turns, self._openings, self._storing.kept)
         self._backoff = new_backoff()
-        self._is_connected = False
+        self._address = address
+        self._give_up_s = give_up_s
+        self._tries_since_s: float | None = None  # while somebody waits for a server
         self._connects_at_s = 0.0
         self._numbers = itertools.count(1)  # of calls
         self._inflight: Frame | None = None
-        self._asks_what_is_stored = False  # the frame in flight
-        self._broken: LongshortError | None = None  # what the frame answered last says of the whole server
         self._end: LongshortError | None = None
 
     # What callers ask
@@ -64,8 +81,9 @@ class FrameStream:
         self._check()
         table = self.table
         call.slot = slot = table.slot_of(session_id)
-        if not isinstance(value, float) or table.num_features != 1:
-            row = arrays.one_row(value, table.num_features or None)
+        num_features = table.shape.num_features
+        if not isinstance(value, float) or num_features != 1:
+            row = arrays.one_row(value, num_features or None)
             value = row[0] if row.shape[1] > 1 else float(row[0, 0])
         call.value = value
         call.number = next(self._numbers)
@@ -98,11 +116,19 @@ class FrameStream:
         for index, slot in enumerate(call.slots.tolist()):
             self.turns.try_enqueue(OpenRow(slot, call, index))
 
-    def flush(self, waiter: Waiter, slots: NDArray[np.intp] | None) -> None:
-        """Tell a waiter when all that was answered of these sessions (None: all) is stored."""
+    def flush(self, call: ArrayCall) -> None:
+        """Have n sessions stored, with all that was asked of them before. As `forecast` otherwise."""
         self._check()
-        known = np.array(sorted(self.table.slots.values()), np.intp) if slots is None else slots
-        self._storing.flush(waiter, known)
+        self.turns.num_waiting_steps += call.weight
+        table, slots = self.table, call.slots
+        is_quiet = table.flags[slots] & (ENDED | DOUBT | BUSY | QUEUED) == 0
+        is_done = is_quiet & table.is_stored(slots)
+        if is_done.any():
+            rows = np.flatnonzero(is_done)
+            nothing = np.zeros((len(rows), 1, 1), np.float32)
+            self.turns.num_waiting_steps -= call.rows_answered(rows, 0, nothing, 0)
+        for index in np.flatnonzero(~is_done).tolist():
+            self.turns.try_enqueue(FlushRow(int(slots[index]), call, index))
 
     def close_session(self, waiter: Waiter, session_id: str) -> None:
         """Give a session's handle back after all that was asked of it; what is in doubt raises."""
@@ -111,22 +137,7 @@ class FrameStream:
     def close_sessions(self, closings: Iterable[tuple[str, Waiter]]) -> None:
         """Give handles back after all that was asked of them, in bulk. Each waiter is told of its session."""
         self._check()
-        idle = []
-        for session_id, waiter in closings:
-            slot = self.table.slots.get(session_id)
-            if slot is not None and self.table.flag_bytes[slot] not in (0, ENDED):
-                self._close_later(CloseRow(slot, waiter))
-                continue
-            if slot is not None:
-                idle.append(slot)
-            waiter.set_result(None)
-        self._release(idle)
-
-    def _close_later(self, row: CloseRow) -> None:
-        try:
-            self.turns.enqueue(row)
-        except errors.LongshortError as error:
-            row.waiter.set_exception(error)
+        self._closings.ask(closings)
 
     def retry(self, slot: int | None, waiter: Waiter) -> Doubt:
         """Hand the outcome of a row in doubt to a waiter; raise where there is none. `slot` None: an unknown id."""
@@ -136,7 +147,8 @@ class FrameStream:
     def waiting(self) -> list[Sink]:
         """Return the calls that somebody may await, each once."""
         frame = self._inflight or Frame()
-        rows = [*frame.calls, *frame.parts, *frame.rows, *frame.forecasts, *self.turns.items()]
+        sent: list[Item] = [*frame.calls, *frame.parts, *frame.rows, *frame.forecasts, *frame.flushes]
+        rows = [*sent, *self.turns.items()]
         calls = {id(call): call for call in map(call_of, rows) if call is not None}
         return list(calls.values())
 
@@ -156,168 +168,90 @@ class FrameStream:
         if self._inflight is not None:
             return RECEIVE
         resumes_at_s = self._openings.resume(now_s)
-        is_held = bool(self.turns.ready) and self._storing.is_full
-        for slot in self._storing.unopened(is_held=is_held).tolist():
-            self.turns.open_for(slot)
-        asking, asks_at_s = self._storing.next_frame(now_s, is_held=is_held)
-        idle = Idle(min((at_s for at_s in (resumes_at_s, asks_at_s) if at_s is not None), default=None))
-        if asking is None and not (self.turns.ready or self.turns.unopened):
-            return idle
-        if not self._is_connected:
+        if not (self.turns.ready or self._openings.has_some):
+            if not self.is_connected:
+                self._tries_since_s = None
+            return Idle(resumes_at_s)
+        if not self.is_connected:
             if now_s < self._connects_at_s:
                 return Idle(self._connects_at_s)
-            self._is_connected = True
+            if self._tries_since_s is None:
+                self._tries_since_s = now_s
+            self.is_connected = True
             return CONNECT
-        frame = asking or Frame()
-        self._asks_what_is_stored = asking is not None
-        opens = self._openings.take(frame) if asking is None else []
-        if asking is None:
-            fill(frame, self.turns, self.table, is_full=is_held)
+        frame = Frame()
+        opens = self._openings.take(frame)
+        asks_at_s = self._fill(frame, now_s)
         if not frame:
-            return idle
+            return Idle(min((at_s for at_s in (resumes_at_s, asks_at_s) if at_s is not None), default=None))
         self._inflight = frame
         return SendFrame(frame.encode(self.table, opens))
 
-    def received(self, raw: bytes, now_s: float) -> None:
-        """Take one message of the stream."""
+    def _fill(self, frame: Frame, now_s: float) -> float | None:
+        """Put what is ready in a frame. Return when less may be kept, where new values wait for that."""
+        is_held = bool(self.turns.ready) and self._storing.is_full
+        fill(frame, self.turns, self.table, is_full=is_held)
+        if not is_held:
+            return None
+        slots, asks_at_s = self._storing.wanted(now_s)
+        flushed = {row.slot for row in frame.flushes}
+        for slot in slots.tolist():
+            if not self.table.flag_bytes[slot] & OPEN:
+                self.turns.open_for(slot)
+            elif slot not in flushed:
+                frame.flushes.append(FlushRow(slot, None, 0))
+        return now_s if self.turns.unopened else asks_at_s
+
+    def received(self, raw: bytes, now_s: float) -> LongshortError | None:
+        """Take one message of the stream. Return why the stream is of no use after it: that has `disconnected`."""
         frame = self._inflight
         if frame is None:
-            self.disconnected(
-                errors.ServerFault("a frame that was not asked", reason="PROTOCOL_VIOLATION"), now_s
-            )
-            return
+            return errors.ServerFault("a frame that was not asked", reason="PROTOCOL_VIOLATION")
         try:
             answer = wire.response(raw)
-            placed = placing.place(frame, answer, self.table.num_outputs)
+            placed = placing.place(frame, answer, self.table.shape.num_outputs)
             placing.check_all_told(frame, answer)
         except errors.ServerFault as fault:
-            self.disconnected(fault, now_s)
-            return
+            return fault
         self._inflight = None
-        self.failure = None
         self._backoff.reset()
+        self._tries_since_s = None
         self._take_positions(frame, placed)
-        if self._asks_what_is_stored:
-            self._refused_asking(frame, placed)
-            self._storing.heard()
-            return
-        self._closed(frame)
-        for opened in answer.messages.opened:
-            self._openings.opened(opened.handle, opened.opened)
-        for slot, error in placing.errors_of(answer, placing.OPEN_PART).items():
-            self._openings.failed(slot, error, now_s)
-        self._hand_out(frame, placed, now_s)
-        self._hand_out_forecasts(frame, answer, now_s)
+        self._closings.done(frame.closes)
+        self._outcomes.hand_out(frame, placed, answer, now_s)
+        self.failure = self._outcomes.of_store
         self._storing.heard()
         self.turns.sweep()
-        broken, self._broken = self._broken, None
-        if broken is not None:
-            self.disconnected(broken, now_s)
-
-    def _refused_asking(self, frame: Frame, placed: placing.Placed) -> None:
-        """Take what is said of sessions that were only asked how far they are stored.
-
-        Values of those that are lost would be kept for ever. One whose row in doubt the server has taken refuses the
-        message before it: it is opened again, which says the same. What else is wrong, the next rows are told.
-        """
-        for number, error in placed.refused.items():
-            slot = int(frame.slots[number])
-            if self._judge(error) is Verdict.LOST:
-                position = int(self.table.position[slot])
-                self.turns.end(slot, recovery.ending(error, self.table.ids[slot], position))
-            elif self.table.flag_bytes[slot] & (DOUBT | BUSY) == DOUBT:
-                self.table.flag_bytes[slot] &= ~OPEN
-
-    def _judge(self, error: LongshortError) -> Verdict:
-        return recovery.judge(error, client_id=self._openings.client_id, was_open=True)
+        return self._outcomes.of_server
 
     def _take_positions(self, frame: Frame, placed: placing.Placed) -> None:
         table, slots = self.table, frame.slots[placed.taken]
         self._storing.taken(frame, placed)
         ends = frame.steps[placed.taken] + frame.counts[placed.taken].astype(np.uint64)
         table.position[slots] = np.maximum(table.position[slots], ends)
-        table.durable_step[slots] = placed.durable_steps
+        table.note_durable(slots, placed.durable_steps)
 
-    def _hand_out(self, frame: Frame, placed: placing.Placed, now_s: float) -> None:
-        failed = [(frame.row_at(number), error) for number, error in placed.refused.items()]
-        mute = [frame.row_at(number) for number in placed.mute]
-        self.turns.free(deliver(frame, placed, self.turns))
-        for row in mute:
-            mute_error = errors.FailedPrecondition("the step was taken without an answer", reason="NO_ANSWER")
-            self.turns.fail(row, mute_error)
-            self.turns.free(np.array([row.slot]))
-        for row, error in failed:
-            self._row_refused(row, error, now_s)
+    def disconnected(self, failure: LongshortError, now_s: float, *, has_other: bool = False) -> None:
+        """Take the end of the stream, whatever ended it: connect again, or fail what waits.
 
-    def _hand_out_forecasts(self, frame: Frame, answer: wire.FrameAnswer, now_s: float) -> None:
-        refused = placing.errors_of(answer, placing.FORECAST_PART)
-        answers = {item.handle: item for item in answer.messages.forecasts}
-        for row in frame.forecasts:
-            if row.slot in answers:
-                values = arrays.answer_rows(answers[row.slot].values, self.table.num_outputs)
-                self.turns.num_waiting_steps -= row.sink.row_answered(row.index, 0, values, 0)
-                self.turns.free(np.array([row.slot]))
-            else:
-                self._row_refused(row, refused[row.slot], now_s)
-
-    def _row_refused(self, row: Row | ForecastRow, error: LongshortError, now_s: float) -> None:
-        """Take that one row was refused: it goes on later, its caller is told, or its session has ended."""
-        turns, slot = self.turns, row.slot
-        is_taken = isinstance(row, Row) and row.is_taken  # it cannot be refused any more
-        if error.code is errors.Code.UNAVAILABLE:
-            self._broken = error  # draining, say: elsewhere, or here a moment later
-            turns.put_back(row)
-            return
-        verdict = self._judge(error)
-        if isinstance(error, errors.SessionTaken) and verdict is Verdict.RETRY:
-            turns.put_back(row)
-            self.table.flag_bytes[slot] &= ~OPEN
-            turns.open_for(slot)
-        elif is_taken and error.retry_delay_s is not None:
-            turns.put_back(row)
-            self._openings.postpone(slot, error, now_s)
-        elif verdict is Verdict.LOST or is_taken:
-            position = int(self.table.position[slot])
-            end = recovery.ending(error, self.table.ids[slot], position)
-            end = end if verdict is Verdict.LOST else errors.SessionLost.like(error)
-            turns.end(slot, end)
-            turns.fail(row, end)
-        else:
-            if isinstance(row, Row) and row.sink is not None:
-                error = row.sink.told_before(row.index, row.start, error)
-            turns.num_waiting_steps -= row.sink.row_failed(row.index, error)  # type: ignore[union-attr]
-            turns.free(np.array([slot]))
-
-    def _closed(self, frame: Frame) -> None:
-        self._release([row.slot for row in frame.closes])
-        for row in frame.closes:
-            if not row.waiter.done():
-                row.waiter.set_result(None)
-
-    def _release(self, slots: list[int]) -> None:
-        """Forget sessions that were closed."""
-        if not slots:
-            return
-        self._storing.kept.forget(np.array(slots))
-        for slot in slots:
-            waiting = errors.SessionClosed("the session was closed before", reason="CLOSED")
-            self.turns.fail_behind(slot, waiting)
-            self._openings.forget(slot)
-            self.turns.doubts.pop(slot, None)  # of a row whose call was given up while the session was closed
-            self.table.release(slot)
-
-    def disconnected(self, failure: LongshortError, now_s: float) -> None:
-        """Take the end of the stream, whatever ended it: connect again, or fail what waits."""
-        verdict = recovery.judge(failure, client_id="", was_open=bool(self.table.num_features))
+        `has_other` is whether the next stream is to another server, of which nothing bad is known.
+        """
+        verdict = recovery.judge(failure, client_id="", was_open=self.table.shape.is_known)
         self._stop(failure, is_refused=verdict is not Verdict.RETRY and recovery.refuses(failure))
+        has_time = self._tries_since_s is None or now_s - self._tries_since_s < self._give_up_s
+        if verdict is Verdict.RETRY and has_time:
+            delay_s = self._backoff.next_delay_s(None if has_other else failure.retry_delay_s)
+            self._connects_at_s = now_s + (min(delay_s, FIRST_DELAY_S) if has_other else delay_s)
+            return
+        self._tries_since_s = None
         if verdict is Verdict.RETRY:
-            self._connects_at_s = now_s + self._backoff.next_delay_s(failure.retry_delay_s)
-        else:
-            self._give_up(failure)
+            alone = recovery.time_is_up(failure, in_doubt=False, gave_up=True)
+            failure = recovery.untold(alone, self._address, self._give_up_s)
+        self._give_up(failure)
 
     def _stop(self, failure: LongshortError, *, is_refused: bool) -> None:
         frame, self._inflight = self._inflight or Frame(), None
-        self._is_connected = False
+        self.is_connected = False
         self.failure = failure
         self._take_back(frame, is_refused=is_refused)
         self._openings.stop(frame.opens)
@@ -328,22 +262,22 @@ class FrameStream:
 
         What the server has taken before remains sent, whatever a later stream ends with.
         """
-        if self._asks_what_is_stored:
-            return
         for row in map(frame.row_at, range(len(frame.slots))):
             if is_refused and row.sink is not None and not row.is_taken:
                 row.count = 0
             self.turns.put_back(row)
         for forecast in frame.forecasts:
             self.turns.put_back(forecast)
-        self._closed(frame)  # without its stream a handle is open no more
+        for flush in frame.flushes:
+            if flush.sink is not None:
+                self.turns.put_back(flush)
+        self._closings.done(frame.closes)  # without its stream a handle is open no more
 
     def _give_up(self, error: LongshortError, of_sent: LongshortError | None = None) -> None:
         self.turns.unopened.clear()
-        self.table.flags &= ~np.uint8(OPENING)
+        self.table.flags &= ~np.uint8(OPENING | POSTPONED)
         for slot in list(self.turns.behind):
             self.turns.give_up_behind(slot, error, of_sent or error)
-        self._storing.fail(error)
 
     def close(self, error: LongshortError) -> None:
         """End it: whatever waits and whatever is asked from now on raises an error like this one.

@@ -13,8 +13,8 @@ import numpy as np
 from longshort import arrays, errors, recovery
 from longshort.gateway.calls import ArrayCall, StepCall
 from longshort.gateway.ready import Ready
-from longshort.gateway.rows import CloseRow, ForecastRow, OpenRow, Part, Row, is_withdrawn
-from longshort.gateway.table import BUSY, DOUBT, ENDED, OPEN, OPENING, QUEUED
+from longshort.gateway.rows import CloseRow, FlushRow, ForecastRow, OpenRow, Part, Row, is_withdrawn
+from longshort.gateway.table import BUSY, DOUBT, ENDED, OPEN, OPENING, POSTPONED, QUEUED
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from longshort.gateway.rows import Item
     from longshort.gateway.table import SessionTable
 
-Queued = Row | ForecastRow | OpenRow | CloseRow
+Queued = Row | ForecastRow | FlushRow | OpenRow | CloseRow
 
 MAX_WITHDRAWN = 1_024  # that lie in the queues before they are searched
 
@@ -63,7 +63,7 @@ class Turns:
         table = self._table
         self.num_waiting_steps += call.weight
         free = table.flags[call.slots] == OPEN
-        if table.num_features != values.shape[2]:
+        if table.shape.num_features != values.shape[2]:
             free[:] = False  # told where its turn comes, or not known yet
         rows = np.flatnonzero(free)
         if len(rows):
@@ -73,7 +73,7 @@ class Turns:
         for index in np.flatnonzero(~free).tolist():
             self.try_enqueue(Row(int(call.slots[index]), call, index, values[index]))
 
-    def try_enqueue(self, row: Row | ForecastRow | OpenRow) -> None:
+    def try_enqueue(self, row: Row | ForecastRow | FlushRow | OpenRow) -> None:
         """Put a row in its session's line; where that is not possible, it fails."""
         try:
             self.enqueue(row)
@@ -100,7 +100,7 @@ class Turns:
     def advance(self, slot: int) -> None:
         """Let the next in a session's line be ready, if the session is free."""
         flags = self._table.flag_bytes
-        if flags[slot] & (OPEN | QUEUED | BUSY) != OPEN | QUEUED:
+        if flags[slot] & (OPEN | QUEUED | BUSY | POSTPONED) != OPEN | QUEUED:
             return
         queue = self.behind[slot]
         if flags[slot] & DOUBT and not (isinstance(queue[0], Row) and queue[0].sink is None):
@@ -121,11 +121,11 @@ class Turns:
         created = np.array([[opened is not None and opened.created]], np.float32)
         self.num_waiting_steps -= row.sink.row_answered(row.index, 0, created, 0)
 
-    def _is_to_go(self, item: Row | ForecastRow | CloseRow) -> bool:
+    def _is_to_go(self, item: Row | ForecastRow | FlushRow | CloseRow) -> bool:
         if is_withdrawn(item):
             self._num_withdrawn = max(self._num_withdrawn - 1, 0)
             return False
-        width = self._table.num_features
+        width = self._table.shape.num_features
         if isinstance(item, Row) and item.sink is not None and item.values.shape[1] != width:
             hint = ", or give [n, time, 1]" if width == 1 and isinstance(item.sink, ArrayCall) else ""
             error = arrays.wrong_shape(
@@ -143,7 +143,7 @@ class Turns:
         for slot in slots[now != OPEN].tolist():
             self.advance(slot)
 
-    def put_back(self, item: Row | ForecastRow | CloseRow) -> None:
+    def put_back(self, item: Row | ForecastRow | FlushRow | CloseRow) -> None:
         """Put what was ready or sent at the front of its session's line."""
         slot = item.slot
         self._table.flag_bytes[slot] = self._table.flag_bytes[slot] & ~BUSY | QUEUED
@@ -159,7 +159,7 @@ class Turns:
     def stop(self) -> None:
         """Take that there is no stream any more: all wait again, and what is wanted is to be opened."""
         flags = self._table.flags
-        flags &= ~np.uint8(OPEN | OPENING)
+        flags &= ~np.uint8(OPEN | OPENING | POSTPONED)
         self.unopened.clear()
         items, self.ready = self.ready, Ready()
         for item in items:

@@ -22,7 +22,16 @@ if TYPE_CHECKING:
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 _WIDTHS: Final = {_FIXED64: 8, _FIXED32: 4}
 # The columns of StreamFramesResponse by field number; its other fields are messages.
-_COLUMNS: Final[dict[int, str]] = {2: "<u4", 3: "<u4", 4: "<u8", 5: "<f4", 6: "<u8", 7: "<u4"}
+_COLUMNS: Final[dict[int, str]] = {
+    2: "<u4",
+    3: "<u4",
+    4: "<u8",
+    5: "<f4",
+    6: "<u8",
+    7: "<u4",
+    10: "<u4",
+    11: "<u8",
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,6 +45,8 @@ class FrameAnswer:
     values: NDArray[np.float32]  # [sum of counts * outputs]
     durable_steps: NDArray[np.uint64]  # [rows], or empty: all 0
     replayed: NDArray[np.uint32]
+    flushed: NDArray[np.uint32]  # [flushed]
+    flushed_steps: NDArray[np.uint64]  # [flushed], or empty: all 0
 
 
 def request(
@@ -45,7 +56,7 @@ def request(
     steps: NDArray[np.uint64],
     values: Iterable[NDArray[np.float32]],
 ) -> bytes:
-    """Return a StreamFramesRequest of rows beside `messages`, which holds its opens, forecasts and closes.
+    """Return a StreamFramesRequest of rows beside `messages`, which holds all else.
 
     `counts` None: 1 each. `values` is the rows' values in order, in as many C-contiguous pieces as they come.
     """
