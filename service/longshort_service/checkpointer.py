@@ -183,18 +183,46 @@ class Checkpointer:
 
     async def store(self, session: Session[Model]) -> None:
         """Write a session now, whatever is known to be stored of it. Raises StoreUnavailable or SessionMoved."""
-        if not self.is_active:
-            return
-        await self.until_free(session)
-        if session.is_ended:
-            raise ended(session)
-        refusals = await self._write([session], self._copy([session], self._is_clean([session])))
+        (failure,) = await self.store_many([session])
+        if failure is not None:
+            raise failure
+
+    async def store_many(
+        self, sessions: Sequence[Session[Model]], *, before_stream: bool = False
+    ) -> list[errors.ServiceError | None]:
+        """Write sessions, each given once, as `store` does; return for each what `store` would raise.
+
+        `before_stream`: a stream is about to have them open, so that steps may follow which nobody stores.
+        """
+        failures: dict[Session[Model], errors.ServiceError] = {}
+        left = list(sessions) if self.is_active else []
+        while left:
+            await self.until_free(left[0])
+            failures |= {each: ended(each) for each in left if each.is_ended}
+            live = [each for each in left if not each.is_ended]
+            free = [each for each in live if not each.is_busy and not _is_writing(each)]
+            left = [each for each in live if each.is_busy or _is_writing(each)]
+            # All of them now: during a write others may be used.
+            copies = [
+                (part, self._copy(part, self._is_clean(part, before_stream=before_stream)))
+                for part in _by_model(free)
+            ]
+            for part, copy in copies:
+                failures |= self._failures(part, await self._write(part, copy))
+        return [failures.get(session) for session in sessions]
+
+    @staticmethod
+    def _failures(
+        sessions: Sequence[Session[Model]], refusals: Sequence[Refusal | None] | None
+    ) -> dict[Session[Model], errors.ServiceError]:
+        """Return the errors of those that were not written."""
         if refusals is None:
-            raise errors.StoreUnavailable(
+            away = errors.StoreUnavailable(
                 "the session store does not answer: nothing was changed there, try again"
             )
-        if refusals[0] is not None:
-            raise ended(session)
+            return dict.fromkeys(sessions, away)
+        written = zip(sessions, refusals, strict=True)
+        return {session: ended(session) for session, refusal in written if refusal is not None}
 
     def refresh(self, before_s: float) -> None:
         """Have sessions written that the store has not heard of since `before_s`: to it they would look unused.
@@ -324,7 +352,9 @@ class Checkpointer:
         sessions[0].model.columns.is_writing[snapshot.rows] = True
         return snapshot
 
-    def _is_clean(self, sessions: Sequence[Session[Model]]) -> NDArray[np.bool_]:
+    def _is_clean(
+        self, sessions: Sequence[Session[Model]], *, before_stream: bool = False
+    ) -> NDArray[np.bool_]:
         """Whether what is written of each can be gone on from without a number.
 
         A step that comes after it must then be stored before it is answered: always under SYNC; and where no stream
@@ -333,7 +363,7 @@ class Checkpointer:
         columns = sessions[0].model.columns
         rows = np.array([session.row for session in sessions], np.intp)
         is_clean: NDArray[np.bool_] = columns.durability[rows] == Durability.SYNC
-        if self._limits.is_unary_sync:
+        if self._limits.is_unary_sync and not before_stream:
             is_clean |= columns.is_idle[rows]
         return is_clean
 

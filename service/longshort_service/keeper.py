@@ -11,7 +11,9 @@ import dataclasses
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from longshort_service import errors
-from longshort_service.opener import Opened, Opener, OpenRequest, check_model, refuse_unfound
+from longshort_service.model_change import ModelChange, check_model, model_for
+from longshort_service.model_exchange import ModelExchange
+from longshort_service.opener import Opened, Opener, OpenRequest, refuse_unfound
 from longshort_service.stores.base import Birth, OpenMode, StoreRequest, open_one
 from longshort_service.turns import until_settled
 
@@ -83,6 +85,13 @@ class Keeper:
             draw_incarnation=draw_incarnation,
             outage=checkpointer.outage,
             observer=observer,
+        )
+        self._exchange = ModelExchange(
+            table=table,
+            repository=repository,
+            checkpointer=checkpointer,
+            clock=clock,
+            draw_incarnation=draw_incarnation,
         )
 
     until_settled = staticmethod(until_settled)
@@ -170,22 +179,29 @@ class Keeper:
         return [next(rest) if refusal is None else refusal for refusal in refusals]
 
     async def _bring(self, requests: Sequence[OpenRequest]) -> list[Opened]:
-        """Have sessions live, and stored from now on as they ask."""
-        brought = await self._opener.bring(requests)
-        for request, opened in zip(requests, brought, strict=True):
+        """Have sessions live, on the models that they ask for, and stored from now on as they ask."""
+        brought = await self._exchange.take_over(requests, await self._opener.bring(requests))
+        changed: dict[int, Session[Model]] = {}  # by place
+        for place, (request, opened) in enumerate(zip(requests, brought, strict=True)):
             if not isinstance(opened, errors.ServiceError):
                 wanted = self._durability if request.durability is None else request.durability
                 self.checkpointer.take_on(opened[0], wanted)
+                if request.model_change is not ModelChange.REFUSE:
+                    changed[place] = opened[0]
+        # At once: after a crash a session must not be back on the model that it has left.
+        failures = await self.checkpointer.store_many(list(changed.values()), before_stream=True)
+        for place, failure in zip(changed, failures, strict=True):
+            brought[place] = failure or brought[place]
         return brought
 
-    def _take_away(self, request: OpenRequest) -> errors.ModelMismatch | None:
+    def _take_away(self, request: OpenRequest) -> errors.ServiceError | None:
         """Take a session from the stream that has it open, so that it sends no more; return why that may not be."""
         live = self.table.get(request.session_id)
         if live is None or request.mode is OpenMode.CREATE:
             return None
         try:
-            check_model(request, live.model.name, live.model.version)
-        except errors.ModelMismatch as error:
+            model_for(request, live.model.origin, self.repository)
+        except errors.ServiceError as error:
             return error
         owner = live.owner
         if owner is not None:

@@ -1,16 +1,18 @@
-"""Taking a live session from one model's row to another's. Off the path of a value."""
+"""Taking live sessions from one model's rows to another's. Off the path of a value."""
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
-from longshort_service.model_change import carried_over, is_same_file, model_for
+from longshort_service import errors
+from longshort_service.model_change import ModelChange, carried_over, is_same_file, model_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from longshort_service.checkpointer import Checkpointer
-    from longshort_service.opener import OpenRequest
+    from longshort_service.opener import Opened, OpenRequest
     from longshort_service.repository import Model, Repository
     from longshort_service.session import Session
     from longshort_service.sessions import SessionTable
@@ -34,24 +36,45 @@ class ModelExchange:
         self._clock = clock
         self._draw_incarnation = draw_incarnation
 
-    async def take_over(self, request: OpenRequest, live: Session[Model]) -> tuple[Session[Model], bool]:
-        """Return a session on the model that its opening asks for, and whether it began anew there.
+    async def take_over(self, requests: Sequence[OpenRequest], opened: Sequence[Opened]) -> list[Opened]:
+        """Return what was opened on the models that the openings ask for, each with whether it began anew there.
 
-        The caller has its turn, and has taken it from its stream. It may be that very session, where nothing was to
-        be changed; otherwise that one has ended. Raises ModelNotFound, ModelChanged, SessionsExhausted or
-        StoreUnavailable, and then nothing has changed.
+        The caller has the turns at all of them, and has taken them from their streams. A session that was exchanged
+        has ended. One that could not be (ModelNotFound, ModelChanged, SessionsExhausted, StoreUnavailable) is as it
+        was, and its error returned.
         """
-        if is_same_file(model_for(request, live.model.origin, self._repository).origin, live.model.origin):
-            return live, False
+        taken = list(opened)
+        leaving: dict[int, Session[Model]] = {}  # by place
+        for place, (request, one) in enumerate(zip(requests, opened, strict=True)):
+            if not isinstance(one, errors.ServiceError) and request.model_change is not ModelChange.REFUSE:
+                try:
+                    if self._is_to_leave(request, one[0]):
+                        leaving[place] = one[0]
+                except errors.ServiceError as error:
+                    taken[place] = error
         # Answers that wait for the store wait for the session as it is: they go first.
-        await self._checkpointer.store(live)
-        await self._checkpointer.until_free(live)  # a unary call may have come between
-        model = model_for(request, live.model.origin, self._repository)  # it may have been unloaded meanwhile
-        record = carried_over(request, live.record(), model)
-        session = self._table.exchange(live, model, self._clock())
+        failures = await self._checkpointer.store_many(list(leaving.values()))
+        for (place, session), failure in zip(leaving.items(), failures, strict=True):
+            await self._checkpointer.until_free(session)  # a unary call may have come between
+            try:
+                taken[place] = failure or self._exchanged(requests[place], session)
+            except errors.ServiceError as error:
+                taken[place] = error
+        return taken
+
+    def _is_to_leave(self, request: OpenRequest, session: Session[Model]) -> bool:
+        origin = session.model.origin
+        return not is_same_file(model_for(request, origin, self._repository).origin, origin)
+
+    def _exchanged(self, request: OpenRequest, session: Session[Model]) -> tuple[Session[Model], bool]:
+        """Move or restart a session that is settled."""
+        # Asked again: the model may have been unloaded meanwhile.
+        model = model_for(request, session.model.origin, self._repository)
+        record = carried_over(request, session.record(), model)
+        fresh = self._table.exchange(session, model, self._clock())
         if record is None:
-            session.incarnation = self._draw_incarnation()
-            session.created_by = request.client_id
+            fresh.incarnation = self._draw_incarnation()
+            fresh.created_by = sys.intern(request.client_id)
         else:
-            session.put(record)
-        return session, record is None
+            fresh.put(record)
+        return fresh, record is None

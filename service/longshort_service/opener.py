@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from longshort_service import errors
+from longshort_service.model_change import ModelChange, carried_over, model_for
 from longshort_service.repository import Model
 from longshort_service.served_model import check_fit
 from longshort_service.session import Session
@@ -51,6 +52,7 @@ class OpenRequest:
     client_id: str = ""
     durability: Durability | None = None  # None: the server's
     epoch: int = 0  # the greatest that the client has seen of the session
+    model_change: ModelChange = ModelChange.REFUSE
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class _Newcomer:
     place: int  # among the openings of one call
     request: OpenRequest
     opening: StoreOpening
+    incarnation: int  # where it begins anew: the one that is stored already where the opening created it
 
 
 class Opener:
@@ -92,8 +95,9 @@ class Opener:
         Those that are live stay with the stream that has them open, and a message of theirs may be in flight. Of an
         opening that is refused nothing is left in the store but its epoch.
         """
+        asked = [self._asked(request) for request in requests]
         try:
-            openings = await self._ask(requests)
+            openings = await self._ask(asked)
         except errors.StoreUnavailable as error:
             return [self._without_store(request, error) for request in requests]
         outcomes: dict[int, Opened] = {}
@@ -110,15 +114,17 @@ class Opener:
             if live is not None:
                 outcomes[place] = (live, False)
             else:
-                newcomers.append(_Newcomer(place, request, opening))
+                birth = asked[place].birth
+                incarnation = self._draw_incarnation() if birth is None else birth.incarnation
+                newcomers.append(_Newcomer(place, request, opening, incarnation))
         outcomes.update(await self._admit(newcomers))
         await self._give_back(requests, openings, outcomes)
         return [outcomes[place] for place in range(len(requests))]
 
-    async def _ask(self, requests: Sequence[OpenRequest]) -> list[StoreOpening | errors.ServiceError]:
+    async def _ask(self, asked: Sequence[StoreRequest]) -> list[StoreOpening | errors.ServiceError]:
         """Ask the store for all that may be opened. What it is not asked for leaves no entry that nobody could fill."""
         begin_s = time.perf_counter()
-        openings = await self._store.open_many([self._asked(request) for request in requests], self._clock())
+        openings = await self._store.open_many(asked, self._clock())
         self._observer.store_seconds("open", time.perf_counter() - begin_s)
         return openings
 
@@ -131,6 +137,7 @@ class Opener:
         if (
             live is None
             or request.mode is OpenMode.CREATE
+            or request.model_change is not ModelChange.REFUSE  # what it says is stored before it is said
             or request.epoch != live.epoch
             or self._outage.is_over_limit
         ):
@@ -185,12 +192,10 @@ class Opener:
         self._repository.get(request.model, request.version)
 
     def _model_of(self, request: OpenRequest, opening: StoreOpening) -> Model:
-        """Return the model that a session runs on. Raises ModelMismatch or ModelNotFound."""
-        record = opening.record
-        if record is None:
+        """Return the model that a session goes on with. Raises ModelMismatch, ModelChanged or ModelNotFound."""
+        if opening.record is None:
             return self._repository.get(request.model, request.version)
-        check_model(request, record.model, record.version)
-        return self._repository.get(record.model, record.version)
+        return model_for(request, opening.record.origin, self._repository)
 
     async def _admit(self, newcomers: Sequence[_Newcomer]) -> dict[int, Opened]:
         """Make room for as many as there may be, those that come first before the others."""
@@ -212,9 +217,7 @@ class Opener:
             try:
                 # Asked again: a model that nobody used may have been unloaded while room was made.
                 model = self._model_of(newcomer.request, newcomer.opening)
-                if newcomer.opening.record is not None:
-                    check_fit(newcomer.opening.record, model)
-                by_model.setdefault(model, []).append(newcomer)
+                by_model.setdefault(model, []).append(_fitted(newcomer, model))
             except errors.ServiceError as error:
                 outcomes[newcomer.place] = error
         for model, of_model in by_model.items():
@@ -228,7 +231,10 @@ class Opener:
                 [newcomer.request.session_id for newcomer in newcomers],
                 model,
                 [newcomer.opening.epoch for newcomer in newcomers],
-                [self._draw_incarnation() if record is None else record.incarnation for record in records],
+                [
+                    newcomer.incarnation if record is None else record.incarnation
+                    for newcomer, record in zip(newcomers, records, strict=True)
+                ],
                 self._clock(),
             )
         except errors.SessionsExhausted as error:
@@ -276,14 +282,15 @@ class Opener:
             pass  # what is left begins at step 0, or has to be opened by number: no harm comes of it
 
 
-def check_model(request: OpenRequest, model: str, version: int) -> None:
-    """Raise ModelMismatch where an opening names another model than a session runs on."""
-    if (request.model and request.model != model) or (request.version and request.version != version):
-        raise errors.ModelMismatch(
-            f"session {request.session_id} runs on {model}/{version}: a session stays on its model and version",
-            model=model,
-            version=version,
-        )
+def _fitted(newcomer: _Newcomer, model: Model) -> _Newcomer:
+    """Return a newcomer with what its record is on a model; none where it begins anew. Raises ModelChanged."""
+    opening = newcomer.opening
+    if opening.record is None:
+        return newcomer
+    record = carried_over(newcomer.request, opening.record, model)
+    if record is not None:
+        check_fit(record, model)
+    return dataclasses.replace(newcomer, opening=dataclasses.replace(opening, record=record))
 
 
 def refuse_unfound(opening: StoreOpening, session_id: str, live: Session[Model] | None) -> None:

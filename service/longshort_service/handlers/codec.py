@@ -13,6 +13,7 @@ from longshort.v1 import model_pb2, sequence_pb2, session_pb2, types_pb2
 
 from longshort_service import errors
 from longshort_service.durability import Durability
+from longshort_service.model_change import ModelChange
 from longshort_service.opener import OpenRequest
 from longshort_service.record import SESSION_ID
 from longshort_service.session import Answers
@@ -53,6 +54,12 @@ _DURABILITIES: Final[dict[types_pb2.Durability, Durability | None]] = {
 }
 _DURABILITY_MESSAGES: Final = {
     durability: number for number, durability in _DURABILITIES.items() if durability is not None
+}
+_MODEL_CHANGES: Final = {
+    types_pb2.MODEL_CHANGE_UNSPECIFIED: ModelChange.REFUSE,
+    types_pb2.MODEL_CHANGE_REFUSE: ModelChange.REFUSE,
+    types_pb2.MODEL_CHANGE_MOVE: ModelChange.MOVE,
+    types_pb2.MODEL_CHANGE_RESET: ModelChange.RESET,
 }
 _MISSING: Final = {
     MissingValue.REJECT: model_pb2.MISSING_VALUE_REJECT,
@@ -97,6 +104,7 @@ def open_request(request: sequence_pb2.Open) -> OpenRequest:
         request.client_id,
         durability(request.durability),
         request.epoch,
+        model_change(request.model_change),
     )
 
 
@@ -132,6 +140,13 @@ def durability(wanted: types_pb2.Durability) -> Durability | None:
     if wanted not in _DURABILITIES:
         raise errors.InvalidMessage(f"durability {wanted} means nothing")
     return _DURABILITIES[wanted]
+
+
+def model_change(wanted: types_pb2.ModelChange) -> ModelChange:
+    """Return what is to be done with another model's state. Raises InvalidMessage for an unknown number."""
+    if wanted not in _MODEL_CHANGES:
+        raise errors.InvalidMessage(f"model_change {wanted} means nothing")
+    return _MODEL_CHANGES[wanted]
 
 
 def answers(wanted: types_pb2.Answers) -> Answers:
