@@ -22,6 +22,7 @@ WRONG = [
     ("model", lambda client: client.session(model=5)),
     ("version", lambda client: client.session(model="metro", version="1")),
     ("mode", lambda client: client.session(mode=["open"])),
+    ("model_change", lambda client: client.session(model="metro", model_change="keep")),
     ("timeout_s", lambda client: client.session(model="metro", timeout_s="x")),
     ("timeout_s", lambda client: client.session(model="metro", timeout_s=float("nan"))),
     ("timeout_s", lambda client: client.models(timeout_s=0)),
@@ -64,10 +65,11 @@ def test_argument_of_a_wrong_type_or_range_is_named_to_a_task_too(name: str, ask
         asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), "x", None])
-def test_timeout_of_a_client_is_above_0(timeout_s: Any):
-    with pytest.raises(errors.InvalidRequest, match="timeout_s"):
-        longshort.Client(NOWHERE, timeout_s=timeout_s)
+@pytest.mark.parametrize("name", ["timeout_s", "give_up_s"])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), "x", None])
+def test_times_of_a_client_are_above_0(name: str, value: Any):
+    with pytest.raises(errors.InvalidRequest, match=name):
+        longshort.Client(NOWHERE, **{name: value})
 
 
 def test_timeout_of_a_call_is_above_0_and_a_wrong_one_leaves_the_session_as_it_was(

@@ -376,6 +376,107 @@ def test_server_that_stores_nothing_of_what_it_promised_is_told_apart_from_a_ful
     assert core.position == 2
 
 
+class AwayStore(DictServer):
+    """A server whose store is away for a number of flushes."""
+
+    num_away = 0
+
+    def handle(self, key: str, request: Any):
+        if request.HasField("flush") and self.num_away:
+            self.num_away -= 1
+            delay = {"seconds": 1}
+            error = types_pb2.Error(code=Code.UNAVAILABLE, reason="STORE_UNAVAILABLE", retry_delay=delay)
+            return sequence_pb2.StreamResponse(error=error)
+        return super().handle(key, request)
+
+
+def test_values_wait_for_a_store_that_is_away_and_none_is_kept_beyond_the_bound():
+    server, core = AwayStore(BEHIND), a_core(max_kept_steps=2)
+    shell = Shell(server, core)
+    server.num_away = 3
+    assert steps(shell, [1, 2, 3, 4, 5, 6]) == expected([1, 2, 3, 4, 5, 6], 6)
+    assert server.num_away == 0
+    assert [wait for wait in shell.waits if wait >= 1] == shell.waits
+    assert len(shell.waits) == 3
+    assert core._journal.num_steps <= MAX_STEPS  # a message goes whole or not at all
+
+
+def test_values_that_still_wait_for_the_store_when_the_time_is_up_are_withdrawn():
+    server, core = AwayStore(BEHIND), a_core(max_kept_steps=2)
+    shell = Shell(server, core)
+    steps(shell, [1, 2])
+    server.num_away = 1_000
+    with pytest.raises(errors.LongshortError) as caught:
+        steps(shell, [3], gives_up_at=40)
+    assert isinstance(caught.value, errors.Unavailable | errors.DeadlineExceeded)
+    assert not core.in_doubt
+    server.num_away = 0
+    assert steps(shell, [4]) == expected([1, 2, 4], 1)
+
+
+def test_store_that_is_away_leaves_a_session_without_durability_on_its_stream():
+    server, core = AwayStore(UNSTORED), a_core()
+    shell = Shell(server, core)
+    steps(shell, [1, 2])
+    num_openings = sum(request.HasField("open") for request in server.requests)
+    server.num_away = 2
+    core.begin_flush()
+    shell.run()
+    assert len(shell.waits) == 2
+    assert sum(request.HasField("open") for request in server.requests) == num_openings
+
+
+def test_time_that_ends_in_a_wait_for_the_store_says_so():
+    server, core = AwayStore(UNSTORED), a_core()
+    shell = Shell(server, core)
+    steps(shell, [1])
+    server.num_away = 1_000
+    core.begin_flush()
+    with pytest.raises(errors.Unavailable) as caught:
+        shell.run(gives_up_at=20)
+    assert caught.value.reason == "STORE_UNAVAILABLE"
+
+
+def test_store_that_went_back_behind_what_is_kept_is_told_apart_from_a_server_without_one():
+    server, core, shell = a_session()
+    for value in (1, 2, 3):
+        steps(shell, [value])
+    core.begin_flush()
+    shell.run()
+    server.sessions["s"] = Stored()
+    shell.faults = iter(["request lost"])
+    with pytest.raises(errors.SessionLost) as caught:
+        steps(shell, [4])
+    assert caught.value.reason == "STORE_WENT_BACK"
+    assert caught.value.metadata == {"server_step": "0", "client_step": "3", "oldest_step": "3"}
+
+
+def test_greatest_epoch_seen_is_told_on_every_reopening_and_a_change_of_the_model_on_none():
+    _, core, _ = a_session(model_change="move")
+    for epoch, greatest in ((0, 0), (7, 7), (5, 7)):
+        core.begin_reopening()
+        request = core.next_action().request.open
+        assert request.model_change == types_pb2.MODEL_CHANGE_UNSPECIFIED
+        opened = sequence_pb2.Opened(session=request.session, incarnation=1, epoch=epoch, max_steps=MAX_STEPS)
+        core.received(sequence_pb2.StreamResponse(opened=opened))
+        assert isinstance(core.next_action(), Done)
+        core.begin_reopening()
+        assert core.next_action().request.open.epoch == greatest
+        core.received(sequence_pb2.StreamResponse(opened=opened))
+        core.next_action()
+    assert a_core(model_change="move").next_action().request.open.model_change == types_pb2.MODEL_CHANGE_MOVE
+
+
+def test_whoever_gave_up_is_told_that_no_server_is_there_whatever_the_last_failure():
+    for code in (Code.UNAVAILABLE, Code.INTERNAL, Code.CANCELLED, None):
+        core = a_core()
+        core.next_action()
+        if code is not None:
+            core.disconnected(errors.make(code, "cut", "", {}, None))
+        error = core.timed_out(gave_up=True)
+        assert isinstance(error, errors.Unavailable)
+
+
 def test_durable_message_without_an_answer_frees_kept_values():
     _, core, shell = a_session()
     steps(shell, [1, 2, 3])
@@ -785,7 +886,7 @@ def test_flush_says_when_all_is_stored():
     assert core.durable_step == 2
 
 
-@pytest.mark.parametrize("options", [{"mode": "append"}, {"durability": "eternal"}])
+@pytest.mark.parametrize("options", [{"mode": "append"}, {"durability": "eternal"}, {"model_change": 5}])
 def test_unknown_option_is_refused_before_anything_is_sent(options: Any):
     with pytest.raises(errors.InvalidRequest):
         a_core(**options)

@@ -341,6 +341,41 @@ def test_flush_that_the_store_refuses_is_asked_again_where_the_values_are(
         assert session.flush() == len(VALUES)
 
 
+@pytest.mark.parametrize("durability", [SYNC, BEHIND, UNSTORED])
+def test_answer_that_the_store_holds_back_is_asked_for_again_and_its_values_are_taken_once(
+    make_client: Any, durability: Any
+):
+    with (
+        Replica(Store(), durability=durability) as replica,
+        make_client(replica.address) as client,
+        client.session("s", model="metro") as session,
+    ):
+        given = stepped(session, VALUES[:3])
+        replica.value_errors = ["STORE_UNAVAILABLE"] * 2
+        given += stepped(session, VALUES[3:5])
+        replica.value_errors = ["STORE_UNAVAILABLE"] * 99
+        with pytest.raises((errors.Unavailable, errors.DeadlineExceeded)):
+            session.step(VALUES[5], timeout_s=0.2)
+        assert session.in_doubt
+        replica.value_errors = []
+        given += [float(session.retry()[0]), *stepped(session, VALUES[6:])]
+        assert given == answers_to(VALUES)
+
+
+def test_durable_steps_that_come_alone_are_taken_with_the_next_answer_and_at_the_close(make_client: Any):
+    with Replica(Store(), durability=BEHIND) as replica, make_client(replica.address) as client:
+        replica.tells_later = True
+        session = client.session("s", model="metro")
+        stepped(session, VALUES)
+        assert 0 < session.durable_step < len(VALUES)
+        assert session.flush() == len(VALUES)
+        session.step(1)
+        session.close()
+        replica.tells_later = False
+        with client.session("s") as again:
+            assert again.position == len(VALUES) + 1
+
+
 def test_flush_goes_elsewhere_where_one_server_alone_is_cut_off_from_the_store(
     replicas: list[Replica], make_client: Any
 ):

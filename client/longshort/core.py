@@ -251,7 +251,8 @@ class SessionCore:
             oldest_step = self._journal.start_step if self._journal.keeps else None
             self.end(recovery.does_not_fit(opened.step, self.position, oldest_step))
             return
-        self._stored_up_to(opened.durable_step)
+        self.durable_step = opened.durable_step  # of another server, say: it may be less than the former's
+        self._journal.trim(opened.durable_step)
 
     def _can_catch_up(self, server_step: int) -> bool:
         """Plan what brings a reopened server to where the answers here end; return whether it is possible."""
@@ -320,7 +321,7 @@ class SessionCore:
             self.end(errors.SessionLost.like(error))
 
     def _stored_up_to(self, durable_step: int) -> None:
-        self.durable_step = durable_step
+        self.durable_step = max(self.durable_step, durable_step)
         self._journal.trim(durable_step)
 
     # Endings of a stream, a task, the session

@@ -58,7 +58,9 @@ class Replica(sequence_pb2_grpc.SequenceServiceServicer, session_pb2_grpc.Sessio
     """One server. `lag` is how many steps it may be ahead of the store.
 
     `ends` holds what ends the next streams, at their next message of values: (code, reason). `refuses` is what every
-    opening and call is refused with, while it is set. `flush_errors` are given to flushes before they succeed.
+    opening and call is refused with, while it is set. `flush_errors` are given to flushes before they succeed, and
+    `value_errors` in place of answers to values that were applied. With `tells_later` a durable step comes alone, after
+    the answer.
     """
 
     def __init__(
@@ -69,6 +71,8 @@ class Replica(sequence_pb2_grpc.SequenceServiceServicer, session_pb2_grpc.Sessio
         self.ends: list[tuple[grpc.StatusCode, str]] = []
         self.refuses: tuple[grpc.StatusCode, str] | None = None
         self.flush_errors: list[str] = []
+        self.value_errors: list[str] = []
+        self.tells_later = False
         self.opens: list[sequence_pb2.Open] = []
         self.num_calls = 0
         host, _, port = address.rpartition(":")
@@ -110,8 +114,14 @@ class Replica(sequence_pb2_grpc.SequenceServiceServicer, session_pb2_grpc.Sessio
             with self.store.lock:
                 if self.memory[key].epoch != epoch or self.store.records[key].epoch != epoch:
                     end(context, grpc.StatusCode.ABORTED, "SESSION_MOVED", client_id=self.opens[-1].client_id)
+                former_step = len(self.store.records[key].history)
                 response = self._answer(key, request)
+                durable_step = len(self.store.records[key].history)
+            if self.tells_later and response.HasField("answer"):
+                response.answer.durable_step = former_step
             yield response
+            if self.tells_later:
+                yield sequence_pb2.StreamResponse(durable=sequence_pb2.Durable(durable_step=durable_step))
 
     def GetSession(self, request: Any, context: Any) -> Any:  # noqa: N802
         self._check(context)
@@ -175,6 +185,8 @@ class Replica(sequence_pb2_grpc.SequenceServiceServicer, session_pb2_grpc.Sessio
             held.last = step, values, [] if request.values.answers == types_pb2.ANSWERS_NONE else rows
         if len(held.history) - len(self.store.records[key].history) >= self.lag:
             self.store.records[key] = held.copy()
+        if self.value_errors:
+            return in_band(Code.UNAVAILABLE, self.value_errors.pop(0))
         answer = sequence_pb2.Answer(
             values=held.last[2],  # type: ignore[index]  # set above
             step=len(held.history),
