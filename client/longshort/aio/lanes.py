@@ -7,6 +7,7 @@ that fails to the next one.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from typing import TYPE_CHECKING, Final
 
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 # make the frames smaller, which is what a gateway is there to avoid. A name may stand for any number of servers.
 LANES_PER_SERVER: Final = 4
 MAX_LANES: Final = 16
+# A store's own failover takes 2 to 10 s and is over for all servers at once; a server that is cut off from it stays so.
+STORE_PATIENCE_S: Final = 10.0
 
 
 class Lanes:
@@ -73,6 +76,7 @@ class Lanes:
                 address=target.text,
                 max_kept_steps=max(max_kept_steps // num_lanes, 1),
                 give_up_s=give_up_s,
+                store_patience_s=STORE_PATIENCE_S if num_lanes > 1 else math.inf,
             )
             for _ in range(num_lanes)
         ]

@@ -5,6 +5,7 @@ It owns what becomes of what was refused. It does not know when frames are sent.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -35,12 +36,22 @@ class Outcomes:
     """The outcomes of one frame stream.
 
     `of_store` is the last frame's refusal for want of a store, whose rows are asked again; `of_server` is what a row
-    of it has said of its whole server, after which the stream is of no use.
+    of it has said of its whole server, after which the stream is of no use. A server whose frames have been without a
+    store for `store_patience_s` is of no use either: others may have theirs.
     """
 
-    def __init__(self, table: SessionTable, turns: Turns, openings: Openings, storing: Storing) -> None:
+    def __init__(
+        self,
+        table: SessionTable,
+        turns: Turns,
+        openings: Openings,
+        storing: Storing,
+        store_patience_s: float,
+    ) -> None:
         self.of_store: LongshortError | None = None
         self.of_server: LongshortError | None = None
+        self._store_patience_s = store_patience_s
+        self._no_store_since_s = math.inf
         self._table = table
         self._turns = turns
         self._openings = openings
@@ -59,6 +70,16 @@ class Outcomes:
             self._hand_out_forecasts(frame, answer, now_s)
         if frame.flushes:
             self._hand_out_flushes(frame, answer, now_s)
+        self._look_at_store(now_s)
+
+    def _look_at_store(self, now_s: float) -> None:
+        if self.of_store is None:
+            self._no_store_since_s = math.inf
+            return
+        self._no_store_since_s = min(self._no_store_since_s, now_s)
+        if now_s - self._no_store_since_s >= self._store_patience_s:
+            self.of_server = self.of_server or self.of_store
+            self._no_store_since_s = math.inf
 
     def _hand_out_rows(self, frame: Frame, placed: Placed, now_s: float) -> None:
         failed = [(frame.row_at(number), error) for number, error in placed.refused.items()]

@@ -7,6 +7,7 @@ asks `next_action`, does what it says, and tells the time.
 from __future__ import annotations
 
 import itertools
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,7 +45,8 @@ class FrameStream:
     """Sessions on one server. Its methods do no I/O and never block; waiters are told from within them.
 
     `new_backoff` makes the delays between tries: of the stream, of openings, of asking the server to store. Without a
-    server for `give_up_s` what waits fails, which names the `address`. `shape` is shared by all streams of a gateway.
+    server for `give_up_s` what waits fails, which names the `address`; `store_patience_s` is as in Outcomes. `shape` is
+    shared by all streams of a gateway.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class FrameStream:
         address: str,
         max_kept_steps: int,
         give_up_s: float,
+        store_patience_s: float = math.inf,
     ) -> None:
         self.table = SessionTable(shape)
         self.turns = Turns(self.table)
@@ -63,7 +66,7 @@ class FrameStream:
         self.is_connected = False
         self._storing = Storing(self.table, new_backoff(), max_kept_steps)
         self._openings = Openings(opening, self.table, self.turns, self._storing.kept, new_backoff())
-        self._outcomes = Outcomes(self.table, self.turns, self._openings, self._storing)
+        self._outcomes = Outcomes(self.table, self.turns, self._openings, self._storing, store_patience_s)
         self._closings = Closings(self.table, self.turns, self._openings, self._storing.kept)
         self._backoff = new_backoff()
         self._address = address
