@@ -20,7 +20,14 @@ Request, Response = sequence_pb2.StreamFramesRequest, sequence_pb2.StreamFramesR
 
 MAX_BYTES = 1 << 20
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-COLUMNS = {"handles": (2, "I"), "counts": (3, "I"), "steps": (4, "Q"), "values": (5, "f"), "closes": (8, "I")}
+COLUMNS = {
+    "handles": (2, "I"),
+    "counts": (3, "I"),
+    "steps": (4, "Q"),
+    "values": (5, "f"),
+    "closes": (8, "I"),
+    "flushes": (9, "I"),
+}
 NUMBERS = {
     "I": st.integers(0, 2**32 - 1),
     "Q": st.integers(0, 2**64 - 1),
@@ -73,7 +80,7 @@ def field_of(draw: st.DrawFn, numbers: st.SearchStrategy[int]) -> bytes:
     return varint(number << 3 | wire_type) + draw(contents[wire_type])
 
 
-UNKNOWN = field_of(st.integers(9, 2**29 - 1))
+UNKNOWN = field_of(st.integers(10, 2**29 - 1))
 GOOD = st.lists(column_chunk() | OPENS | FORECASTS | ANSWERS | UNKNOWN, max_size=12).map(b"".join)
 
 
@@ -101,6 +108,7 @@ def columns_of(request: frame_codec.FrameRequest) -> dict[str, Any]:
         "steps": empty if frame.steps is None else frame.steps,
         "values": frame.values,
         "closes": request.closes,
+        "flushes": request.flushes,
     }
 
 
@@ -192,13 +200,13 @@ def test_frame_beyond_the_limit_is_too_large_whatever_it_holds():
 def test_empty_frame_has_empty_columns():
     request = frame_codec.parse(b"", MAX_BYTES)
     assert (request.frame.counts, request.frame.steps) == (None, None)
-    assert [len(column) for column in columns_of(request).values()] == [0] * 5
+    assert [len(column) for column in columns_of(request).values()] == [0] * len(COLUMNS)
     assert (request.opens, request.forecasts) == ([], [])
 
 
 @st.composite
-def answer_and_rest(draw: st.DrawFn) -> tuple[FrameAnswer, Any]:
-    """Return the columns of an answer, and what goes through protobuf."""
+def answer_and_rest(draw: st.DrawFn) -> tuple[FrameAnswer, Any, Any]:
+    """Return the columns of an answer, the durable steps of its rows or None, and what goes through protobuf."""
     handles = draw(st.lists(NUMBERS["I"], max_size=40))
     counts = draw(
         st.lists(st.integers(0, 300), min_size=len(handles), max_size=len(handles))
@@ -219,20 +227,24 @@ def answer_and_rest(draw: st.DrawFn) -> tuple[FrameAnswer, Any]:
         rest.opened.add(handle=handle).opened.model = "m"
         rest.errors.add(handle=handle, part=sequence_pb2.FRAME_PART_VALUES).error.reason = "X"
         rest.forecasts.add(handle=handle, values=[1, 2], step=7)
-    return answer, rest
+    durable_steps = draw(
+        st.none() | st.lists(st.integers(0, 2**63 - 1), min_size=len(handles), max_size=len(handles))
+    )
+    return answer, durable_steps, rest
 
 
 @settings(deadline=None)
 @given(made=answer_and_rest())
-def test_response_is_what_protobuf_reads(made: tuple[FrameAnswer, Any]):
-    answer, rest = made
-    response = Response.FromString(frame_codec.response(answer, rest))
+def test_response_is_what_protobuf_reads(made: tuple[FrameAnswer, Any, Any]):
+    answer, durable_steps, rest = made
+    column = None if durable_steps is None else np.array(durable_steps, np.int64)
+    response = Response.FromString(frame_codec.response(answer, column, rest))
     assert list(response.handles) == answer.handles.tolist()
     counts = answer.counts.tolist()
     assert list(response.counts) == ([] if counts == [1] * len(counts) else counts)
     assert list(response.steps) == answer.steps.tolist()
     assert np.array(response.values, np.float32).tobytes() == answer.values.tobytes()
     assert list(response.replayed) == answer.replayed.tolist()
-    assert list(response.durable_steps) == []
+    assert list(response.durable_steps) == (durable_steps or [])
     for name in ("opened", "errors", "forecasts"):
         assert getattr(response, name) == getattr(rest, name)

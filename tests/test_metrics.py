@@ -63,6 +63,7 @@ def used() -> Metrics:
     metrics.watch_state_bytes("metro", lambda: 4096)
     metrics.watch_checkpoint_lag(lambda: 1.5)
     metrics.watch_serving(lambda: True)
+    metrics.watch_store(lambda: True)
     return metrics
 
 

@@ -39,6 +39,7 @@ async def service(
     loop, unhandled = asyncio.get_running_loop(), []
     loop.set_exception_handler(lambda _loop, context: unhandled.append(context))
     settings = {"inline_run_limit_s": 0.0, "drain_timeout_s": 2.0} | settings
+    settings = {"store": "memory://"} | settings  # the default is a file that all tests would share
     app = App(ServeConfig(repository=models, grpc_port=0, metrics_port=0, **settings))
     await app.start()
     try:

@@ -51,6 +51,7 @@ def local_service(
     command = [sys.executable, "-m", "longshort_service", "serve", *models]
     command += ["--grpc-port", str(grpc_port), "--metrics-port", str(metrics_port)]
     command += ["--log-format", "json", "--log-level", "info"]  # its first lines are read below
+    command += ["--store", f"sqlite:///{(log.parent / 'sessions.db').absolute()}"]  # nobody's but the demo's
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)  # as Ctrl-C: the block is left
     # A group of its own: a terminal's Ctrl-C comes to us alone, and the service drains when we tell it to.
