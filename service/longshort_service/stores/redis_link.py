@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 TIMEOUT_S: Final = 2.0
 _OLDEST_VERSION: Final = (7, 2)  # WAITAOF; Valkey calls itself 7.2.4 to who asks for Redis
 
+_NO_RIGHTS: Final = "its user may not do what is needed: docs/stores.md lists the commands"
 # What goes wrong outside this program, as redis-py's types say it, the narrower ones first.
 _CAUSES: Final[dict[type[exceptions.RedisError], str]] = {
     exceptions.AuthenticationError: "it wants another user or password, as in redis://user:password@host",
@@ -36,11 +37,12 @@ _CAUSES: Final[dict[type[exceptions.RedisError], str]] = {
     exceptions.ConnectionError: "it cannot be reached: see whether it runs",
     exceptions.OutOfMemoryError: "it is out of memory: raise its maxmemory, or delete sessions",
     exceptions.ReadOnlyError: "it is a replica, which takes no writes: give the address of its primary, or sentinels",
-    exceptions.NoPermissionError: "its user may not do what is needed: docs/stores.md lists the commands",
+    exceptions.NoPermissionError: _NO_RIGHTS,
     exceptions.MasterDownError: "it is a replica without its primary: see its log",
 }
 # The same as the server's own word for it, where redis-py has no type.
 _WORDS: Final = {
+    "ACL failure": _NO_RIGHTS,
     "MISCONF": "it cannot write to its disk and takes nothing more: see its log",
     "NOREPLICAS": "it has fewer replicas than its min-replicas-to-write: start them",
     "BUSY": "a script holds it: see its log",
