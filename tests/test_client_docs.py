@@ -53,7 +53,7 @@ def test_every_reason_of_the_client_is_in_the_guide():
     sources = [path for path in (ROOT / "client" / "longshort").rglob("*.py") if path.parent.name != "v1"]
     reasons = {
         reason for path in sources for reason in re.findall(r'reason="([A-Z_]+)"', path.read_text())
-    } | {"STEPS_LOST", "OTHER_WRITER", "NO_SERVER"}
+    } | {"STEPS_LOST", "OTHER_WRITER", "STORE_WENT_BACK", "NO_SERVER"}
     assert len(reasons) > 10
     for reason in reasons:
         assert f"`{reason}`" in guide, reason
