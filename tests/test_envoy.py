@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import signal
-from contextlib import ExitStack
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import longshort
 import pytest
+import valkey
 from deployment import run_tool, tool
 from envoy import RECIPE, running_envoy
 
@@ -39,7 +43,7 @@ def open_and_step(client: longshort.Client, names: Iterable[str]) -> None:
 @pytest.fixture
 def replicas(start_server: Callable[..., Server]) -> list[Server]:
     """Three services, each with a memory of its own: a session that strays is a session too many."""
-    return [start_server() for _ in range(3)]
+    return [start_server("--store", "memory://") for _ in range(3)]
 
 
 @pytest.fixture
@@ -88,7 +92,7 @@ def test_a_replica_that_drains_gets_no_new_calls_and_gets_them_again_when_it_is_
         assert replicas[0].stop() == 0
         open_and_step(client, SESSIONS)
         envoy.await_healthy({replica.port for replica in replicas[1:]})
-        replicas[0] = start_server(port=replicas[0].port)
+        replicas[0] = start_server("--store", "memory://", port=replicas[0].port)
         envoy.await_healthy({replica.port for replica in replicas})
         open_and_step(client, [f"{name}-new" for name in SESSIONS])
     assert len(homes(replicas)[0]) > len(SESSIONS) // 10
@@ -105,3 +109,69 @@ def test_a_frozen_replica_gets_no_new_calls_and_its_streams_are_cut(envoy: Envoy
             session.step([2.0], timeout_s=20.0)
         envoy.await_healthy({replica.port for replica in replicas[1:]})
         open_and_step(client, [f"{name}-new" for name in SESSIONS])
+
+
+@pytest.fixture
+def valkey_server(tmp_path: Path) -> Iterator[valkey.Valkey]:
+    server = valkey.start(tmp_path / "valkey", appendonly=True)
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def sharing(start_server: Callable[..., Server], valkey_server: valkey.Valkey) -> list[Server]:
+    """Three services on one Valkey, as docker-compose.yml and Kubernetes have them."""
+    return [start_server("--store", valkey_server.url) for _ in range(3)]
+
+
+@contextmanager
+def stepping(address: str, steps_before: int) -> Iterator[dict[str, int]]:
+    """Step sessions one value after the other from threads while the block runs, and check every answer's step.
+
+    Yields how many steps each has had; an error of any of them is raised at the end.
+    """
+    done = dict.fromkeys(SESSIONS[:12], 0)
+    is_over = threading.Event()
+
+    def go_on(client: longshort.Client, name: str) -> None:
+        with client.session(name, "metro", timeout_s=20.0) as session:
+            while not is_over.is_set():
+                session.step([float(done[name])])
+                done[name] += 1
+                assert session.position == done[name]
+
+    def each_has_stepped(count: int) -> bool:
+        return all(steps >= count for steps in done.values())
+
+    with longshort.Client(address) as client, ThreadPoolExecutor(len(done)) as pool:
+        running = [pool.submit(go_on, client, name) for name in done]
+        try:
+            while not each_has_stepped(steps_before) and not any(task.done() for task in running):
+                time.sleep(0.05)
+            yield done
+            target = max(done.values()) + 20
+            while not each_has_stepped(target) and not any(task.done() for task in running):
+                time.sleep(0.05)
+        finally:
+            is_over.set()
+        for task in running:
+            task.result(timeout=30)
+
+
+def test_sessions_of_a_killed_replica_go_on_elsewhere(sharing: list[Server], tmp_path: Path):
+    with (
+        running_envoy([replica.port for replica in sharing], tmp_path) as envoy,
+        stepping(envoy.address, 20),
+    ):
+        sharing[0].stop(signal.SIGKILL)
+
+
+def test_a_rolling_restart_is_no_error_to_any_caller(
+    sharing: list[Server], tmp_path: Path, start_server: Callable[..., Server], valkey_server: valkey.Valkey
+):
+    ports = {replica.port for replica in sharing}
+    with running_envoy(sorted(ports), tmp_path) as envoy, stepping(envoy.address, 20):
+        for replica in sharing:
+            assert replica.stop() == 0
+            start_server("--store", valkey_server.url, port=replica.port)
+            envoy.await_healthy(ports)
