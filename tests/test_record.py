@@ -60,7 +60,7 @@ def records(draw: st.DrawFn) -> SessionRecord:
 
 EXAMPLE = SessionRecord(
     session_id="s",
-    origin=Origin("metro", 3, "ab", "cpu", "a processor", "1.31.1"),
+    origin=Origin("metro", 3, "ab", "cpu", "a processor", "1.31.1", "f: 1 in, 1 out"),
     step=5,
     incarnation=6,
     epoch=7,

@@ -249,6 +249,7 @@ def _describe(description: _Description) -> bytes:
         "provider": origin.provider,
         "processor": origin.processor,
         "build": origin.build,
+        "state_family": origin.state_family,
         "states": description.state_shapes,
         "features": description.num_features,
         "outputs": description.num_outputs,
@@ -260,7 +261,7 @@ def _describe(description: _Description) -> bytes:
 def _read_description(data: bytes) -> _Description:
     """Read what `_describe` wrote. Raises ValueError, TypeError, KeyError or RecursionError for anything else."""
     fields = json.loads(data)
-    names = ("model", "fingerprint", "provider", "processor", "build")
+    names = ("model", "fingerprint", "provider", "processor", "build", "state_family")
     origin = Origin(version=_count(fields["version"]), **{name: _text(fields[name]) for name in names})
     if origin.version == 0:
         raise ValueError("version 0")
