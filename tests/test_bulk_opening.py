@@ -15,7 +15,7 @@ from longshort_service import errors
 from longshort_service.opener import OpenRequest
 from longshort_service.stores.base import OpenMode, open_one
 from longshort_service.stores.memory import MemoryStore
-from tables import RecordingOwner
+from tables import RecordingOwner, asked
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -86,7 +86,7 @@ async def prepare(house: House, name: str, state: str) -> list[asyncio.Future[An
     if state == "absent":
         return []
     if state == "lost":
-        await open_one(house.store, name, CREATE)
+        await open_one(house.store, asked(name, CREATE), house.now_s)
         return []
     session = await house.open(name)
     await house.step(session, 5)
@@ -96,14 +96,14 @@ async def prepare(house: House, name: str, state: str) -> list[asyncio.Future[An
     if state in ("stored", "expired", "foreign"):
         record = session.record()
         house.table.remove(session)
-        record = dataclasses.replace(
-            record, fingerprint="another" if state == "foreign" else record.fingerprint
-        )
+        if state == "foreign":
+            foreign = dataclasses.replace(record.origin, fingerprint="another")
+            record = dataclasses.replace(record, origin=foreign)
         await house.store.write([record])
         if state == "expired":
-            await house.store.bury_many([(name, record.epoch)], 0.0)
+            await house.store.bury_many([(name, record.epoch)], house.now_s + 1, 0.0)
     if state == "moved":
-        elsewhere = await open_one(house.store, name, OPEN)
+        elsewhere = await open_one(house.store, asked(name), house.now_s)
         await house.store.write([dataclasses.replace(session.record(), epoch=elsewhere.epoch, step=9)])
     if state in ("busy", "waited for"):
         calls = [asyncio.ensure_future(house.step(session, *[1] * 12))]
@@ -142,7 +142,8 @@ async def outcome_of(house: House, asked: Sequence[tuple[Any, ...]], *, is_bulk:
         session.id: (session.step, session.owner is owner, session.created_by, await house.step(session, 1))
         for session in sorted(house.table, key=lambda session: session.id)
     }
-    stored = [str(record.states) for record in await house.store.idle_since(float("inf"), 99)]
+    names = [name for name, _ in await house.store.idle_since(float("inf"), 99)]
+    stored = [str(getattr(await house.store.read(name), "states", None)) for name in names]
     lost = (sorted(owner.lost), len(house.notes.of("move")))
     return told(outcomes), live, sorted(stored), await house.store.list_ids("", "", 99), lost
 
@@ -169,17 +170,17 @@ class CountingStore(MemoryStore):
         super().__init__()
         self.calls: list[tuple[str, int]] = []
 
-    async def open_many(self, requests: Any) -> Any:
+    async def open_many(self, requests: Any, now_s: float) -> Any:
         self.calls.append(("open", len(requests)))
-        return await super().open_many(requests)
+        return await super().open_many(requests, now_s)
 
-    async def write(self, records: Any) -> Any:
+    async def write(self, records: Any, *, settled: bool = True) -> Any:
         self.calls.append(("write", len(records)))
-        return await super().write(records)
+        return await super().write(records, settled=settled)
 
-    async def bury_many(self, entries: Any, now_s: float) -> Any:
+    async def bury_many(self, entries: Any, before_s: float, now_s: float) -> Any:
         self.calls.append(("bury", len(entries)))
-        return await super().bury_many(entries, now_s)
+        return await super().bury_many(entries, before_s, now_s)
 
 
 def test_store_is_asked_once_for_many(play: Play):
@@ -259,7 +260,7 @@ def test_openings_of_a_great_frame_let_others_through(play: Play, monkeypatch: p
 
 def test_refused_opening_deletes_no_entry_that_another_server_made(play: Play):
     async def scenario(house: House) -> None:
-        await open_one(house.store, "theirs", CREATE)
+        await open_one(house.store, asked("theirs", CREATE), house.now_s)
         outcomes = await house.keeper.open_many(requests_of(["theirs", "ours"]), RecordingOwner())
         assert isinstance(outcomes[0], errors.SessionNotFound)
         assert told(outcomes)[1] == ("ours", 0, True)

@@ -10,9 +10,9 @@ import pytest
 from house import House, SlowStore
 from longshort_service import errors
 from longshort_service.opener import OpenRequest
-from longshort_service.stores.base import OpenMode, open_one
+from longshort_service.stores.base import open_one
 from longshort_service.stores.memory import MemoryStore
-from tables import RecordingOwner
+from tables import RecordingOwner, asked
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from longshort_service.record import SessionRecord
     from longshort_service.repository import Model
     from longshort_service.session import Session
+    from longshort_service.stores.base import Refusal
 
     Play = Callable[..., None]
 
@@ -134,7 +135,7 @@ def test_session_stepped_while_its_batch_is_written_stays_alone(play: Play, num_
 def test_session_that_another_server_has_is_dropped_and_its_batch_mates_are_kept(play: Play):
     async def scenario(house: House) -> None:
         sessions = await idle_sessions(house, 4)
-        elsewhere = await open_one(house.store, "s1", OpenMode.OPEN)
+        elsewhere = await open_one(house.store, asked("s1"), house.now_s)
         moved = dataclasses.replace(sessions[1].record(), epoch=elsewhere.epoch, step=9)
         await house.store.write([moved])
         house.now_s += 11
@@ -149,8 +150,8 @@ def test_session_that_another_server_has_is_dropped_and_its_batch_mates_are_kept
 class BrokenStore(MemoryStore):
     """A store that cannot be written."""
 
-    async def write(self, records: Sequence[SessionRecord]) -> list[bool]:
-        raise OSError(f"{len(records)} records and no room")
+    async def write(self, records: Sequence[SessionRecord], *, settled: bool = True) -> list[Refusal | None]:
+        raise OSError(f"{len(records)} records, settled: {settled}, and no room")
 
 
 def test_store_that_cannot_be_written_costs_no_session(play: Play):

@@ -10,11 +10,12 @@ import pytest
 from house import House, SlowStore, reason_of
 from inside import Gate
 from longshort_service import errors
+from longshort_service.durability import Durability
 from longshort_service.keeper import MAX_WAITING
 from longshort_service.opener import OpenRequest
 from longshort_service.stores.base import OpenMode, open_one
 from longshort_service.stores.memory import MemoryStore
-from tables import RecordingOwner
+from tables import RecordingOwner, asked
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -402,8 +403,10 @@ def test_refused_opening_of_a_stored_session_leaves_it_in_the_store(play: Play, 
         await house.spill(session)
         record = await house.store.read("s")
         assert record is not None
-        foreign = dataclasses.replace(record, fingerprint="another")
-        assert await house.store.write([foreign]) == [True]
+        foreign = dataclasses.replace(
+            record, origin=dataclasses.replace(record.origin, fingerprint="another")
+        )
+        assert await house.store.write([foreign]) == [None]
         for _ in range(2):
             assert await reason_of(house.open("s")) is errors.ModelChanged
         found = await house.store.read("s")
@@ -422,11 +425,11 @@ def test_session_that_another_server_has_moved_is_loaded_anew(play: Play, store:
         await house.step(session, 5)
         record = session.record()
         house.leave(session)
-        elsewhere = await open_one(house.store, "s", OPEN)
+        elsewhere = await open_one(house.store, asked("s"), house.now_s)
         moved = dataclasses.replace(
             record, epoch=elsewhere.epoch, step=9, states=tuple(state + 10 for state in record.states)
         )
-        assert await house.store.write([moved]) == [True]
+        assert await house.store.write([moved]) == [None]
         again = await house.open("s")
         assert again is not session
         assert session.is_ended
@@ -441,7 +444,7 @@ def test_server_that_lost_a_session_does_not_write_over_its_new_owner(play: Play
         session = await house.open("s")
         await house.step(session, 5)
         record = session.record()
-        elsewhere = await open_one(house.store, "s", OPEN)
+        elsewhere = await open_one(house.store, asked("s"), house.now_s)
         moved = dataclasses.replace(record, epoch=elsewhere.epoch, step=9, last_used_s=2_000.0)
         await house.store.write([moved])
         await house.spill(session)  # the write is refused: what is here is old, and goes
@@ -454,7 +457,7 @@ def test_server_that_lost_a_session_does_not_write_over_its_new_owner(play: Play
 
 def test_session_that_its_owner_never_stored_is_not_found_elsewhere(play: Play, store: MemoryStore):
     async def scenario(house: House) -> None:
-        await open_one(house.store, "s", CREATE)  # by another server, which then dies
+        await open_one(house.store, asked("s", CREATE), house.now_s)  # by another server, which then dies
         for _ in range(2):  # it is no silent start from zero, however often it is asked for
             assert await reason_of(house.open("s")) is errors.SessionNotFound
         await house.management.delete("s")
@@ -463,32 +466,23 @@ def test_session_that_its_owner_never_stored_is_not_found_elsewhere(play: Play, 
     play(scenario, store=store)
 
 
-class DurableStore(MemoryStore):
-    """A memory store that claims to outlive its server."""
+def test_store_is_closed_at_the_end(play: Play, monkeypatch: pytest.MonkeyPatch):
+    store, is_closed = MemoryStore(), []
 
-    is_durable = True
-    is_closed = False
+    async def close() -> None:
+        is_closed.append(True)
 
-    async def close(self) -> None:
-        self.is_closed = True
-
-
-def test_durable_store_is_given_every_live_session_at_the_end(play: Play):
-    store = DurableStore()
-
-    async def scenario(house: House) -> None:
-        session = await house.open("s")
-        await house.step(session, 5)
-        assert house.keeper.durable_step(1) == 1
-
-    play(scenario, store=store)
-    assert store.num_records() == 1
-    assert store.is_closed
+    monkeypatch.setattr(store, "close", close)
+    play(lambda house: house.open("s"), store=store)
+    assert is_closed == [True]
 
 
 def test_nothing_is_durable_in_memory(play: Play):
     async def scenario(house: House) -> None:
-        assert house.keeper.durable_step(5) == 0
+        session = await house.open("s")
+        await house.step(session, 5)
+        await asyncio.sleep(0.06)  # longer than a checkpoint interval
+        assert (session.durability, session.durable_step) == (Durability.NONE, 0)
 
     play(scenario)
 

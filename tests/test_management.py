@@ -183,10 +183,10 @@ def test_damaged_or_foreign_records_are_not_imported(play: Play):
         data, _ = await house.management.export("s", 0)
         record = records.decode(data)
         for change, expected in (
-            ({"fingerprint": "other"}, errors.ModelChanged),
+            ({"origin": dataclasses.replace(record.origin, fingerprint="other")}, errors.ModelChanged),
             ({"states": ()}, errors.ModelChanged),
-            ({"model": "nobody"}, errors.ModelNotFound),
-            ({"version": 9}, errors.ModelNotFound),
+            ({"origin": dataclasses.replace(record.origin, model="nobody")}, errors.ModelNotFound),
+            ({"origin": dataclasses.replace(record.origin, version=9)}, errors.ModelNotFound),
         ):
             foreign = records.encode(dataclasses.replace(record, **change))  # type: ignore[arg-type]
             assert await reason_of(house.management.import_("t", foreign)) is expected
@@ -325,8 +325,11 @@ def test_reset_that_cannot_be_done_loses_nothing(play: Play, state: str):
 def test_stored_session_of_another_model_file_can_be_reset(play: Play):
     async def scenario(house: House) -> None:
         await make(house, "stored")
-        (stored,) = await house.store.idle_since(float("inf"), 10)
-        await house.store.write([dataclasses.replace(stored, fingerprint="another")])
+        stored = await house.store.read("s")
+        assert stored is not None
+        await house.store.write(
+            [dataclasses.replace(stored, origin=dataclasses.replace(stored.origin, fingerprint="another"))]
+        )
         assert await reason_of(house.keeper.open(OpenRequest("s"), RecordingOwner())) is errors.ModelChanged
         assert (await house.management.reset("s")).record.step == 0
         again = await house.open("s")

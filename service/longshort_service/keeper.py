@@ -311,7 +311,7 @@ class Keeper:
         await self.checkpointer.store(live)
 
     async def close(self) -> None:
-        """Write what is not stored yet, and close the store."""
+        """End the writing, and close the store. What is behind by then was to be stored by a drain, or is lost."""
         await self.checkpointer.stop()
         await self.store.close()
 

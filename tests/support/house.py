@@ -13,8 +13,8 @@ from longshort_service.arena import Arena
 from longshort_service.batching import BatchPolicy, RunCost
 from longshort_service.checkpointer import Checkpointer, CheckpointLimits
 from longshort_service.columns import SessionColumns
-from longshort_service.engine import Engine
 from longshort_service.durability import Durability
+from longshort_service.engine import Engine
 from longshort_service.errors import ServiceError
 from longshort_service.eviction import Evictor, Limits
 from longshort_service.host_states import HostStates, StateLayout

@@ -13,6 +13,7 @@ from longshort_service.record import Origin
 from longshort_service.session import Answers, Replay, Session
 from longshort_service.sessions import SessionTable
 from longshort_service.signature import Channel, MissingValue, Signature, State
+from longshort_service.stores.base import Birth, OpenMode, StoreRequest
 
 if TYPE_CHECKING:
     from longshort_service.batching import Job
@@ -82,6 +83,12 @@ class RecordingOwner:
 
     def stored(self, session_id: str, durable_step: int) -> None:
         self.durable_steps[session_id] = durable_step
+
+
+def asked(session_id: str, mode: OpenMode = OpenMode.OPEN, client_id: str = "") -> StoreRequest:
+    """Return what another server asks the store for a session, of model "adder" where it begins."""
+    birth = None if mode is OpenMode.OPEN else Birth(Origin("adder", 1, "f1"), incarnation=99)
+    return StoreRequest(session_id, mode, client_id, birth)
 
 
 def rows_of(*values: float) -> NDArray[np.float32]:
