@@ -1,4 +1,4 @@
-"""The server of dictionaries behind a real gRPC port: it holds back or loses answers as it is told, dies and returns."""
+"""The server of dictionaries behind a real gRPC port: it holds back or loses answers when told, dies and returns."""
 
 from __future__ import annotations
 
