@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, Final
-
-from longshort import errors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,21 +31,6 @@ _DEFAULTS: Final[ChannelOptions] = (
     ("grpc.min_reconnect_backoff_ms", 5_000),  # what a connection attempt gets, not a pause
     ("grpc.max_reconnect_backoff_ms", 500),
 )
-
-
-_HOST_PORT: Final = re.compile(r"(\[[^\s\[\]]+\]|[^\s:/\[\]]+):([0-9]{1,5})")
-_SCHEMES: Final = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "vsock:", "xds:")  # gRPC's own names
-
-
-def checked_address(address: str) -> str:
-    """Return HOST:PORT, [IPV6]:PORT or a name with one of gRPC's schemes, or raise InvalidRequest."""
-    if isinstance(address, str):
-        match = _HOST_PORT.fullmatch(address)
-        if address.startswith(_SCHEMES) or (match and 0 < int(match[2]) < 2**16):
-            return address
-    raise errors.InvalidRequest(
-        f"address is HOST:PORT, as in 127.0.0.1:50051, not {address!r}", reason="INVALID_OPTION"
-    )
 
 
 def channel_options(extra: Sequence[tuple[str, Any]]) -> ChannelOptions:
