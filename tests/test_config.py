@@ -77,13 +77,38 @@ def test_sizes_are_bytes_or_carry_their_unit(written: object, num_bytes: int):
     assert load({"max_message_bytes": written}, {}).max_message_bytes == num_bytes
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "memory://",
+            "sqlite://",
+            "sqlite:///x.db",
+            "sqlite:////var/lib/x.db",
+            "redis://host",
+            "redis://:p@host:1/2",
+        ),
+        *(
+            "rediss://host?ssl_ca_certs=/ca.pem",
+            "redis+sentinel://a:1,b:2/main",
+            "rediss+sentinel://a/main/1",
+        ),
+    ],
+)
+def test_stores_are_urls(url: str):
+    assert load({"store": f" {url}"}, {}).store == url
+
+
 BAD = {
     "repository": [" ", 7],
     "repository_watch_s": ["often"],
     "host": ["  ", 7, True],
     "grpc_port": ["-1", "65536", "http", "1.0", 1.0, True, "", "٣", "9" * 5000],
     "metrics_port": ["70000"],
-    "store": ["memory", "", "sqlite"],
+    "store": [
+        *("memory", "memory://x", "", "sqlite", "sqlite://x.db", "redis://", "redis:host", "rediss:///0"),
+        *("redis+sentinel://a:1,b:2", "valkey://host", "redis://ho st", 7),
+    ],
     "durability": ["maybe", ""],
     "checkpoint_interval_s": ["0", "never"],
     "checkpoint_steps": ["0"],

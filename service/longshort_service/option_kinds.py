@@ -19,6 +19,8 @@ _LONGEST_S: Final = 36500 * 86400.0
 _BYTES: Final = {"GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10, "B": 1}
 # A protobuf message cannot be larger: its sizes are signed 32-bit numbers.
 _PROTOBUF_LIMIT_BYTES: Final = (1 << 31) - 1
+# What follows the scheme is read by the stores.
+_STORE: Final = re.compile(r"memory://|sqlite://(/.+)?|rediss?://[^/\s]\S*|rediss?\+sentinel://[^/\s]+/\S+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +112,13 @@ def _folder(raw: object) -> Path:
 
 
 def _store(raw: object) -> str:
-    if "://" not in str(raw):
-        raise ValueError("sqlite://, sqlite:///FILE, redis://HOST:PORT or memory://")
-    return str(raw)
+    url = str(raw).strip()
+    if _STORE.fullmatch(url) is None:
+        raise ValueError(
+            "memory://, sqlite:// (in your state folder), sqlite:///FILE, redis://HOST:PORT, rediss://HOST:PORT "
+            "or redis+sentinel://HOST:PORT,HOST:PORT/SERVICE"
+        )
+    return url
 
 
 FOLDER: Final = Kind("FOLDER", _folder)
