@@ -9,10 +9,13 @@ import shutil
 import weakref
 from typing import TYPE_CHECKING, Any
 
+import onnxruntime
 import pytest
 from graphs import write_adder
 from house import House
 from longshort_service import errors
+from longshort_service.processor import processor_name
+from longshort_service.record import Origin
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -83,6 +86,26 @@ def test_folders_that_are_no_versions_are_left_alone(play: Play, models: Path):
 
     async def scenario(house: House) -> None:
         assert labels(house) == ["adder/1"]
+
+    play(scenario)
+
+
+def test_model_tells_what_the_numbers_of_its_sessions_come_from(play: Play, models: Path):
+    signature = write_adder(models / "adder" / "2" / "model.onnx", bias=1, state_family="sums")
+
+    async def scenario(house: House) -> None:
+        first, second = house.repository.models()
+        assert second.origin == Origin(
+            model="adder",
+            version=2,
+            fingerprint=signature.fingerprint,
+            provider="CPUExecutionProvider",
+            processor=processor_name(),
+            build=onnxruntime.__version__,
+            state_family="sums: 1 in, 1 out, s0 [-1, 1]",
+        )
+        assert first.origin.state_family == ""
+        assert processor_name()
 
     play(scenario)
 

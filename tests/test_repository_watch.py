@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from inside import until
+from longshort_service import errors
 from longshort_service.engine import ModelError
 from longshort_service.repository import Model, Repository
 from longshort_service.repository_watch import RepositoryWatch
@@ -30,6 +31,7 @@ class Shelf:
         self.root = root
         self.attempts: list[str] = []
         self.used: set[str] = set()
+        self.is_store_away = False
         self.repository = Repository(root, self._load, self)
         self.watch = RepositoryWatch(self.repository, self._is_in_use, interval_s)
 
@@ -42,6 +44,8 @@ class Shelf:
         return loaded  # type: ignore[no-any-return]
 
     async def _is_in_use(self, model: Model) -> bool:
+        if self.is_store_away:
+            raise errors.StoreUnavailable("away")
         return f"{model.name}/{model.version}" in self.used
 
     def loaded(self, model: Model, repository: Repository) -> None:
@@ -161,6 +165,17 @@ def test_version_that_is_gone_is_unloaded_when_it_is_missed_twice_and_unused(run
     run(shelf.looks(2))
     shutil.rmtree(folder)
     assert run(shelf.looks(2)) == [[1, 3], [1]]
+
+
+def test_nothing_is_unloaded_while_nobody_knows_what_is_used(run: Run, shelf: Shelf):
+    folder = shelf.put(2).parent
+    run(shelf.looks(2))
+    shutil.rmtree(folder)
+    shelf.put(3)
+    shelf.is_store_away = True
+    assert run(shelf.looks(3)) == [[1, 2], [1, 2, 3], [1, 2, 3]]
+    shelf.is_store_away = False
+    assert run(shelf.looks(1)) == [[1, 3]]
 
 
 @pytest.mark.parametrize("vanish", ["emptied", "removed"])

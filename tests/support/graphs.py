@@ -18,7 +18,12 @@ FATAL = -666.0
 
 
 def write_adder(
-    path: Path, *, name: str = "adder", missing: MissingValue = MissingValue.REPEAT_LAST, bias: float = 0.0
+    path: Path,
+    *,
+    name: str = "adder",
+    missing: MissingValue = MissingValue.REPEAT_LAST,
+    bias: float = 0.0,
+    state_family: str = "",
 ) -> Signature:
     """Write a model that answers with the sum of all values so far, and `bias`; exact for small integers.
 
@@ -69,6 +74,7 @@ def write_adder(
         states=(State("s0", "sn", (-1, 1), 0),),
         missing=missing,
         forecast=(Feedback("y", "x"),),
+        state_family=state_family,
         fingerprint=hashlib.sha256(model.SerializeToString()).hexdigest(),
     )
     helper.set_model_props(model, {METADATA_KEY: signature.to_json()})
