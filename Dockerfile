@@ -51,7 +51,10 @@ LABEL org.opencontainers.image.title="longshort" \
       org.opencontainers.image.description="Serves recurrent models: sessions that remember, batched at every step." \
       org.opencontainers.image.licenses="Apache-2.0"
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
-    LONGSHORT_HOST=0.0.0.0 LONGSHORT_REPOSITORY=/models
+    LONGSHORT_HOST=0.0.0.0 LONGSHORT_REPOSITORY=/models LONGSHORT_STORE=sqlite:////sessions/sessions.db
+# A volume, so that sessions outlive the container where one is named, and are written under a read-only root anyway.
+RUN mkdir /sessions && chown 10001:10001 /sessions
+VOLUME /sessions
 # A number, so that Kubernetes can see that it is not root.
 USER 10001:10001
 WORKDIR /tmp

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MANIFESTS = ROOT / "deploy" / "kubernetes"
-# The oldest in which a preStop may sleep without a feature gate, and what the package knows last.
-VERSIONS = ("1.34", kubernetes_validate.latest_version())
+# The oldest in which a preStop may sleep without a feature gate, and the newest that the package knows.
+VERSIONS = ("1.30", kubernetes_validate.latest_version())
 ADAPTER = yaml.safe_load((MANIFESTS / "prometheus-adapter.yaml").read_text())["rules"]["custom"]
 
 Manifest = dict[str, Any]

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the serving image on a stand-in for its base and runs it as docker-compose.yml would, with Podman:
 # becomes healthy by its HEALTHCHECK, answers, is not root, cannot write its root, brings no torch, leaves on
-# SIGTERM with 0, fills a new volume with the shipped models.
+# SIGTERM with 0, fills a new volume with the shipped models, keeps its sessions over a restart.
 #
 #   apt-get install --no-install-recommends debootstrap podman runc     (Debian; root or equal rights)
 #   tools/prove_image.sh [--train]           --train also builds the train image, trains, and serves the result;
@@ -96,7 +96,7 @@ echo "of these the base $(engine image inspect --format '{{.Size}}' "$base" | aw
 # --- run ------------------------------------------------------------------------------------------------------
 serve() {
     engine run -d --name service --log-driver k8s-file --network=none --read-only --read-only-tmpfs=false --cap-drop=all \
-        --security-opt=no-new-privileges --tmpfs /tmp --volume models:/models longshort > "$work/start.log" 2>&1 \
+        --security-opt=no-new-privileges --tmpfs /tmp --volume models:/models --volume sessions:/sessions longshort > "$work/start.log" 2>&1 \
         || fail "$(cat "$work/start.log")" # without systemd Podman says here that nobody asks for health by itself
     for _ in $(seq 100); do
         if engine healthcheck run service > "$work/health.log" 2>&1; then return; fi
@@ -146,6 +146,11 @@ done
 grep -q '^longshort_streams 1' "$work/metrics.txt" || fail "no stream is open"
 stop
 proved "SIGTERM with a stream open: exit 0"
+serve
+inside longshort sessions get proof --json > "$work/session.json"
+grep -q '"step": 3' "$work/session.json" || fail "the session has not outlived its container: $(cat "$work/session.json")"
+stop
+proved "the session goes on in the next container"
 
 if [ "$with_train" = --train ]; then
     fetch_wheels "${TORCH:-torch}" ".[train]"
