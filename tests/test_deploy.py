@@ -158,7 +158,7 @@ def stream_for(address: str, seconds: float) -> None:
     def requests() -> Iterator[sequence_pb2.StreamRequest]:
         yield request(open=sequence_pb2.Open(session=types_pb2.SessionKey(), model="metro"))
         step = 0
-        while time.monotonic() < deadline_s:
+        while step == 0 or time.monotonic() < deadline_s:
             values = sequence_pb2.Values(values=[1000.0 + step], step=step)
             yield request(values=values)
             yield request(values=values)  # the same again: a replay
