@@ -7,13 +7,15 @@ import shutil
 import signal
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import numpy as np
 import pytest
 from frame_wire import Frames, opening
+from graphs import write_adder
 from longshort.v1 import model_pb2, session_pb2, types_pb2
 from longshort_model.synthetic import write_random_model
 from oracle import OracleModel, OracleSession
-from wire import OPEN, Caller, Stream, in_band, key
+from wire import OPEN, Caller, Stream, in_band, key, refusal_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -387,3 +389,45 @@ def test_session_that_has_not_begun_moves_to_the_new_file_s_own_beginning(run: R
             await step(stream, OracleSession(shelf.oracle(2)), 3)
 
     run(scenario())
+
+
+@pytest.mark.parametrize("store", ["memory://", ""], ids=["memory", "sqlite"])
+def test_unary_calls_lose_no_step_while_the_session_moves_to_and_fro(
+    run: Run, tmp_path: Path, start_server: Any, store: str
+):
+    models = tmp_path / "adders"
+    for version, bias in ((1, 0), (2, 1000)):
+        path = models / "adder" / str(version) / "model.onnx"
+        write_adder(path, bias=bias, state_family="sums")
+    store = store or f"sqlite:///{tmp_path / 'sessions.db'}"
+    server = start_server("--store", store, models=models)
+
+    async def scenario() -> None:
+        async with asyncio.timeout(60), Caller(server.address) as caller:
+            await caller.open("s", "adder", version=1)
+
+            async def steps() -> set[float]:
+                biases = set()
+                for number in range(150):
+                    try:
+                        answer = (await caller.step("s", [1], number, model="")).answer
+                    except grpc.aio.AioRpcError as error:  # sent again it has its answer
+                        if refusal_of(error) != ("ABORTED", "SESSION_MOVED"):
+                            raise
+                        answer = (await caller.step("s", [1], number, model="")).answer
+                        assert answer.replayed
+                    assert answer.step == number + 1
+                    biases.add(answer.values[0] - number - 1)
+                return biases
+
+            task = asyncio.ensure_future(steps())
+            moves = 0
+            while not task.done():
+                _, opened = await caller.open("s", "", version=2 - moves % 2, model_change=MOVE)
+                assert opened.version == 2 - moves % 2
+                moves += 1
+            assert await task == {0, 1000}
+            assert moves > 2
+
+    run(scenario())
+    assert server.errors() == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from longshort_service import errors
 from longshort_service.model_change import ModelChange, carried_over, is_same_file, model_for
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from longshort_service.repository import Model, Repository
     from longshort_service.session import Session
     from longshort_service.sessions import SessionTable
+
+# Unary calls that are waited for. One whose answer waits for the store after these gets SESSION_MOVED, and its answer
+# when it sends the same again.
+MAX_BETWEEN: Final = 3
 
 
 class ModelExchange:
@@ -55,12 +59,24 @@ class ModelExchange:
         # Answers that wait for the store wait for the session as it is: they go first.
         failures = await self._checkpointer.store_many(list(leaving.values()))
         for (place, session), failure in zip(leaving.items(), failures, strict=True):
-            await self._checkpointer.until_free(session)  # a unary call may have come between
-            try:
-                taken[place] = failure or self._exchanged(requests[place], session)
-            except errors.ServiceError as error:
-                taken[place] = error
+            taken[place] = failure or await self._leave(requests[place], session)
         return taken
+
+    async def _leave(self, request: OpenRequest, session: Session[Model]) -> Opened:
+        try:
+            await self._settle(session)
+            return self._exchanged(request, session)
+        except errors.ServiceError as error:
+            return error
+
+    async def _settle(self, session: Session[Model]) -> None:
+        """Let unary calls that have come between have their answers, a few of them."""
+        for _ in range(MAX_BETWEEN):
+            await self._checkpointer.until_free(session)
+            if session.is_ended or session.durable_step >= session.step:
+                return
+            await self._checkpointer.store(session)
+        await self._checkpointer.until_free(session)
 
     def _is_to_leave(self, request: OpenRequest, session: Session[Model]) -> bool:
         origin = session.model.origin
