@@ -50,7 +50,7 @@ stubs: .venv/with-dev ## Generate client/longshort/v1 from proto/.
 	PYTHON=$(BIN)/python tools/generate_stubs.sh
 
 # The load client is C++: Debian's g++, pkg-config and libgrpc++-dev.
-bench: .venv/with-torch ## Measure the service beside its rivals; BENCH=smoke, quick, full or million.
+bench: .venv/with-dev ## Measure the service beside its rivals; BENCH=smoke, quick, full or million.
 	$(BIN)/python -m bench $(BENCH)
 
 clean: ## Remove what was made here, trained models excepted.

@@ -15,6 +15,13 @@ BARE: Final = "bare onnxruntime"
 FRAMES: Final = "longshort, frames"
 GATEWAY_ARRAYS: Final = "longshort, gateway arrays"
 GATEWAY_CALLS: Final = "longshort, gateway calls"
+# Stored how, and where. With `always` Valkey writes to its file before it answers, as SQLite does.
+DURABLE: Final = (
+    ("behind", "sqlite"),
+    ("behind", "valkey everysec"),
+    ("sync", "sqlite"),
+    ("sync", "valkey always"),
+)
 STREAMED: Final = (ECHO, ECHO_AIO, THREADS, ASYNCIO, LONGSHORT)
 
 LIGHT_CLIENTS: Final = 128
@@ -54,6 +61,13 @@ class Case:
     sessions: int
     load: str = "closed"
     rate: float = 0.0
+    store: str = "memory"  # "sqlite", "valkey everysec" or "valkey always"
+    durability: str = "none"
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether its sessions are stored on the way."""
+        return self.durability != "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +100,17 @@ def _cases(model: Model, streams: tuple[int, ...], rates: tuple[int, ...]) -> tu
     """Return the cases of one model; rivals that are compared stand side by side, and run one after another."""
     found = [Case(BARE, model, batch) for batch in (1, 128, 1024)]
     found += [Case(rival, model, 1024) for rival in (FRAMES, GATEWAY_ARRAYS, GATEWAY_CALLS)]
+    found += [Case(FRAMES, model, 1024, store=store, durability=durability) for durability, store in DURABLE]
     for count in streams:
         found += [
             Case(rival, model, count) for rival in STREAMED if rival != THREADS or count <= MOST_THREADS
         ]
+        if count in (1, 128):
+            found += [
+                Case(LONGSHORT, model, count, store=store, durability="sync")
+                for durability, store in DURABLE
+                if durability == "sync"
+            ]
     found += [Case(WINDOW, model, count) for count in streams if count in (1, 128)]
     for rate in (LIGHT_RATE, *rates):
         rivals = STREAMED if rate == LIGHT_RATE else (ASYNCIO, LONGSHORT)

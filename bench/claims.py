@@ -36,7 +36,7 @@ class Claim:
 
 def claims(results: Results) -> list[Claim]:
     """Return the claims whose cases were measured."""
-    rows = [*_frames(results), *_streams(results), *_light(results), *_million(results)]
+    rows = [*_frames(results), *_durable(results), *_streams(results), *_light(results), *_million(results)]
     return [
         Claim(words, bound, is_upper, found) for words, bound, is_upper, found in rows if found is not None
     ]
@@ -59,6 +59,15 @@ def _frames(results: Results) -> Iterator[Row]:
         ("gateway, single awaited calls: steps/s over bare", Case(cases.GATEWAY_CALLS, SMALL, 1024), 40_000),
     ):
         yield words, steps_per_s / BARE_STEPS_PER_S, False, results.ratio(case, bare, steps_per_s_of)
+
+
+def _durable(results: Results) -> Iterator[Row]:
+    none = Case(cases.FRAMES, SMALL, 1024)
+    for durability, store in cases.DURABLE:
+        if durability == "behind":
+            case = Case(cases.FRAMES, SMALL, 1024, store=store, durability=durability)
+            words = f"frames of 1,024, BEHIND on {store}: steps/s over those of NONE"
+            yield words, 0.85, False, results.ratio(case, none, steps_per_s_of)
 
 
 def _streams(results: Results) -> Iterator[Row]:

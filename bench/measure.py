@@ -16,6 +16,7 @@ from longshort_model.synthetic import write_random_model
 from bench import cases, load_client
 from bench.measured import Measured
 from bench.processes import ROOT, server
+from bench.stores import store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +50,12 @@ def measure(case: Case, seconds: float) -> Measured:
     """Run a case for so long, after its ramp. RuntimeError where the rival or its load fails."""
     if case.rival == cases.BARE:
         return _bare(case, seconds)
-    command = rival(case) if case.rival in _PROGRAMS else service(case.model)
+    with store(case.store) as url:
+        ours = service(case.model, "--store", url, "--durability", case.durability)
+        return _measure(case, rival(case) if case.rival in _PROGRAMS else ours, seconds)
+
+
+def _measure(case: Case, command: list[str], seconds: float) -> Measured:
     with server(command) as running:
         if case.rival == cases.FRAMES:
             return load_client.stream_load(

@@ -61,10 +61,12 @@ def _claims(results: Results) -> Iterator[str]:
 
 def _tables(results: Results) -> Iterator[str]:
     for model in dict.fromkeys(case.model for case in results.runs):
-        of_model = [case for case in results.runs if case.model == model]
+        measured = [case for case in results.runs if case.model == model]
+        of_model = [case for case in measured if not case.is_durable]
         for title, chosen in (
             ("One value a message, one stream a session, closed loop", _closed(of_model)),
             ("Batches", [case for case in of_model if case.rival in IN_BATCHES]),
+            ("Stored on the way", [case for case in measured if case.is_durable]),
             ("Open loop", [case for case in of_model if case.load != "closed"]),
         ):
             if chosen:
@@ -96,7 +98,7 @@ def _row(case: Case, results: Results) -> tuple[str, ...]:
         load += f" beside a replay of {min(run.replayed_per_s for run in runs):,.0f}/s"
     latencies: tuple[Metric, ...] = (p50, p99, lambda run: run.p999_us)
     return (
-        case.rival,
+        f"{case.rival}, {case.durability.upper()} on {case.store}" if case.is_durable else case.rival,
         f"{case.sessions:,}",
         load,
         served,

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from longshort_service.app import repository_root
+from longshort_service.checkpointer import Checkpointer, CheckpointLimits
 from longshort_service.config import ServeConfig
+from longshort_service.durability import Durability
 from longshort_service.eviction import Evictor, Limits
 from longshort_service.garbage import GarbagePolicy
 from longshort_service.keeper import Keeper
@@ -70,6 +72,9 @@ class Stream:
         """See StreamOwner: nobody takes one here."""
         raise AssertionError(f"{session_id}: {error}")
 
+    def stored(self, session_id: str, durable_step: int) -> None:
+        """See StreamOwner: nothing is stored on the way here."""
+
 
 class Core:
     """The service's core with the shipped models, and a clock that is set by hand."""
@@ -83,6 +88,15 @@ class Core:
         self.table: SessionTable[Model] = SessionTable()
         self.store = MemoryStore(num_sessions)
         limits = Limits(num_sessions, IDLE_TIMEOUT_S, SESSION_TTL_S, 1.0)
+        checkpointer = Checkpointer(
+            table=self.table,
+            store=self.store,
+            turns=turns,
+            limits=CheckpointLimits(1.0, config.checkpoint_steps, 1.0, 1.0),
+            clock=lambda: self.now_s,
+            observer=observer,
+            on_store_change=lambda: None,
+        )
         self.evictor = Evictor(
             table=self.table,
             store=self.store,
@@ -97,6 +111,8 @@ class Core:
             repository=self.repository,
             turns=turns,
             evictor=self.evictor,
+            checkpointer=checkpointer,
+            durability=Durability.NONE,
             clock=lambda: self.now_s,
             draw_incarnation=lambda: secrets.randbits(64),
             observer=observer,

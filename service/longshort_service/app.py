@@ -34,6 +34,7 @@ from longshort_service.repository_watch import RepositoryWatch
 from longshort_service.scheduler import Scheduler
 from longshort_service.sessions import SessionTable
 from longshort_service.stepper import Stepper
+from longshort_service.stores.backend import StoreConfigError
 from longshort_service.stores.opening import make_store
 from longshort_service.transport.server import Server
 from longshort_service.turns import Turns
@@ -62,11 +63,10 @@ class App:
         self.metrics = Metrics(error_reasons=all_reasons())
         self._calls = CallMetrics(self.metrics)
         self._table: SessionTable[Model] = SessionTable()
-        self._store = make_store(
-            config.store,
-            max_entries=config.max_stored_sessions,
-            environ=os.environ,
-        )
+        try:
+            self._store = make_store(config.store, max_entries=config.max_stored_sessions, environ=os.environ)
+        except StoreConfigError as error:
+            raise ConfigError(str(error)) from error
         loader = ModelLoader(config, self.metrics)
         self.repository = Repository(repository_root(config), loader.load, loader)
         self._watch_of_models = RepositoryWatch(self.repository, self._is_in_use, config.repository_watch_s)

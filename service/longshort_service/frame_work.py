@@ -63,6 +63,7 @@ class FrameWork(Generic[ModelT]):
     frame: Frame
     models: Sequence[ModelT]  # by the index that `found` has of each
     found: Found
+    version: int  # of the handles when it was found
     starts: NDArray[np.int64]  # [rows] where in the flat values each begins
     now_s: float
     parts: list[Part[ModelT]] = field(default_factory=list)

@@ -81,7 +81,9 @@ class FrameReader(Generic[ModelT]):
             or not np.isfinite(frame.values).all()
         ):
             return None
-        work: FrameWork[ModelT] = FrameWork(frame, self._handles.models, known.found, known.starts, now_s)
+        work: FrameWork[ModelT] = FrameWork(
+            frame, self._handles.models, known.found, known.version, known.starts, now_s
+        )
         values = frame.values.reshape(num_rows, 1, width)
         self._begin_job(work, known.model, known.positions, values, known.slots)
         return work
@@ -105,7 +107,7 @@ class FrameReader(Generic[ModelT]):
         """
         found = self._handles.find(frame.handles)
         work: FrameWork[ModelT] = FrameWork(
-            frame, self._handles.models, found, self._starts(frame, found), now_s
+            frame, self._handles.models, found, self._handles.version, self._starts(frame, found), now_s
         )
         is_open = found.rows >= 0
         repeated = self._handles.repeated(found)

@@ -91,14 +91,18 @@ class HandleTable(Generic[ModelT]):
         """Return the session of a handle; None where it is not open."""
         return self._sessions[handle] if handle < len(self._sessions) else None
 
-    def durable_steps(self, handles: NDArray[np.uint32]) -> NDArray[np.int64] | None:
-        """Return up to which step the sessions of handles are stored, 0 for a handle that is not open; None: all 0."""
-        found = self.find(handles)
-        durable_steps = np.zeros(len(handles), np.int64)
-        for index, model in enumerate(self.models):
-            of_model = (found.models == index) & (found.rows >= 0)
-            durable_steps[of_model] = model.columns.durable[found.rows[of_model]]
-        return durable_steps if durable_steps.any() else None
+    def durable_steps(self, found: Found) -> NDArray[np.int64]:
+        """Return up to which step the sessions of handles are stored; 0 for a handle that is not open."""
+        rows = np.maximum(found.rows, 0)
+        if len(self.models) == 1:
+            durable_steps = self.models[0].columns.durable[rows]
+        else:
+            durable_steps = np.zeros(len(rows), np.int64)
+            for index, model in enumerate(self.models):
+                of_model = found.models == index
+                durable_steps[of_model] = model.columns.durable[rows[of_model]]
+        durable_steps[found.rows < 0] = 0
+        return durable_steps
 
     def refusal(self, handle: int) -> errors.ServiceError:
         """Return why a handle that is not open is refused."""

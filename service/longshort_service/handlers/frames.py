@@ -21,7 +21,11 @@ from longshort_service.opener import OpenRequest
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from longshort_service.batching import Job
+    from longshort_service.frame_answer import FrameAnswer
     from longshort_service.frame_work import FrameWork
     from longshort_service.handlers.edge import Edge
     from longshort_service.repository import Model
@@ -145,7 +149,9 @@ class FrameConversation(Conversation):
         self, work: FrameWork[Model], begin_s: float, rest: sequence_pb2.StreamFramesResponse | None
     ) -> bytes:
         answer = collect(work)
-        durable_steps = self._handles.durable_steps(answer.handles)
+        durable_steps = (
+            self._durable_steps(work, answer) if self._edge.keeper.checkpointer.is_active else None
+        )
         for position in work.replays:
             self._edge.stepper.replayed(self._handles.models[work.found.models[position]])
         for repeats in work.repeats:
@@ -167,9 +173,16 @@ class FrameConversation(Conversation):
 
     # -- the store -----------------------------------------------------------------------------------------------
 
+    def _durable_steps(self, work: FrameWork[Model], answer: FrameAnswer) -> NDArray[np.int64]:
+        """Return up to which step the answered rows' sessions are stored."""
+        is_as_found = len(answer.handles) == len(work.frame.handles) and work.version == self._handles.version
+        return self._handles.durable_steps(work.found if is_as_found else self._handles.find(answer.handles))
+
     def _waiting_for_store(self, work: FrameWork[Model]) -> list[tuple[int, Session[Model], int]]:
         """Return position, session and step of the rows whose answers wait for the store."""
         waiting: list[tuple[int, Session[Model], int]] = []
+        if not self._edge.keeper.checkpointer.is_active:
+            return waiting
         for model, rows, positions, steps in work.reached():
             waits = steps >= model.columns.waits_from[rows]
             if waits.any():
