@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import longshort
 import pytest
 import valkey
-from deployment import run_tool, tool
+import yaml
+from deployment import ROOT, run_tool, tool
 from envoy import RECIPE, running_envoy
 
 if TYPE_CHECKING:
@@ -54,6 +55,14 @@ def envoy(replicas: list[Server], tmp_path: Path) -> Iterator[Envoy]:
 
 def test_envoy_accepts_its_configuration():
     run_tool(tool("envoy"), "--mode", "validate", "-c", RECIPE)
+
+
+def test_the_health_check_of_its_container_sees_it_live(envoy: Envoy):
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["envoy"]
+    _, *command = compose["healthcheck"]["test"]
+    run_tool(*(word.replace("9901", str(envoy.admin_port)) for word in command))
+    with pytest.raises(AssertionError):
+        run_tool(*(word.replace("9901", "1") for word in command))  # tcpmux: nobody listens there
 
 
 def test_a_session_comes_to_the_same_replica_by_every_call(envoy: Envoy, replicas: list[Server]):
