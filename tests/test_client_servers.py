@@ -416,13 +416,14 @@ def test_servers_that_come_and_go_at_random_lose_no_answer_and_double_none(make_
 @pytest.fixture
 def name_server(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Answers for replicas.test: the addresses in `hosts`, an error where there are none."""
-    told: dict[str, Any] = {"hosts": [], "asked": 0}
+    told: dict[str, Any] = {"hosts": [], "asked": 0, "delay_s": 0.0}
     real = socket.getaddrinfo
 
     def getaddrinfo(host: Any, port: Any, *arguments: Any, **options: Any) -> Any:
         if host != "replicas.test":
             return real(host, port, *arguments, **options)
         told["asked"] += 1
+        time.sleep(told["delay_s"])
         if not told["hosts"]:
             raise socket.gaierror("no such name")
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in told["hosts"]]
@@ -456,6 +457,46 @@ def test_name_stands_for_all_of_its_addresses_and_is_asked_again_after_a_failure
             session.step(1)
     for replica in (one, three):
         replica.stop()
+
+
+def test_all_who_come_during_the_first_lookup_wait_for_it(name_server: dict[str, Any]):
+    async def open_all(target: str) -> list[Any]:
+        async with longshort.aio.Client(target, timeout_s=10) as client, asyncio.TaskGroup() as group:
+            for number in range(4):
+                group.create_task(opened(client, number))
+            await asyncio.sleep(1.0)
+            return client.servers.channels()
+
+    async def opened(client: longshort.aio.Client, number: int) -> None:
+        async with client.session(f"a-{number}", model="metro"):
+            pass
+
+    with Replica(Store()) as replica:
+        target = f"dns:///replicas.test:{replica.address.rpartition(':')[2]}"
+        name_server.update(hosts=["127.0.0.1"], delay_s=0.3)
+        with longshort.Client(target, timeout_s=10) as client:
+            threads = [
+                threading.Thread(target=lambda: client.session(model="metro").close()) for _ in range(4)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert len(client.servers.channels()) == 1  # and none by the name
+        assert len(asyncio.run(open_all(target))) == 1
+        assert len(replica.opens) == 8
+        assert name_server["asked"] == 2
+
+
+def test_name_server_that_hangs_holds_nobody_for_long(
+    make_client: Any, name_server: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("longshort.servers.LOOKUP_TIMEOUT_S", 0.1)
+    name_server.update(hosts=["127.0.0.1"], delay_s=1.5)
+    started_s = time.monotonic()
+    with make_client("dns:///replicas.test:1", timeout_s=0.4) as client, pytest.raises(errors.Unavailable):
+        client.session(model="metro")
+    assert time.monotonic() - started_s < 10
 
 
 def test_name_that_nobody_knows_is_told_as_no_server(make_client: Any, name_server: dict[str, Any]):

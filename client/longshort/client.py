@@ -12,7 +12,7 @@ from longshort import arrays, operations, view
 from longshort.addresses import parsed
 from longshort.attempts import Attempts
 from longshort.deadlines import Watchdog
-from longshort.names import look_up
+from longshort.names import Lookups
 from longshort.opening import Durability, Mode, ModelChange, Opening, own_client_id, routing_header
 from longshort.options import DEFAULT_GIVE_UP_S, DEFAULT_TIMEOUT_S, channel_options
 from longshort.patience import Patience
@@ -66,6 +66,7 @@ class Client:
                 else grpc.secure_channel(address, credentials, settings)
             ),
         )
+        self.lookups = Lookups(self.servers)
 
     def session(
         self,
@@ -194,7 +195,7 @@ class Client:
         key = operation.session_id or self.client_id
         attempts = Attempts(operation, self.servers, key, address, patience)
         while True:
-            look_up(self.servers, attempts.left_s)
+            self.lookups.look_up(attempts.left_s)
             method = self.stubs(attempts.route.take()).method(operation)
             metadata = routing_header(operation.session_id)
             try:

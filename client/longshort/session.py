@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import grpc
 
 from longshort import actions, arrays, errors, operations, results, view
-from longshort.names import look_up
 from longshort.options import CLOSE_TIMEOUT_S
 from longshort.v1 import sequence_pb2, types_pb2
 
@@ -257,7 +256,7 @@ class Session(view.SessionView):
         """Note that there is no server, and learn where there may be one."""
         self._patience.alone(time.monotonic())
         self._client.watchdog.arm(self._alarm, self._patience.ends_at_s)
-        look_up(self._client.servers, self._patience.ends_at_s - time.monotonic())
+        self._client.lookups.look_up(self._patience.ends_at_s - time.monotonic())
 
     def _cut(self) -> errors.LongshortError:
         """Drop the stream at the end of the call's time; return what to raise."""

@@ -7,25 +7,33 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from longshort.addresses import resolved
+from longshort.servers import LOOKUP_TIMEOUT_S
 
 if TYPE_CHECKING:
     from longshort.servers import Servers
 
 
 class Lookups:
-    """The lookups of one client; at most one is waited for at a time. `close` ends it with the client."""
+    """The lookups of one client or gateway, for all of its tasks."""
 
     def __init__(self, servers: Servers[Any]) -> None:
         self._servers = servers
         self._task: asyncio.Task[None] | None = None
+        self._first_is_over = False
 
     async def look_up(self) -> None:
-        """Look the name up where that is due, and wait for the answer no longer than needed."""
+        """Look the name up where that is due, and wait for the answer no longer than needed.
+
+        Whoever comes during the first one waits as well: nothing is known yet.
+        """
         wait_s = self._servers.begin_lookup()
         if wait_s is not None:
             self.close()
             self._task = asyncio.create_task(self._ask())
             await asyncio.wait({self._task}, timeout=wait_s)
+            self._first_is_over = True  # or has been waited for long enough
+        elif self._task is not None and not self._first_is_over:
+            await asyncio.wait({self._task}, timeout=LOOKUP_TIMEOUT_S)
 
     def close(self) -> None:
         """Give up the lookup under way."""
