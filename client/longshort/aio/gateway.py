@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from longshort import arrays, errors, recovery, view
+from longshort import arrays, errors, view
 from longshort.addresses import parsed
 from longshort.aio.calls import RetryFuture, StepFuture
 from longshort.aio.channel import new_channel
 from longshort.aio.lanes import Lanes
+from longshort.aio.waits import Waits
 from longshort.gateway.calls import rows_failed
 from longshort.gateway.group import Group
 from longshort.gateway.values import session_rows
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
     import grpc
     from numpy.typing import ArrayLike, NDArray
-
-T = TypeVar("T")
 
 MAX_WAITING_STEPS = 262_144  # some 200 MB where each is a call of its own
 MAX_KEPT_STEPS = 262_144
@@ -67,7 +66,6 @@ class Gateway:
         target = parsed(address)
         self.address = target.text
         self.client_id = own_client_id(client_id)
-        self._timeout_s = arrays.seconds(timeout_s, "timeout_s")
         opening = Opening(
             None,
             model=model,
@@ -87,6 +85,7 @@ class Gateway:
             give_up_s=arrays.seconds(give_up_s, "give_up_s"),
         )
         self._room = self._lanes.room
+        self._waits = Waits(self._lanes, self.address, timeout_s)
         self._is_closed = False
 
     def step(
@@ -113,7 +112,7 @@ class Gateway:
         future = StepFuture(loop=self._loop)
         future.turns = lane.core.turns
         try:
-            future.deadline_s = lane.deadlines.after(self._within(timeout_s))
+            future.deadline_s = lane.deadlines.after(self._waits.within(timeout_s))
             lane.core.step(future, session_id, value, at)
         except errors.LongshortError as error:
             future.set_exception(error)
@@ -124,7 +123,7 @@ class Gateway:
     async def _step_when_there_is_room(
         self, session_id: str, value: ArrayLike, at: int | None, timeout_s: float | None
     ) -> NDArray[np.float32]:
-        left_s = await self._enter(timeout_s)
+        left_s = await self._waits.enter(timeout_s)
         return await self._step(session_id, value, at, left_s)
 
     async def steps(
@@ -137,13 +136,13 @@ class Gateway:
         the others and the error of each; a row whose session is in doubt or ended fails by itself. Cancelled or
         out of time, the call leaves those of its sessions in doubt whose values were sent.
         """
-        left_s = await self._enter(timeout_s)
+        left_s = await self._waits.enter(timeout_s)
         group = _group(ids)
         rows, is_flat = session_rows(values, len(group), self._lanes.shape.num_features)
         return await self._lanes.ask(
             group,
             rows.shape[1],
-            self._within(left_s),
+            self._waits.within(left_s),
             lambda core, call, own: core.steps(call, rows[own]),
             is_flat=is_flat,
         )
@@ -163,12 +162,12 @@ class Gateway:
         self, ids: Iterable[str] | Group, horizon: int, *, timeout_s: float | None = None
     ) -> NDArray[np.float32]:
         """Return the continuations of n sessions, [n, horizon, outputs] f32; RowsFailed as in `steps`."""
-        left_s = await self._enter(timeout_s)
+        left_s = await self._waits.enter(timeout_s)
         horizon = arrays.whole_number(horizon, "horizon", 2**32)
         return await self._lanes.ask(
             _group(ids),
             horizon,
-            self._within(left_s),
+            self._waits.within(left_s),
             lambda core, call, _: core.forecast(call, horizon),
             is_flat=False,
         )
@@ -178,10 +177,10 @@ class Gateway:
 
         RowsFailed as in `steps`; its `answers` is then 1, 0 or NaN, [n, 1] f32.
         """
-        left_s = await self._enter(timeout_s)
+        left_s = await self._waits.enter(timeout_s)
         group = _group(ids)
         created = await self._lanes.ask(
-            group, 1, self._within(left_s), lambda core, call, _: core.open(call), is_flat=True
+            group, 1, self._waits.within(left_s), lambda core, call, _: core.open(call), is_flat=True
         )
         return created.astype(np.bool_).reshape(len(group))
 
@@ -198,10 +197,10 @@ class Gateway:
         None: of all that have not ended. RowsFailed as in `steps`; a session in doubt raises StepInDoubt. What is asked
         of them meanwhile waits for it.
         """
-        left_s = await self._enter(timeout_s)
+        left_s = await self._waits.enter(timeout_s)
         group = Group(self._lanes.ids()) if ids is None else _group(ids)
         await self._lanes.ask(
-            group, 1, self._within(left_s), lambda core, call, _: core.flush(call), is_flat=True
+            group, 1, self._waits.within(left_s), lambda core, call, _: core.flush(call), is_flat=True
         )
 
     async def close_session(
@@ -218,7 +217,7 @@ class Gateway:
         for lane, share in self._lanes.shares(group):
             own = [waiters[share.row(index)] for index in range(len(share.group))]
             lane.core.close_sessions(zip(share.group.ids, own, strict=True))
-        outcomes = await self._wait(asyncio.gather(*waiters, return_exceptions=True), timeout_s)
+        outcomes = await self._waits.until(asyncio.gather(*waiters, return_exceptions=True), timeout_s)
         failures = {
             index: outcome
             for index, outcome in enumerate(outcomes)
@@ -236,7 +235,7 @@ class Gateway:
         waiter = RetryFuture(loop=self._loop)
         waiter.turns, waiter.slot = core.turns, slot
         waiter.doubt = core.retry(slot if slot >= 0 else None, waiter)
-        return await self._wait(waiter, timeout_s)
+        return await self._waits.until(waiter, timeout_s)
 
     def position(self, session_id: str) -> int:
         """Return the session's next step, the number of its steps answered; NOT_OPEN before its first use."""
@@ -286,34 +285,6 @@ class Gateway:
     def _check_open(self) -> None:
         if self._is_closed:
             raise view.closed_error("gateway")
-
-    # How long calls wait
-
-    async def _enter(self, timeout_s: float | None) -> float | None:
-        """Wait until a call may be taken, in the order of calls; return what is left of its time."""
-        if not self._room.is_full:
-            return timeout_s
-        limit_s = self._within(timeout_s)
-        deadline_s = self._loop.time() + limit_s
-        await self._wait(self._room.enter(), limit_s)
-        return max(
-            deadline_s - self._loop.time(), 1e-6
-        )  # it is told that its time is up, not of a wrong limit
-
-    async def _wait(self, waiter: asyncio.Future[T], timeout_s: float | None) -> T:
-        limit_s = self._within(timeout_s)
-        for lane in self._lanes:
-            lane.pump.wake()
-        try:
-            async with asyncio.timeout(limit_s):
-                return await waiter
-        except TimeoutError:
-            in_doubt = isinstance(waiter, RetryFuture)
-            error = recovery.time_is_up(self._lanes.failure, in_doubt=in_doubt)
-            raise recovery.untold(error, self.address, limit_s) from None
-
-    def _within(self, timeout_s: float | None) -> float:
-        return self._timeout_s if timeout_s is None else arrays.seconds(timeout_s, "timeout_s")
 
 
 def _group(ids: Iterable[str] | Group) -> Group:
