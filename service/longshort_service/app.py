@@ -51,7 +51,9 @@ HARD_LIMIT_FACTOR: Final = 4
 STOP_GRACE_S: Final = 0.2
 # An open session is noted in the store so often in its time to live, lest another server take it for unused.
 REFRESHES_PER_TTL: Final = 8
-STORE_HEALTH_NAME: Final = "longshort.store"  # a name for health checks only
+# Names for health checks only: whether the store is there, and whether a restart would not help.
+STORE_HEALTH_NAME: Final = "longshort.store"
+LIVE_HEALTH_NAME: Final = "longshort.live"
 SERVICE_NAMES: Final = (sequence.SERVICE_NAME, session.SERVICE_NAME, model_handler.SERVICE_NAME)
 
 
@@ -281,6 +283,7 @@ class App:
             await self._health.set(name, _serving_status(is_serving=is_serving))
         is_stored = is_serving and not self._checkpointer.outage.is_away
         await self._health.set(STORE_HEALTH_NAME, _serving_status(is_serving=is_stored))
+        await self._health.set(LIVE_HEALTH_NAME, _serving_status(is_serving=not self._is_engine_dead))
 
 
 def repository_root(config: ServeConfig) -> Path:
