@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,7 +63,7 @@ def test_server_that_may_evict_is_refused(start: Start):
 
 def test_cluster_is_refused(start: Start):
     with pytest.raises(StoreConfigError, match="it is a cluster"):
-        open_store(start("--cluster-enabled", "yes"))
+        open_store(start("--cluster-enabled", "yes", "--cluster-port", str(valkey.free_port())))
 
 
 def test_wrong_password_is_told_and_no_password_is_shown(start: Start):
@@ -105,6 +106,12 @@ def test_append_only_file_off_is_warned_of_once(start: Start, run: Run, caplog: 
     assert len(warnings) == 1
     assert "has appendonly off" in warnings[0]
     run(store.close())
+
+
+def test_service_without_redis_py_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "longshort_service.stores.redis", None)
+    with pytest.raises(StoreConfigError, match="pip install 'longshort-server"):
+        make_store("redis://127.0.0.1:1", max_entries=9, environ={})
 
 
 # -- addresses -----
@@ -209,13 +216,28 @@ def test_server_out_of_memory_is_away_until_there_is_room(start: Start, run: Run
 
 
 def test_sessions_end_in_a_server_without_memory(start: Start, run: Run):
-    """What makes room must go on where there is none."""
+    """What makes room must go on where there is none: the server would stay full."""
     server = start(maxmemory="100mb")
     store = open_store(server)
-    one, other = run(stored(store, "a")), run(stored(store, "b"))
-    server.call("CONFIG", "SET", "maxmemory", "1kb")
-    assert run(store.delete_many([one.session_id])) == [True]
-    assert run(store.bury_many([("b", other.epoch)], 1e12, NOW_S)) == [True]
+
+    async def scenario() -> None:
+        record, other = await stored(store, "a"), await stored(store, "b")
+        server.call("CONFIG", "SET", "maxmemory", "1kb")
+        with pytest.raises(errors.StoreUnavailable, match="out of memory"):
+            await store.write([record])
+        since_s = store.away_since_s
+        assert await store.delete_many(["a"]) == [True]
+        assert await store.idle_since(1e12, 9) == [("b", other.epoch)]
+        assert await store.bury_many([("b", other.epoch)], 1e12, NOW_S) == [True]
+        assert await store.forget_tombstones(1e12) == 1
+        assert store.away_since_s == since_s
+        with pytest.raises(errors.StoreUnavailable, match="is away"):
+            await store.read("a")
+        server.call("CONFIG", "SET", "maxmemory", "100mb")
+        await store.ping()
+        assert store.away_since_s is None
+
+    run(scenario())
     run(store.close())
 
 
@@ -400,7 +422,8 @@ def test_sentinels_tell_the_new_primary_after_a_failover(start: Start, tmp_path:
         store = open_store(primary, f"redis+sentinel://127.0.0.1:{sentinel.port}/longshort")
         record = run(stored(store, "s"))
         _wait_for(lambda: _is_replica_known(sentinel))
-        assert primary.call("WAIT", "1", "5000") == ":1"
+        length = ("HSTRLEN", "longshort:s:s", "r")
+        _wait_for(lambda: replica.call(*length) == primary.call(*length))
         primary.kill()
         with pytest.raises(errors.StoreUnavailable):
             run(store.write([record]))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -175,7 +176,7 @@ def test_truncated_database_is_refused(path: Path, run: Run):
 
 def test_path_that_cannot_be_made_is_refused(tmp_path: Path):
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(StoreConfigError, match="cannot be made or opened for writing"):
+    with pytest.raises(StoreConfigError, match="cannot be made or opened: "):
         Sqlite(tmp_path / "file" / "sessions.db")
 
 
@@ -184,6 +185,40 @@ def test_folder_that_is_read_only_is_refused(path: Path):
     path.parent.mkdir(mode=0o500)
     with pytest.raises(StoreConfigError, match="Permission denied"):
         Sqlite(path)
+
+
+def test_servers_that_start_at_once_make_the_tables_once(path: Path):
+    for _ in range(5):
+        with ThreadPoolExecutor(8) as threads:
+            made = list(threads.map(lambda _: SqliteBackend(path, 9), range(8)))
+        for backend in made:
+            backend.ping()
+        for backend in made:
+            backend.close()
+        assert [name.name for name in path.parent.iterdir()] == [path.name]
+        path.unlink()
+
+
+def test_empty_file_is_refused(path: Path):
+    path.parent.mkdir()
+    path.touch()
+    with pytest.raises(StoreConfigError, match="of another program"):
+        Sqlite(path)
+
+
+def test_database_without_our_tables_is_refused(path: Path, run: Run):
+    store = Sqlite(path)
+    store.connection.execute("DROP TABLE sessions")
+    run(store.close())
+    with pytest.raises(StoreConfigError, match="no such table"):
+        Sqlite(path)
+
+
+def test_bug_in_a_statement_is_no_outage(store: Sqlite, run: Run):
+    store.connection.execute("DROP TABLE tombstones")
+    with pytest.raises(sqlite3.OperationalError, match="no such table"):
+        run(store.forget_tombstones(1.0))
+    assert store.away_since_s is None
 
 
 # -- a store that goes away and comes back -----

@@ -21,7 +21,14 @@ class StoreConfigError(ValueError):
 
 
 class BackendError(Exception):
-    """What was asked failed for a reason outside this program; the message says in one line what, and what to do."""
+    """What was asked failed for a reason outside this program; the message says in one line what, and what to do.
+
+    `is_full`: the store has no room, so what makes room is worth trying.
+    """
+
+    def __init__(self, message: str, *, is_full: bool = False) -> None:
+        super().__init__(message)
+        self.is_full = is_full
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,7 +153,8 @@ def explained(address: RedisAddress) -> Iterator[None]:
         cause = _cause(error)
         if cause is None:
             raise
-        raise BackendError(f"{address}: {cause} ({error})") from error
+        is_full = isinstance(error, exceptions.OutOfMemoryError)
+        raise BackendError(f"{address}: {cause} ({error})", is_full=is_full) from error
 
 
 def _cause(error: exceptions.RedisError) -> str | None:

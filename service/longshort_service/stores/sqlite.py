@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from longshort_service import errors
 from longshort_service.record import birth, encode
 from longshort_service.stores import sqlite_file
-from longshort_service.stores.backend import Accepted, BackendError, StoreConfigError
+from longshort_service.stores.backend import Accepted, BackendError
 from longshort_service.stores.base import Found, OpenMode, Refusal, StoreOpening
 from longshort_service.stores.reading import exhausted, expired, read_record
 
@@ -55,15 +55,8 @@ class SqliteBackend:
     def __init__(self, path: Path, max_entries: int) -> None:
         self._path = path.absolute()
         self._max_entries = max_entries
-        self._connection = sqlite_file.open_file(self._path)
+        self._connection, self._num_entries = sqlite_file.open_file(self._path)
         self._file = self._path.stat()
-        self._num_entries: int
-        try:
-            with sqlite_file.explained(self._path):
-                (self._num_entries,) = self._connection.execute("SELECT count(*) FROM sessions").fetchone()
-        except BackendError as error:
-            self._connection.close()
-            raise StoreConfigError(str(error)) from error
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

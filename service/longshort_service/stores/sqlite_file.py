@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import sys
-from contextlib import contextmanager
+import tempfile
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -69,61 +70,77 @@ def default_path(environ: Mapping[str, str]) -> Path:
     return folder / "longshort" / "sessions.db"
 
 
-def open_file(path: Path) -> sqlite3.Connection:
-    """Open a store's file, making it and its folder where they are not there. Raises StoreConfigError."""
+def open_file(path: Path) -> tuple[sqlite3.Connection, int]:
+    """Open a store's file, making it and its folder where they are not there; say how many sessions it holds.
+
+    Raises StoreConfigError.
+    """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # SQLite would make it readable to others; its WAL takes the mode of the file.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        if not path.exists():
+            _make(path)
+        with _closing_on_error(_connect(path)) as connection:
+            _check(connection, path)
+            connection.execute("PRAGMA synchronous = FULL")  # a commit is on the disk when it returns
+            connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
+            connection.execute("UPDATE epochs SET greatest = greatest")  # what is read-only is found out now
+            (num_sessions,) = connection.execute("SELECT count(*) FROM sessions").fetchone()
     except OSError as error:
-        raise StoreConfigError(f"{path}: cannot be made or opened for writing: {error.strerror}") from error
-    connection: sqlite3.Connection | None = None
-    try:
-        connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
-        _prepare(connection, path)
+        raise StoreConfigError(f"{path}: cannot be made or opened: {error.strerror}") from error
     except sqlite3.Error as error:
-        if connection is not None:
-            connection.close()
         raise StoreConfigError(_explained(error, path)) from error
-    except StoreConfigError:
-        if connection is not None:
-            connection.close()
-        raise
-    return connection
+    return connection, num_sessions
 
 
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+def _connect(path: Path | str) -> sqlite3.Connection:
+    return sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+
+
+def _make(path: Path) -> None:
+    """Make a file with empty tables, readable to its owner only. It gets its name when it is whole.
+
+    Another server that starts at the same moment may be faster: its file stays.
+    """
+    descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
+    os.close(descriptor)
+    try:
+        with closing(_connect(name)) as connection:
+            (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            if mode != "wal":
+                raise StoreConfigError(
+                    f"{path}: SQLite's WAL does not work there: give a path on a local disk"
+                )
+            connection.executescript(
+                f"BEGIN; {_TABLES} PRAGMA application_id = {_APPLICATION_ID};"
+                f"PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;"
+            )
+        with suppress(FileExistsError):
+            os.link(name, path)
+    finally:
+        Path(name).unlink()
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise StoreConfigError where a file is not ours, or is of a newer longshort."""
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (num_tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if application_id != _APPLICATION_ID and (application_id or version or num_tables):
+    if application_id != _APPLICATION_ID:
         raise StoreConfigError(f"{path}: is a database of another program: give another path")
     if version > _SCHEMA_VERSION:
         raise StoreConfigError(
             f"{path}: was written by a newer longshort (schema {version}, this one knows {_SCHEMA_VERSION}): "
             "install that one, or give another path"
         )
-    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-    if mode != "wal":
-        raise StoreConfigError(f"{path}: lies where SQLite's WAL does not work: give a path on a local disk")
-    connection.execute("PRAGMA synchronous = FULL")  # a commit is on the disk when it returns
-    connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
-    if not application_id:
-        _make_tables(connection)
 
 
-def _make_tables(connection: sqlite3.Connection) -> None:
+@contextmanager
+def _closing_on_error(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """Close a connection where what is done with it at first goes wrong."""
     try:
-        connection.executescript(
-            f"BEGIN IMMEDIATE; {_TABLES} PRAGMA application_id = {_APPLICATION_ID};"
-            f"PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;"
-        )
-    except sqlite3.OperationalError:
-        if connection.in_transaction:
-            connection.rollback()
-        # Another server that starts at the same moment may have been faster.
-        if connection.execute("PRAGMA application_id").fetchone() != (_APPLICATION_ID,):
-            raise
+        yield connection
+    except BaseException:
+        connection.close()
+        raise
 
 
 @contextmanager
@@ -134,7 +151,8 @@ def explained(path: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         if _code(error) not in _CAUSES:
             raise
-        raise BackendError(_explained(error, path)) from error
+        is_full = _code(error) == sqlite3.SQLITE_FULL
+        raise BackendError(_explained(error, path), is_full=is_full) from error
 
 
 def _code(error: sqlite3.Error) -> int:

@@ -6,6 +6,7 @@ Owns the threads, the bound on what waits for them, and the log of outages. Know
 from __future__ import annotations
 
 import asyncio
+import enum
 import logging
 import threading
 import time
@@ -33,10 +34,19 @@ MAX_CALLS: Final = 256
 T = TypeVar("T")
 
 
+class _Kind(enum.Enum):
+    """What a call is for, where the store is away."""
+
+    ORDINARY = enum.auto()
+    MAKES_ROOM = enum.auto()
+    PING = enum.auto()
+
+
 class ThreadedStore:
     """A durable store over a backend. From the first failure on every call fails at once, until a ping goes well.
 
-    A call whose caller is cancelled goes on to its end.
+    But for calls that make room, where room is what is missing: a full store would stay full. A call whose caller is
+    cancelled goes on to its end.
     """
 
     is_durable = True
@@ -46,6 +56,7 @@ class ThreadedStore:
         self._backend = backend
         self._max_calls = max_calls
         self._num_calls = 0
+        self._is_full = False  # what the last failure says
         self._outage_lock = threading.Lock()
         self._threads = ThreadPoolExecutor(backend.num_threads, "longshort-store")
         self._settling = ThreadPoolExecutor(1, "longshort-settle")
@@ -76,13 +87,13 @@ class ThreadedStore:
 
     async def delete_many(self, session_ids: Sequence[str]) -> list[bool]:
         """See Store.delete_many."""
-        return await self._call(self._threads, partial(self._backend.delete_many, session_ids))
+        return await self._make_room(partial(self._backend.delete_many, session_ids))
 
     async def bury_many(
         self, entries: Sequence[tuple[str, int]], before_s: float, now_s: float
     ) -> list[bool]:
         """See Store.bury_many."""
-        return await self._call(self._threads, partial(self._backend.bury_many, entries, before_s, now_s))
+        return await self._make_room(partial(self._backend.bury_many, entries, before_s, now_s))
 
     async def list_ids(self, prefix: str, after: str, limit: int) -> list[str]:
         """See Store.list_ids."""
@@ -90,11 +101,11 @@ class ThreadedStore:
 
     async def idle_since(self, before_s: float, limit: int) -> list[tuple[str, int]]:
         """See Store.idle_since."""
-        return await self._call(self._threads, partial(self._backend.idle_since, before_s, limit))
+        return await self._make_room(partial(self._backend.idle_since, before_s, limit))
 
     async def forget_tombstones(self, before_s: float) -> int:
         """See Store.forget_tombstones."""
-        return await self._call(self._threads, partial(self._backend.forget_tombstones, before_s))
+        return await self._make_room(partial(self._backend.forget_tombstones, before_s))
 
     async def has_records_of(self, model: str, version: int) -> bool:
         """See Store.has_records_of."""
@@ -106,7 +117,7 @@ class ThreadedStore:
 
     async def ping(self) -> None:
         """See Store.ping."""
-        await self._call(self._threads, self._backend.ping, is_ping=True)
+        await self._call(self._threads, self._backend.ping, _Kind.PING)
 
     async def close(self) -> None:
         """See Store.close. Waits for the calls in hand."""
@@ -114,15 +125,19 @@ class ThreadedStore:
             await asyncio.to_thread(threads.shutdown)
         await asyncio.to_thread(self._backend.close)
 
-    async def _call(self, threads: ThreadPoolExecutor, call: Callable[[], T], *, is_ping: bool = False) -> T:
-        if not is_ping:
-            self._refuse_while_away()
+    async def _make_room(self, call: Callable[[], T]) -> T:
+        return await self._call(self._threads, call, _Kind.MAKES_ROOM)
+
+    async def _call(
+        self, threads: ThreadPoolExecutor, call: Callable[[], T], kind: _Kind = _Kind.ORDINARY
+    ) -> T:
+        self._refuse_while_away(kind)
         if self._num_calls >= self._max_calls:
             raise errors.StoreUnavailable(
                 f"{self._num_calls} calls wait for the session store, as many as may: try again a little later"
             )
         self._num_calls += 1
-        future = asyncio.get_running_loop().run_in_executor(threads, self._run, call, is_ping)
+        future = asyncio.get_running_loop().run_in_executor(threads, self._run, call, kind)
         future.add_done_callback(self._call_ended)
         # A write that is under way cannot be taken back, and its thread is not free before.
         return await asyncio.shield(future)
@@ -130,25 +145,29 @@ class ThreadedStore:
     def _call_ended(self, _future: asyncio.Future[T]) -> None:
         self._num_calls -= 1
 
-    def _run(self, call: Callable[[], T], is_ping: bool) -> T:  # noqa: FBT001  an executor passes no keywords
+    def _run(self, call: Callable[[], T], kind: _Kind) -> T:
         """Run a call, in its thread, and note how it went."""
-        if not is_ping:
-            self._refuse_while_away()  # it has gone since this call began to wait; each would wait as long again
+        self._refuse_while_away(
+            kind
+        )  # it has gone since this call began to wait; each would wait as long again
         try:
             result = call()
         except BackendError as error:
             self._note_failure(error)
             raise _unavailable(error) from error
-        self._note_success()
+        if kind is not _Kind.MAKES_ROOM:  # that room can be made does not say that there is enough
+            self._note_success()
         return result
 
-    def _refuse_while_away(self) -> None:
-        if self.away_since_s is not None:
+    def _refuse_while_away(self, kind: _Kind) -> None:
+        is_worth_it = kind is _Kind.PING or (kind is _Kind.MAKES_ROOM and self._is_full)
+        if self.away_since_s is not None and not is_worth_it:
             raise errors.StoreUnavailable("the session store is away: try again a little later")
 
     def _note_failure(self, error: BackendError) -> None:
         with self._outage_lock:
             is_first = self.away_since_s is None
+            self._is_full = error.is_full
             if is_first:
                 self.away_since_s = time.monotonic()
         if is_first:
@@ -159,6 +178,7 @@ class ThreadedStore:
             return
         with self._outage_lock:
             since_s, self.away_since_s = self.away_since_s, None
+            self._is_full = False
         if since_s is not None:
             logger.warning("the session store is back after %.1f s", time.monotonic() - since_s)
 
