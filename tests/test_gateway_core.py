@@ -551,6 +551,33 @@ def test_flush_waits_until_what_was_asked_before_is_stored():
     assert len(play.server.requests) == frames, "all is stored, or was never used"
 
 
+def test_values_go_on_while_a_flush_waits_for_a_store_that_is_away_and_a_closing_waits_for_it():
+    play = Play(FrameServer(BEHIND))
+    play.step("a", 1.0)
+    play.run()
+    play.server.store.is_away = True
+    flushes = [play.flush("a"), play.flush("a")]
+    play.send()
+    play.move()
+    before_s = play.now_s
+    for value in (2.0, 3.0):
+        call = play.step("a", value)
+        while not call.done():
+            assert not isinstance(play.move(), Idle)
+    np.testing.assert_array_equal(call.outcome, alone([1, 2, 3])[2])
+    ahead, _ = play.forecast("a", 1)
+    closing = play.close_session("a")
+    moves(play, 20)
+    assert play.now_s > before_s + 3
+    assert ahead.done()
+    assert not closing.done()
+    play.server.store.is_away = False
+    play.run()
+    assert all(isinstance(flush.outcome, np.ndarray) for flush in flushes)
+    assert closing.done()
+    assert len(play.server.store.records["a"].history) == 3
+
+
 def test_flush_of_a_session_that_nobody_stores_on_the_way_is_asked():
     play = Play(FrameServer())
     play.step("a", 1.0)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from longshort.gateway.calls import StepCall
+    from longshort.gateway.rows import Item
     from longshort.gateway.table import SessionTable
 
 
@@ -117,3 +118,19 @@ class Frame:
         for part in self.parts:
             yield part, start, start + len(part.rows)
             start += len(part.rows)
+
+    def items(self) -> list[Item]:
+        """Return what was put in it and is awaited, as it came."""
+        return [*self.calls, *self.parts, *self.rows, *self.forecasts, *self.flushes]
+
+    def unanswered(self, *, is_refused: bool) -> Iterator[Row | ForecastRow | FlushRow]:
+        """Iterate over what is to be asked again where no answer came: as sent, or as never sent where it was refused.
+
+        What the server has taken before remains sent, whatever a later stream ends with.
+        """
+        for row in map(self.row_at, range(len(self.slots))):
+            if is_refused and row.sink is not None and not row.is_taken:
+                row.count = 0
+            yield row
+        yield from self.forecasts
+        yield from (flush for flush in self.flushes if flush.sink is not None)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from longshort import errors, recovery
 from longshort.gateway.filling import max_row_steps
 from longshort.gateway.rows import Row
-from longshort.gateway.table import OPENING, POSTPONED
+from longshort.gateway.table import OPENING, POSTPONED, STORELESS
 from longshort.recovery import Verdict
 from longshort.v1 import sequence_pb2, types_pb2
 
@@ -162,9 +162,9 @@ class Openings:
         else:
             turns.give_up_behind(slot, error, error)
 
-    def postpone(self, slot: int, error: LongshortError, now_s: float) -> None:
-        """Let a session wait a moment; its neighbours go on."""
-        self._table.flag_bytes[slot] |= POSTPONED
+    def postpone(self, slot: int, error: LongshortError, now_s: float, *, flag: int = POSTPONED) -> None:
+        """Let a session wait a moment, or only its flushes (STORELESS); its neighbours go on."""
+        self._table.flag_bytes[slot] |= flag
         heapq.heappush(self._later, (now_s + self._backoff.next_delay_s(error.retry_delay_s), slot))
 
     def resume(self, now_s: float) -> float | None:
@@ -172,9 +172,9 @@ class Openings:
         while self._later and self._later[0][0] <= now_s:
             slot = heapq.heappop(self._later)[1]
             flags = self._table.flag_bytes[slot]
-            if not flags & POSTPONED:
+            if not flags & (POSTPONED | STORELESS):
                 continue  # it has ended meanwhile, or was closed
-            self._table.flag_bytes[slot] = flags & ~POSTPONED
+            self._table.flag_bytes[slot] = flags & ~(POSTPONED | STORELESS)
             if flags & OPENING:
                 self._turns.unopened.append(slot)
             else:

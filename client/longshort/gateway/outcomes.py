@@ -13,8 +13,8 @@ import numpy as np
 from longshort import arrays, errors, recovery
 from longshort.gateway import placing
 from longshort.gateway.delivery import deliver
-from longshort.gateway.rows import Row
-from longshort.gateway.table import OPEN
+from longshort.gateway.rows import FlushRow, Row
+from longshort.gateway.table import OPEN, STORELESS
 from longshort.recovery import Verdict
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from longshort.gateway.frame import Frame
     from longshort.gateway.openings import Openings
     from longshort.gateway.placing import Placed
-    from longshort.gateway.rows import FlushRow, ForecastRow
+    from longshort.gateway.rows import ForecastRow
     from longshort.gateway.storing import Storing
     from longshort.gateway.table import SessionTable
     from longshort.gateway.turns import Turns
@@ -139,6 +139,9 @@ class Outcomes:
             turns.put_back(row)
             self._table.flag_bytes[slot] &= ~OPEN
             turns.open_for(slot)
+        elif error.reason == _NO_STORE and isinstance(row, FlushRow):
+            self._openings.postpone(slot, error, now_s, flag=STORELESS)
+            turns.put_last(row)  # values go on in the server's memory
         elif error.reason == _NO_STORE or (is_taken and error.retry_delay_s is not None):
             turns.put_back(row)
             self._openings.postpone(slot, error, now_s)

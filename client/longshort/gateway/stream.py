@@ -23,7 +23,17 @@ from longshort.gateway.openings import Openings
 from longshort.gateway.outcomes import Outcomes
 from longshort.gateway.rows import FlushRow, ForecastRow, OpenRow, Row, call_of
 from longshort.gateway.storing import Storing
-from longshort.gateway.table import BUSY, DOUBT, ENDED, OPEN, OPENING, POSTPONED, QUEUED, SessionTable
+from longshort.gateway.table import (
+    BUSY,
+    DOUBT,
+    ENDED,
+    OPEN,
+    OPENING,
+    POSTPONED,
+    QUEUED,
+    STORELESS,
+    SessionTable,
+)
 from longshort.gateway.turns import Turns
 from longshort.recovery import Verdict
 
@@ -36,7 +46,6 @@ if TYPE_CHECKING:
     from longshort.errors import LongshortError
     from longshort.gateway.calls import ArrayCall, Sink, StepCall
     from longshort.gateway.doubts import Doubt, Waiter
-    from longshort.gateway.rows import Item
     from longshort.gateway.shape import Shape
     from longshort.opening import Opening
 
@@ -150,9 +159,8 @@ class FrameStream:
     def waiting(self) -> list[Sink]:
         """Return the calls that somebody may await, each once."""
         frame = self._inflight or Frame()
-        sent: list[Item] = [*frame.calls, *frame.parts, *frame.rows, *frame.forecasts, *frame.flushes]
-        rows = [*sent, *self.turns.items()]
-        calls = {id(call): call for call in map(call_of, rows) if call is not None}
+        items = [*frame.items(), *self.turns.items()]
+        calls = {id(call): call for call in map(call_of, items) if call is not None}
         return list(calls.values())
 
     def _check(self) -> None:
@@ -256,29 +264,15 @@ class FrameStream:
         frame, self._inflight = self._inflight or Frame(), None
         self.is_connected = False
         self.failure = failure
-        self._take_back(frame, is_refused=is_refused)
+        for item in frame.unanswered(is_refused=is_refused):
+            self.turns.put_back(item)
+        self._closings.done(frame.closes)  # without its stream a handle is open no more
         self._openings.stop(frame.opens)
         self.turns.stop()
 
-    def _take_back(self, frame: Frame, *, is_refused: bool) -> None:
-        """Put what was in flight back in its sessions' lines: as sent, or as never sent where it was refused.
-
-        What the server has taken before remains sent, whatever a later stream ends with.
-        """
-        for row in map(frame.row_at, range(len(frame.slots))):
-            if is_refused and row.sink is not None and not row.is_taken:
-                row.count = 0
-            self.turns.put_back(row)
-        for forecast in frame.forecasts:
-            self.turns.put_back(forecast)
-        for flush in frame.flushes:
-            if flush.sink is not None:
-                self.turns.put_back(flush)
-        self._closings.done(frame.closes)  # without its stream a handle is open no more
-
     def _give_up(self, error: LongshortError, of_sent: LongshortError | None = None) -> None:
         self.turns.unopened.clear()
-        self.table.flags &= ~np.uint8(OPENING | POSTPONED)
+        self.table.flags &= ~np.uint8(OPENING | POSTPONED | STORELESS)
         for slot in list(self.turns.behind):
             self.turns.give_up_behind(slot, error, of_sent or error)
 

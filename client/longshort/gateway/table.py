@@ -27,6 +27,7 @@ OPENING: Final = 8  # it is to be opened, or its opening was sent
 DOUBT: Final = 16  # a call ended without its answer after its values were sent
 ENDED: Final = 32  # nothing can be asked of it any more
 POSTPONED: Final = 64  # its server has asked for a pause
+STORELESS: Final = 128  # for a pause of its flushes only
 
 MAX_SESSIONS: Final = 1_048_576  # handles are below this
 _FIRST_CAPACITY: Final = 1_024

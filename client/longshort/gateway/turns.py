@@ -12,19 +12,19 @@ import numpy as np
 
 from longshort import arrays, errors, recovery
 from longshort.gateway.calls import ArrayCall, StepCall
+from longshort.gateway.line import Line
 from longshort.gateway.ready import Ready
 from longshort.gateway.rows import CloseRow, FlushRow, ForecastRow, OpenRow, Part, Row, is_withdrawn
-from longshort.gateway.table import BUSY, DOUBT, ENDED, OPEN, OPENING, POSTPONED, QUEUED
+from longshort.gateway.table import BUSY, DOUBT, ENDED, OPEN, OPENING, POSTPONED, QUEUED, STORELESS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from longshort.errors import LongshortError
     from longshort.gateway.doubts import Doubt, Waiter
+    from longshort.gateway.line import Queued
     from longshort.gateway.rows import Item
     from longshort.gateway.table import SessionTable
-
-Queued = Row | ForecastRow | FlushRow | OpenRow | CloseRow
 
 MAX_WITHDRAWN = 1_024  # that lie in the queues before they are searched
 
@@ -42,7 +42,7 @@ class Turns:
         self.doubts: dict[int, deque[Doubt]] = {}  # by slot, the oldest first
         self.num_waiting_steps = 0
         self._table = table
-        self.behind: dict[int, deque[Queued]] = {}  # by slot, in the order of calls
+        self.behind: dict[int, Line] = {}  # by slot, in the order of calls
         self._num_withdrawn = 0
 
     # Asking
@@ -84,7 +84,7 @@ class Turns:
         """Put something in its session's line; raise where nothing can be asked of the session."""
         table, slot = self._table, item.slot
         table.check(slot)
-        self.behind.setdefault(slot, deque()).append(item)
+        self.behind.setdefault(slot, Line()).append(item)
         table.flag_bytes[slot] |= QUEUED
         self.open_for(slot)
         self.advance(slot)
@@ -106,7 +106,9 @@ class Turns:
         if flags[slot] & DOUBT and not (isinstance(queue[0], Row) and queue[0].sink is None):
             return  # what the server has forgotten goes on; all else waits for `retry`
         while queue and not flags[slot] & BUSY:
-            item = queue.popleft()
+            item = queue.take(is_storeless=bool(flags[slot] & STORELESS))
+            if item is None:
+                break
             if isinstance(item, OpenRow):
                 self._tell_open(item)
             elif self._is_to_go(item):
@@ -147,19 +149,23 @@ class Turns:
         """Put what was ready or sent at the front of its session's line."""
         slot = item.slot
         self._table.flag_bytes[slot] = self._table.flag_bytes[slot] & ~BUSY | QUEUED
-        self.behind.setdefault(slot, deque()).appendleft(item)
+        self.behind.setdefault(slot, Line()).appendleft(item)
+
+    def put_last(self, item: FlushRow) -> None:
+        """Put what was sent at the end of its session's line, but before a closing: what waits goes before it."""
+        slot = item.slot
+        self._table.flag_bytes[slot] = self._table.flag_bytes[slot] & ~BUSY | QUEUED
+        self.behind.setdefault(slot, Line()).put_last(item)
+        self.advance(slot)
 
     def pending(self, slot: int) -> Row | None:
         """Return the unanswered message of a session that has no row under way."""
-        for item in self.behind.get(slot, ()):
-            if isinstance(item, Row) and item.is_begun and item.sink is not None:
-                return item
-        return None
+        return self.behind.get(slot, Line()).pending()
 
     def stop(self) -> None:
         """Take that there is no stream any more: all wait again, and what is wanted is to be opened."""
         flags = self._table.flags
-        flags &= ~np.uint8(OPEN | OPENING | POSTPONED)
+        flags &= ~np.uint8(OPEN | OPENING | POSTPONED | STORELESS)
         self.unopened.clear()
         items, self.ready = self.ready, Ready()
         for item in items:
@@ -171,8 +177,7 @@ class Turns:
             else:
                 self.put_back(item)
         for slot, queue in list(self.behind.items()):
-            while queue and isinstance(queue[0], Row) and queue[0].sink is None:
-                queue.popleft()  # what the server has forgotten is found out anew
+            queue.drop_resent()
             if not queue:
                 del self.behind[slot]
                 flags[slot] &= ~np.uint8(QUEUED)
@@ -245,7 +250,7 @@ class Turns:
 
     def give_up_behind(self, slot: int, error: LongshortError, of_sent: LongshortError) -> None:
         """Give up all that waits for a session, which lives on; `of_sent` is the error of what was sent of it."""
-        queue = self.behind.pop(slot, deque())
+        queue = self.behind.pop(slot, Line())
         self._table.flag_bytes[slot] &= ~QUEUED
         for item in reversed(queue):  # the one that was sent is the first, and is to stay
             if isinstance(item, Row):
@@ -259,9 +264,9 @@ class Turns:
         doubts = {*self.doubts.get(slot, ()), doubt}
         self.doubts[slot] = deque(sorted(doubts, key=lambda doubt: doubt.number))
         flags[slot] |= DOUBT
-        queue = self.behind.pop(slot, deque())
+        queue = self.behind.pop(slot, Line())
         flags[slot] &= ~QUEUED
-        begun: deque[Queued] = deque(item for item in queue if isinstance(item, Row) and item.is_begun)
+        begun = Line(item for item in queue if isinstance(item, Row) and item.is_begun)
         if begun:
             self.behind[slot] = begun
             flags[slot] |= QUEUED
@@ -301,7 +306,7 @@ class Turns:
             return
         self._num_withdrawn = 0
         for slot, queue in list(self.behind.items()):
-            left = deque(item for item in queue if not is_withdrawn(item))
+            left = Line(item for item in queue if not is_withdrawn(item))
             self.behind[slot] = left
             if not left:
                 del self.behind[slot]
