@@ -1,0 +1,164 @@
+"""A client by hand, which follows one session by the rules of the contract and by nothing else.
+
+Owns what a client has to keep: its values, cut into messages, the answers it has, and from where it may send again.
+It checks what it is told as it goes: an answer that changes, or less than what was called durable, is a failed test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import numpy as np
+from longshort.v1 import sequence_pb2, types_pb2
+from wire import OPEN, OPEN_OR_CREATE, Stream, key, refusal_of, values_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from wire import Caller
+
+CLIENT_ID = "by hand"
+NONE, BEHIND, SYNC = types_pb2.DURABILITY_NONE, types_pb2.DURABILITY_BEHIND, types_pb2.DURABILITY_SYNC
+
+
+class SessionLostError(Exception):
+    """The server says that it does not have what this client cannot send again."""
+
+
+class SessionReplacedError(Exception):
+    """The session is another one of the same name."""
+
+
+@dataclass
+class Follower:
+    """One session of one feature. `sizes` cuts its values into messages."""
+
+    session_id: str
+    model: str
+    values: NDArray[np.float32]  # [steps]
+    sizes: Sequence[int]
+    durability: Any = BEHIND
+    answers: list[bytes] = field(default_factory=list)  # of each step, [outputs] f32
+    durable_step: int = 0  # the greatest that it was told
+    epoch: int = 0
+    incarnation: int | None = None
+    num_replays: int = 0
+
+    def __post_init__(self) -> None:
+        self._starts = [0, *itertools.accumulate(self.sizes)]
+        assert self._starts[-1] == len(self.values)
+        self._unanswered: tuple[int, int] | None = None  # first step and end
+
+    @property
+    def is_done(self) -> bool:
+        return len(self.answers) == len(self.values)
+
+    @property
+    def _kept_from(self) -> int:
+        """The first step whose value it could send again."""
+        answered = len(self.answers)
+        return answered if self.durability == NONE else min(self.durable_step, answered)
+
+    async def open(self, caller: Caller) -> tuple[Stream, int]:
+        """Open the session; return its stream and where to go on. Raises SessionLostError, SessionReplacedError."""
+        stream = caller.stream()
+        wanted = sequence_pb2.Open(
+            session=key(self.session_id),
+            model=self.model,
+            mode=OPEN_OR_CREATE if self.incarnation is None else OPEN,
+            client_id=CLIENT_ID,
+            durability=self.durability,
+            epoch=self.epoch,
+        )
+        try:
+            response = await stream.ask(open=wanted)
+        except grpc.aio.AioRpcError as error:
+            if reason_of(error) in {"SESSION_NOT_FOUND", "SESSION_EXPIRED"}:
+                raise SessionLostError(reason_of(error)) from error
+            raise
+        opened = response.opened
+        if self.incarnation is not None and opened.incarnation != self.incarnation:
+            raise SessionReplacedError
+        assert opened.epoch > self.epoch or opened.epoch == 0
+        self.incarnation, self.epoch = opened.incarnation, opened.epoch
+        self.durability = opened.durability
+        return stream, self._go_on_from(opened.step, opened.durable_step)
+
+    def _go_on_from(self, step: int, durable_step: int) -> int:
+        """Return the first step to send, by E, which is `step`, and A, which is what was answered."""
+        answered = len(self.answers)
+        assert step >= durable_step
+        assert step >= self.durable_step, "what was called durable is gone"
+        self.durable_step = max(self.durable_step, durable_step)
+        if step <= answered:
+            if step < self._kept_from:
+                raise SessionLostError(f"at step {step}, and values are kept from {self._kept_from}")
+            return step
+        assert self._unanswered is not None, "the session is ahead of all that was sent"
+        first, end = self._unanswered
+        assert (first, end) == (answered, step), "the session has moved by something that nobody sent"
+        return first
+
+    async def go_on(self, stream: Stream, step: int, until_step: int | None = None) -> int:
+        """Send messages from `step` on, each when the one before it is answered; return the step reached."""
+        until_step = len(self.values) if until_step is None else until_step
+        while step < until_step:
+            end = min(each for each in self._starts if each > step)
+            await self.send(stream, step, end)
+            step = end
+        return step
+
+    async def send(self, stream: Stream, step: int, end: int) -> None:
+        """Send the values of steps `step` to `end` as one message, and take its answer."""
+        self._unanswered = (step, end)
+        await stream.send(values=values_of(self.values[step:end].tolist(), step))
+        answer = (await self._next(stream)).answer
+        rows = np.array(answer.values, np.float32).reshape(end - step, -1)
+        assert answer.step == end
+        for place, row in enumerate(rows, start=step):
+            if place < len(self.answers):
+                assert self.answers[place] == row.tobytes(), "an answer has changed"
+            else:
+                self.answers.append(row.tobytes())
+        self._note_durable(answer.durable_step)
+        self.num_replays += answer.replayed
+        self._unanswered = None
+
+    async def flush(self, stream: Stream) -> None:
+        """Wait until all is stored."""
+        await stream.send(flush=sequence_pb2.Flush())
+        self._note_durable((await self._next(stream)).flushed.durable_step)
+
+    async def leave(self, stream: Stream) -> None:
+        """Half-close; what is told meanwhile is noted."""
+        await stream.call.done_writing()
+        with contextlib.suppress(EOFError):
+            while True:
+                self._note_durable((await stream.receive()).durable.durable_step)
+
+    async def _next(self, stream: Stream) -> sequence_pb2.StreamResponse:
+        """Return the next response that answers something."""
+        while True:
+            response = await stream.receive()
+            kind = response.WhichOneof("kind")
+            if kind != "durable":
+                assert kind in {"answer", "flushed"}, response
+                return response
+            self._note_durable(response.durable.durable_step)
+
+    def _note_durable(self, step: int) -> None:
+        assert step <= len(self.answers) or self._unanswered is not None, (
+            "what nobody applied is called durable"
+        )
+        self.durable_step = max(self.durable_step, step)
+
+
+def reason_of(error: grpc.aio.AioRpcError) -> str:
+    """Return the reason of a status, "" where it is none of the service's own."""
+    trailers = dict(error.trailing_metadata() or ())
+    return refusal_of(error).reason if "grpc-status-details-bin" in trailers else ""
