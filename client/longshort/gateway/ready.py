@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from longshort import arrays
+from longshort.gateway.calls import StepCall
 from longshort.gateway.rows import ForecastRow, Part, Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from longshort.gateway.rows import Item
+    from longshort.gateway.rows import CloseRow, FlushRow, Item
 
 
 class Ready:
@@ -29,6 +31,16 @@ class Ready:
     def __iter__(self) -> Iterator[Item]:
         yield from self.live
         yield from self.long
+
+    def apart(self) -> Iterator[Row | ForecastRow | FlushRow | CloseRow]:
+        """Iterate over all, each row by itself."""
+        for item in self:
+            if isinstance(item, StepCall):
+                yield Row(item.slot, item, 0, arrays.one_row(item.value, None))
+            elif isinstance(item, Part):
+                yield from (item.row_at(place, None) for place in range(len(item.rows)))
+            else:
+                yield item
 
     def append(self, item: Item) -> None:
         """Take what is next after all of its kind."""

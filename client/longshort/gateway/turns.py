@@ -16,6 +16,7 @@ from longshort.gateway.line import Line
 from longshort.gateway.ready import Ready
 from longshort.gateway.rows import CloseRow, FlushRow, ForecastRow, OpenRow, Part, Row, is_withdrawn
 from longshort.gateway.table import BUSY, DOUBT, ENDED, OPEN, OPENING, POSTPONED, QUEUED, STORELESS
+from longshort.gateway.values import wrong_width
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -129,10 +130,7 @@ class Turns:
             return False
         width = self._table.shape.num_features
         if isinstance(item, Row) and item.sink is not None and item.values.shape[1] != width:
-            hint = ", or give [n, time, 1]" if width == 1 and isinstance(item.sink, ArrayCall) else ""
-            error = arrays.wrong_shape(
-                f"the model takes {width} features a step, got {item.values.shape[1]}{hint}"
-            )
+            error = wrong_width(item.values.shape[1], width, is_array=isinstance(item.sink, ArrayCall))
             self.num_waiting_steps -= item.sink.row_failed(item.index, error)
             return False
         return True
@@ -168,14 +166,8 @@ class Turns:
         flags &= ~np.uint8(OPEN | OPENING | POSTPONED | STORELESS)
         self.unopened.clear()
         items, self.ready = self.ready, Ready()
-        for item in items:
-            if isinstance(item, StepCall):
-                self.put_back(Row(item.slot, item, 0, arrays.one_row(item.value, None)))
-            elif isinstance(item, Part):
-                for place in range(len(item.rows)):
-                    self.put_back(item.row_at(place, None))
-            else:
-                self.put_back(item)
+        for item in items.apart():
+            self.put_back(item)
         for slot, queue in list(self.behind.items()):
             queue.drop_resent()
             if not queue:

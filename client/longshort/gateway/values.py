@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
+    from longshort.errors import LongshortError
+
 
 def session_rows(values: ArrayLike, num_sessions: int, num_features: int) -> tuple[NDArray[np.float32], bool]:
     """Return [n], [n, features] or [n, time, features] as [n, time, features] f32, or raise InvalidRequest.
@@ -33,3 +35,9 @@ def session_rows(values: ArrayLike, num_sessions: int, num_features: int) -> tup
     if num_sessions and num_features and array.shape[2] != num_features:
         raise arrays.wrong_shape(f"the model takes {num_features} features a step, got {shape}")
     return array, is_flat
+
+
+def wrong_width(num_given: int, num_features: int, *, is_array: bool) -> LongshortError:
+    """Return the error of a row that was taken before the model's width was known."""
+    hint = ", or give [n, time, 1]" if num_features == 1 and is_array else ""
+    return arrays.wrong_shape(f"the model takes {num_features} features a step, got {num_given}{hint}")
