@@ -59,6 +59,25 @@ def test_any_order_of_writing_and_reading_gives_what_host_memory_gives(layouts):
     assert device.row_bytes == host.row_bytes
 
 
+def test_many_rows_are_read_as_host_memory_reads_them(layouts):
+    device, host = both(layouts)
+    random = np.random.default_rng(1)
+    for row in range(8):
+        states = [random.normal(size=state.shape).astype(np.float32) for state in host.read(row)]
+        device.write(row, states)
+        host.write(row, states)
+    for rows in ([2], [7, 0, 3], [1, 2, 3], list(range(8))):
+        many = device.read_many(np.array(rows))
+        for mine, theirs, layout in zip(many, host.read_many(np.array(rows)), layouts, strict=True):
+            assert (mine.shape, mine.tobytes()) == (theirs.shape, theirs.tobytes())
+            for place, row in enumerate(rows):
+                alone = device.read(row)[layouts.index(layout)]
+                assert mine.take(place, layout.batch_axis).tobytes() == alone.tobytes()
+    host.write(2, host.read(3))
+    device.write(2, device.read(3))
+    assert not np.array_equal(many[-1].take(2, layouts[-1].batch_axis), device.read(2)[-1])  # copies
+
+
 def test_what_was_read_is_a_copy():
     states = DeviceStates(ODD, 2, provider="cpu")
     states.initialise(0)

@@ -79,7 +79,16 @@ MAY_KNOW: dict[str, set[str]] = {
     "outage": {"errors", "stores.base"},
     "row_index": {"columns", "served_model", "session"},
     "sharded_dict": set(),
-    "sessions": {"errors", "arena", "record", "row_index", "served_model", "session", "sharded_dict"},
+    "sessions": {
+        "errors",
+        "arena",
+        "durability",
+        "record",
+        "row_index",
+        "served_model",
+        "session",
+        "sharded_dict",
+    },
     "handles": {"errors", "arena", "served_model", "session"},
     "frame_work": {"errors", "batching", "handles", "served_model", "session"},
     "frames": {

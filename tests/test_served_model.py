@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 from longshort_service import errors
+from longshort_service.record import Origin
 from longshort_service.served_model import allocate_row, allocate_scratch, check_fit, not_finite
 from tables import HIDDEN, TableModel, fill_row, move, new_session, rows_of, signature_of
 
@@ -42,7 +43,7 @@ def test_record_that_the_model_made_fits_it():
 @pytest.mark.parametrize(
     "change",
     [
-        {"fingerprint": "another"},
+        {"origin": Origin("toy", 1, "another")},
         {"states": ()},
         {"states": (np.zeros((1, HIDDEN + 1), np.float32),)},
         {"last_values": np.zeros(2, np.float32)},

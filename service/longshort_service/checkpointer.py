@@ -20,7 +20,7 @@ from longshort_service import errors
 from longshort_service.durability import NEVER, Durability
 from longshort_service.outage import Outage
 from longshort_service.snapshot import Snapshot
-from longshort_service.turns import until_settled
+from longshort_service.turns import until_settled, until_written
 from longshort_service.waiters import Waiters
 
 if TYPE_CHECKING:
@@ -101,9 +101,9 @@ class Checkpointer:
         self._urgent: dict[Session[Model], None] = {}  # to be written now, in the order of their asking
         self._snapshots: deque[tuple[list[Session[Model]], Snapshot]] = deque()  # taken and not yet written
         self._awaited: dict[Model, set[int]] = {}  # busy rows that are taken when they settle
-        self._wake = asyncio.Event()
+        self._wake = asyncio.Event()  # somebody waits for a write
+        self._has_copies = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._written = asyncio.Event()  # the end of the next write; another one each time
         self._tasks: list[asyncio.Task[None]] = []
         self._moving: set[asyncio.Task[None]] = set()
         self.lag_s = 0.0  # how long the session furthest behind has been so
@@ -114,14 +114,17 @@ class Checkpointer:
         """Begin to write."""
         if self.is_active:
             loop = asyncio.get_running_loop()
-            self._tasks = [loop.create_task(self._write_on_request()), loop.create_task(self._write_behind())]
+            duties = (self._write_on_request(), self._write_behind(), self._watch(), self._ask_store())
+            self._tasks = [loop.create_task(duty) for duty in duties]
 
     async def stop(self) -> None:
         """Write no more; what waits is told that the store is unavailable."""
         self._stopping.set()
         self._wake.set()
-        await asyncio.gather(*self._tasks, *self._moving, return_exceptions=True)
-        self._waiters.fail_all(errors.StoreUnavailable("the server is shutting down: connect again"))
+        self._has_copies.set()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._moving, return_exceptions=True)  # what the last writes have brought up
+        self._waiters.fail_all(_stopped())
 
     def take_on(self, session: Session[Model], wanted: Durability) -> None:
         """Have a session, whose `durable_step` is what is known to be stored, written as a durability says.
@@ -157,6 +160,9 @@ class Checkpointer:
         """
         if not self.is_active or self._may_go(session, step, strictly=strictly):
             callback(None)
+            return
+        if self._stopping.is_set():
+            callback(_stopped())
             return
         begin_s = self._monotonic()
 
@@ -194,19 +200,29 @@ class Checkpointer:
 
         `before_stream`: a stream is about to have them open, so that steps may follow which nobody stores.
         """
+        if not self.is_active:
+            return [None] * len(sessions)
+        return await self._store_each(sessions, partial(self._is_clean, before_stream=before_stream))
+
+    def give_up(self, session: Session[Model], error: errors.ServiceError) -> None:
+        """Tell those who wait for a session that what they wait for will not be stored."""
+        self._waiters.fail(session, error)
+
+    async def _store_each(
+        self,
+        sessions: Sequence[Session[Model]],
+        is_clean: Callable[[Sequence[Session[Model]]], NDArray[np.bool_]],
+    ) -> list[errors.ServiceError | None]:
         failures: dict[Session[Model], errors.ServiceError] = {}
-        left = list(sessions) if self.is_active else []
+        left = list(sessions)
         while left:
             await self.until_free(left[0])
             failures |= {each: ended(each) for each in left if each.is_ended}
             live = [each for each in left if not each.is_ended]
-            free = [each for each in live if not each.is_busy and not _is_writing(each)]
-            left = [each for each in live if each.is_busy or _is_writing(each)]
+            free = [each for each in live if not each.is_busy and not each.is_writing]
+            left = [each for each in live if each.is_busy or each.is_writing]
             # All of them now: during a write others may be used.
-            copies = [
-                (part, self._copy(part, self._is_clean(part, before_stream=before_stream)))
-                for part in _by_model(free)
-            ]
+            copies = [(part, self._copy(part, is_clean(part))) for part in _by_model(free)]
             for part, copy in copies:
                 failures |= self._failures(part, await self._write(part, copy))
         return [failures.get(session) for session in sessions]
@@ -247,22 +263,16 @@ class Checkpointer:
             return
         everything = list(self._table)
         for begin in range(0, len(everything), WRITE_BATCH):
-            part = everything[begin : begin + WRITE_BATCH]
-            for session in part:
-                await self.until_free(session)
-            for sessions in _by_model(session for session in part if not session.is_ended):
-                await self._write(sessions, self._copy(sessions, np.ones(len(sessions), np.bool_)))
+            await self._store_each(everything[begin : begin + WRITE_BATCH], _all_clean)
         num_behind = sum(session.step > session.durable_step for session in self._table)
         if num_behind:
             logger.error("sessions could not be stored", extra={"fields": {"sessions": num_behind}})
 
     async def until_free(self, session: Session[Model]) -> None:
         """Wait until no message of a session is in flight and no record of it on its way to the store."""
-        while session.is_busy or (not session.is_ended and _is_writing(session)):
-            if session.is_busy:
-                await until_settled(session)
-            else:
-                await self._written.wait()
+        while session.is_busy or session.is_writing:
+            await until_settled(session)
+            await until_written(session)
 
     # -- which are behind ----------------------------------------------------------------------------------------
 
@@ -315,13 +325,16 @@ class Checkpointer:
         At full speed a session is in flight whenever the loop comes to anything else: the moment between two messages
         is where its message settles.
         """
-        for model, index in self._table.by_model():
+        by_model = self._table.by_model()
+        # A model without sessions may be unloaded: nothing of it is kept.
+        self._awaited = {model: self._awaited.get(model, set()) for model, _ in by_model}
+        for model, index in by_model:
             columns, end = model.columns, index.num_rows
             is_due = (columns.durability[:end] > 0) & (columns.step[:end] > columns.durable[:end])
             is_due &= ~columns.is_writing[:end]
             is_busy = columns.is_busy[:end]
             self._snap(index.at(np.flatnonzero(is_due & ~is_busy)))
-            awaited = self._awaited.setdefault(model, set())
+            awaited = self._awaited[model]
             for row in set(np.flatnonzero(is_due & is_busy).tolist()) - awaited:
                 awaited.add(row)
                 columns.when_settled(row, partial(self._row_settled, model, row))
@@ -345,6 +358,7 @@ class Checkpointer:
         for begin in range(0, len(sessions), WRITE_BATCH):
             part = sessions[begin : begin + WRITE_BATCH]
             self._snapshots.append((part, self._copy(part, self._is_clean(part))))
+            self._has_copies.set()
 
     def _copy(self, sessions: list[Session[Model]], is_clean: NDArray[np.bool_]) -> Snapshot:
         """Copy settled sessions of one model that are to be written; no other write of them begins meanwhile."""
@@ -370,19 +384,16 @@ class Checkpointer:
     # -- writing -------------------------------------------------------------------------------------------------
 
     async def _write_on_request(self) -> None:
-        """Write what somebody waits for, all that has come together at a time; see to those who wait in vain."""
-        next_tick_s = 0.0
+        """Write what somebody waits for, all that has come together at a time."""
         while not self._stopping.is_set():
-            now_s = self._monotonic()
-            if now_s >= next_tick_s:
-                next_tick_s = now_s + TICK_S
-                await self._tick()
             ready = [] if self.outage.is_away else self._take_urgent()
             parts = [(part, self._copy(part, self._is_clean(part))) for part in _by_model(ready)]
             written = await asyncio.gather(*(self._write(part, snapshot) for part, snapshot in parts))
-            if not ready or None in written:
+            if None in written:  # a store that only lacks a place in its queue would be asked in a circle
+                await _first_of(self._stopping, TICK_S)
+            elif not ready:
                 self._wake.clear()
-                await _first_of(self._wake, TICK_S)
+                await self._wake.wait()
 
     def _take_urgent(self) -> list[Session[Model]]:
         """Return what is to be written now. Those in flight, or on their way to the store already, come again."""
@@ -390,7 +401,7 @@ class Checkpointer:
         for session in list(self._urgent):
             if len(ready) == WRITE_BATCH:
                 break
-            if not session.is_ended and _is_writing(session):
+            if session.is_writing:
                 continue
             del self._urgent[session]
             if session.is_busy:
@@ -404,17 +415,26 @@ class Checkpointer:
         self._wake.set()
 
     async def _write_behind(self) -> None:
-        """Write what is behind, once an interval."""
+        """Write what is behind, once an interval, and what was in flight then as soon as it is copied."""
         while not self._stopping.is_set():
-            begin_s = self._monotonic()
-            self._note_behind(begin_s)
+            next_look_s = self._monotonic() + self._limits.interval_s
             if not self.outage.is_away:
                 self._snap_behind()
-            while self._snapshots:
-                parts = [self._snapshots.popleft() for _ in range(min(WRITES_AT_ONCE, len(self._snapshots)))]
-                await asyncio.gather(*(self._write(sessions, snapshot) for sessions, snapshot in parts))
-            pause_s = begin_s + self._limits.interval_s - self._monotonic()
-            await _first_of(self._stopping, max(pause_s, 0.001))
+            while True:
+                await self._write_snapshots()
+                pause_s = next_look_s - self._monotonic()
+                if pause_s <= 0 or self._stopping.is_set():
+                    break
+                self._has_copies.clear()
+                await _first_of(self._has_copies, pause_s)
+            await asyncio.sleep(
+                0
+            )  # a store that is slower than the interval does not keep the loop to itself
+
+    async def _write_snapshots(self) -> None:
+        while self._snapshots:
+            parts = [self._snapshots.popleft() for _ in range(min(WRITES_AT_ONCE, len(self._snapshots)))]
+            await asyncio.gather(*(self._write(sessions, snapshot) for sessions, snapshot in parts))
 
     async def _write(self, sessions: list[Session[Model]], snapshot: Snapshot) -> list[Refusal | None] | None:
         """Write copies of sessions of one model, and tell who waits for them; None where the store has failed."""
@@ -429,9 +449,7 @@ class Checkpointer:
             refusals = None
         self._observer.store_seconds("write", self._monotonic() - begin_s)
         live = np.array([not session.is_ended for session in sessions], np.bool_)
-        columns.is_writing[snapshot.rows[live]] = False
-        written, self._written = self._written, asyncio.Event()
-        written.set()
+        columns.end_writing(snapshot.rows[live])
         self._wake.set()
         if refusals is None:
             self._keep_asking(sessions)
@@ -490,12 +508,28 @@ class Checkpointer:
 
     # -- the store away ------------------------------------------------------------------------------------------
 
-    async def _tick(self) -> None:
-        """See to answers that wait in vain, and ask a store that was away whether it is back."""
-        now_s = self._monotonic()
-        if self.outage.is_away:
-            await self.outage.ask()
-        self._note_outage()
+    async def _watch(self) -> None:
+        """See to answers that wait in vain, and to laggards, also while a call of the store hangs."""
+        next_look_s = 0.0
+        while not self._stopping.is_set():
+            now_s = self._monotonic()
+            if now_s >= next_look_s:
+                next_look_s = now_s + self._limits.interval_s
+                self._note_behind(now_s)
+            self._note_outage()
+            self._end_waits(now_s)
+            await _first_of(self._stopping, TICK_S)
+
+    async def _ask_store(self) -> None:
+        """Ask a store that is away whether it is back."""
+        while not self._stopping.is_set():
+            if self.outage.is_away:
+                await self.outage.ask()
+                self._note_outage()
+            await _first_of(self._stopping, TICK_S)
+
+    def _end_waits(self, now_s: float) -> None:
+        """Tell those who wait in vain."""
         away = errors.StoreUnavailable(
             "the session store does not answer; the values were taken and are not stored yet: send them again"
         )
@@ -516,6 +550,14 @@ def ended(session: Session[Model]) -> errors.SessionMoved:
     return errors.SessionMoved(f"session {session.id} has ended", cause="ended", client_id="")
 
 
+def _stopped() -> errors.StoreUnavailable:
+    return errors.StoreUnavailable("the server is shutting down: connect again")
+
+
+def _all_clean(sessions: Sequence[Session[Model]]) -> NDArray[np.bool_]:
+    return np.ones(len(sessions), np.bool_)
+
+
 async def _first_of(event: asyncio.Event, timeout_s: float) -> None:
     """Wait until an event is set, at most so long."""
     try:
@@ -523,10 +565,6 @@ async def _first_of(event: asyncio.Event, timeout_s: float) -> None:
             await event.wait()
     except TimeoutError:
         pass
-
-
-def _is_writing(session: Session[Model]) -> bool:
-    return bool(session.model.columns.is_writing[session.row])
 
 
 def _by_model(sessions: Iterable[Session[Model]]) -> list[list[Session[Model]]]:

@@ -49,7 +49,8 @@ class SessionColumns:
         self.waits_from = np.zeros(
             num_rows, np.int64
         )  # an answer at this step, or later, waits for the store
-        self.is_writing = np.zeros(num_rows, np.bool_)  # a record is on its way to the store
+        # A record is on its way to the store: no other write of the session begins meanwhile.
+        self.is_writing = np.zeros(num_rows, np.bool_)
         self.behind_since_s = np.zeros(num_rows, np.float64)  # by a monotonic clock; 0: not seen behind
         self.written_s = np.zeros(num_rows, np.float64)  # when the store last heard of it
         self.handle = np.zeros(num_rows, np.int32)  # what a frame stream that has it open calls it
@@ -60,6 +61,7 @@ class SessionColumns:
         self._answer_rows = np.zeros(num_rows, np.int32)  # of its stored answer
         self._long_answers: dict[int, bytes] = {}  # where it has more than one row
         self._when_settled: dict[int, list[Callable[[], None]]] = {}
+        self._when_written: list[Callable[[], None]] = []
         # One number at a time is read faster through these.
         self.step_of = memoryview(self.step.data)
         self.is_busy_of = memoryview(self.is_busy.data)
@@ -216,6 +218,17 @@ class SessionColumns:
     def num_waiting(self, row: int) -> int:
         """Return how many calls wait for what is in flight at a row."""
         return len(self._when_settled.get(row, ()))
+
+    def end_writing(self, rows: NDArray[np.intp]) -> None:
+        """Note that no record of rows is on its way to the store any more."""
+        self.is_writing[rows] = False
+        callbacks, self._when_written = self._when_written, []
+        for callback in callbacks:
+            callback()
+
+    def when_written(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called once when records, of whatever rows, are no more on their way to the store."""
+        self._when_written.append(callback)
 
     def _tell_waiters(self, rows: NDArray[np.intp]) -> None:
         for row in self._when_settled.keys() & set(rows.tolist()):

@@ -12,8 +12,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
+import numpy as np
+
 from longshort_service import errors
-from longshort_service.turns import until_settled
+from longshort_service.turns import until_settled, until_written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -87,7 +89,10 @@ class Evictor:
                     "close some that nobody follows any more, or raise max_sessions",
                     max_sessions=limit,
                 )
-            await self._spill(idle, "capacity")
+            if all(session.is_writing for session in idle):
+                await until_written(idle[0])
+            else:
+                await self._spill(idle, "capacity")
         return min(num_rooms, count)
 
     async def _spill(self, sessions: Sequence[Session[Model]], cause: str) -> None:
@@ -98,9 +103,11 @@ class Evictor:
             if not session.is_ended
             and session.owner is None
             and not session.is_busy
-            and not session.model.columns.is_writing[session.row]
+            and not session.is_writing
             and self._turns.is_free(session.id)
         ]
+        if not idle:
+            return
         with self._turns.of_free([session.id for session in idle]):
             for session in idle:
                 session.model.columns.is_writing[session.row] = True
@@ -111,7 +118,7 @@ class Evictor:
             finally:
                 for session in idle:
                     if not session.is_ended:
-                        session.model.columns.is_writing[session.row] = False
+                        session.model.columns.end_writing(np.array([session.row]))
             self._observer.store_seconds("write", time.perf_counter() - begin_s)
             accepted = [refusal is None for refusal in refusals]
             written = list(zip(idle, records, strict=True))

@@ -305,6 +305,10 @@ class Keeper:
         """
         await self.raise_epoch(live)
         await self.checkpointer.until_free(live)
+        # An answer that waits still is of what is given up here: the steps of what follows do not store it.
+        self.checkpointer.give_up(
+            live, errors.SessionMoved(f"session {live.id} was reset", cause="reset", client_id="")
+        )
         wanted = live.durability
         live.restart(states, self.draw_incarnation(), self.clock())
         self.checkpointer.take_on(live, wanted)

@@ -180,6 +180,11 @@ class Session(Generic[ModelT]):
         self.model.columns.is_busy[self.row] = False
 
     @property
+    def is_writing(self) -> bool:
+        """Whether a record of it is on its way to the store."""
+        return not self.is_ended and bool(self.model.columns.is_writing[self.row])
+
+    @property
     def num_waiting(self) -> int:
         """The number of calls that wait for what is in flight."""
         return 0 if self.is_ended else self.model.columns.num_waiting(self.row)

@@ -13,6 +13,7 @@ import numpy as np
 
 from longshort_service import errors
 from longshort_service.arena import Slots
+from longshort_service.durability import Durability
 from longshort_service.row_index import RowIndex
 from longshort_service.served_model import ModelT, allocate_row, allocate_scratch, check_fit
 from longshort_service.session import Session, StreamOwner
@@ -136,6 +137,7 @@ class SessionTable(Generic[ModelT]):
             generations = [session.generation for session in sessions if session.model is model]
             model.arena.free(Slots(rows, np.array(generations, np.int64)))
             model.columns.is_idle[rows] = False
+            model.columns.durability[rows] = Durability.NONE  # it is not behind any more
             model.columns.forget_long_answers(rows)
             index = self._by_row[model]
             index.remove([session for session in sessions if session.model is model])

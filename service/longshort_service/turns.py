@@ -25,6 +25,17 @@ async def until_settled(session: Session[Model]) -> None:
         await settled
 
 
+async def until_written(session: Session[Model]) -> None:
+    """Wait until no record of the session is on its way to the store. What follows without an await sees it so."""
+    loop = asyncio.get_running_loop()
+    while session.is_writing:
+        written = loop.create_future()
+        session.model.columns.when_written(
+            lambda written=written: written.done() or written.set_result(None)  # type: ignore[misc]
+        )
+        await written
+
+
 class Turns:
     """Who is at which session. A turn costs a place in a dictionary: a frame takes thousands of them at once."""
 
