@@ -216,3 +216,11 @@ def test_the_docs_have_the_row_of_every_setting(option: Option):
 def test_the_docs_have_no_setting_that_is_gone():
     rows = [line for line in DOCS.read_text(encoding="utf-8").splitlines() if "| `LONGSHORT_" in line]
     assert len(rows) == len(options())
+
+
+@pytest.mark.parametrize(
+    "url", ["redys://user:secret@host:1", "redys://:secret@host", "redys://host?password=secret&x=1"]
+)
+def test_password_of_a_store_is_not_shown(url: str):
+    assert "secret" not in error_of({"store": url}, {})
+    assert "host" in error_of({"store": url}, {})

@@ -172,7 +172,8 @@ def load(
             try:
                 values[option.field] = option.kind.read(raw)
             except ValueError as error:
-                raise ConfigError(f"{source}: {raw!r} will not do: give {error}") from None
+                told = kinds.without_password(repr(raw))
+                raise ConfigError(f"{source}: {told} will not do: give {error}") from None
     return ServeConfig(**values)
 
 

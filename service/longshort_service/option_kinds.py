@@ -121,6 +121,11 @@ def _store(raw: object) -> str:
     return url
 
 
+def without_password(url: str) -> str:
+    """Return a URL as it may be logged: without what stands between the scheme and the host, and its query."""
+    return re.sub(r"(?<=password=)[^&']*", "***", re.sub(r"://[^/]*@", "://***@", url))
+
+
 FOLDER: Final = Kind("FOLDER", _folder)
 HOST: Final = Kind("HOST", _text)
 PORT: Final = Kind("PORT", _whole(0, 65535))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from longshort_service import logs
 from longshort_service.app import App
 from longshort_service.garbage import GarbagePolicy
+from longshort_service.option_kinds import without_password
 from longshort_service.transport.event_loop import CompletionLoop
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ async def _serve(config: ServeConfig) -> None:
                 "grpc": f"{config.host}:{app.grpc_port}",
                 "metrics": f"http://{config.host}:{app.metrics_port}/metrics",
                 "models": models,
-                "store": config.store,
+                "store": without_password(config.store),
                 "pid": os.getpid(),
             }
         },
