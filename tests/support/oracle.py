@@ -35,6 +35,18 @@ class OracleModel:
         answer, *new_states = self._session.run(names, feeds)
         return answer[0, 0], new_states
 
+    def run_series(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Run a series `[time, features]` at once: the bits of one row after the other, in a tenth of the time."""
+        feeds = {
+            state.input: array
+            for state, array in zip(self.signature.states, self.initial_states(), strict=True)
+        }
+        feeds[self.signature.input] = rows[None]  # [1, time, features] f32
+        if self.signature.sequence_lens is not None:
+            feeds[self.signature.sequence_lens] = np.full(1, len(rows), np.int32)
+        (answers,) = self._session.run([self.signature.output], feeds)
+        return answers[0]
+
     def initial_states(self) -> list[NDArray[np.float32]]:
         """Return the states of a session at step 0, `[..., 1, ...]`."""
         return [

@@ -1,0 +1,232 @@
+"""Two hundred callers that stream real series as fast as they are answered, and note what they got and when.
+
+They use the client as anybody does: async sessions, a gateway's single calls and array calls, sessions in threads. An
+error that a caller sees ends the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from array import array
+from bisect import bisect_right
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import longshort
+import numpy as np
+from longshort.route import Route
+from longshort_model.dataset import metro, parking, repeat_last
+from oracle import OracleModel, OracleSession
+from program import SHIPPED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+NUM_ASYNC, NUM_GATEWAY, NUM_GROUP, NUM_THREADS = 100, 60, 20, 20
+NUM_CALLERS = NUM_ASYNC + NUM_GATEWAY + NUM_GROUP + NUM_THREADS
+NUM_OUTPUTS = 3
+SHARE_OF_LONG_CALLS = 0.05  # a message of several steps, so that a replay meets boundaries of every kind
+MOST_STEPS = 40
+
+# The server allows a ping every 5 s. A frozen server is found at most 6 s after its last word.
+KEEPALIVE_MS, PING_TIMEOUT_MS = 5_000, 1_000
+OPTIONS = (
+    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
+    ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),
+)
+
+
+@dataclass(eq=False)
+class Caller:
+    """One session: what it sends, and what came back. Times are `time.monotonic`."""
+
+    id: str
+    model: str
+    source: NDArray[np.float32]  # [time] from its first known value on; begun again where it ends
+    answers: NDArray[np.float32] = field(
+        default_factory=lambda: np.empty((1024, NUM_OUTPUTS), np.float32)  # [room, outputs]
+    )
+    position: int = 0
+    begins_s: array[float] = field(default_factory=lambda: array("d"))  # of every call
+    ends_s: array[float] = field(default_factory=lambda: array("d"))
+    where: Callable[[], str | None] = lambda: None  # the address of its server
+
+    def values(self, count: int) -> NDArray[np.float32]:
+        """Return the next values, and note that a call of them begins."""
+        self.begins_s.append(time.monotonic())
+        return self._part(self.position, count)
+
+    def take(self, rows: NDArray[np.float32], position: int) -> None:
+        """Note answers [time, outputs], and where the client says that the session is."""
+        self.ends_s.append(time.monotonic())
+        end = self.position + len(rows)
+        assert end == position, f"{self.id}: {len(rows)} answers from {self.position}, position {position}"
+        if end > len(self.answers):
+            self.answers = np.concatenate([self.answers, np.empty_like(self.answers)])
+        self.answers[self.position : end] = rows
+        self.position = end
+
+    def check(self, oracle: OracleModel) -> None:
+        """Hold every answer against the model that has run these values alone."""
+        rows = repeat_last(self._part(0, self.position))[:, None]
+        wanted = oracle.run_series(rows)
+        few = min(50, len(rows))
+        np.testing.assert_array_equal(wanted[:few], OracleSession(oracle).feed(rows[:few]))
+        differ = (self.answers[: self.position] != wanted).any(axis=1)
+        assert not differ.any(), (
+            f"{self.id}: {differ.sum()} of {self.position} answers, from {differ.argmax()}"
+        )
+
+    def answered_after_s(self, moment_s: float) -> float | None:
+        """Return how long after a moment it had the answer to a call that it began after it."""
+        call = bisect_right(self.begins_s, moment_s)
+        return self.ends_s[call] - moment_s if call < len(self.ends_s) else None
+
+    def longest_s(self) -> float:
+        """Return the longest time that a call took."""
+        return max(end - begin for begin, end in zip(self.begins_s, self.ends_s, strict=True))
+
+    def _part(self, first: int, count: int) -> NDArray[np.float32]:
+        return self.source.take(range(first, first + count), mode="wrap")
+
+
+class Crowd:
+    """All callers of one run."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+        self.callers = [_caller(number) for number in range(NUM_CALLERS)]
+        self.num_streams = 0
+        self._stop = threading.Event()
+
+    def run(self, address: str, disturb: Callable[[threading.Event], None]) -> None:
+        """Stream until `disturb`, in a thread of its own, has returned; it stops early when its event is set.
+
+        Everything is stored and closed then. Raises what a caller or `disturb` raised.
+        """
+        with self._counted_streams():
+            asyncio.run(self._run(address, disturb))
+
+    def check(self) -> None:
+        """Hold every answer of everybody against a run without faults."""
+        for model in ("metro", "parking"):
+            oracle = OracleModel(SHIPPED / model / "1" / "model.onnx")
+            for caller in self.callers:
+                if caller.model == model:
+                    caller.check(oracle)
+
+    async def _run(self, address: str, disturb: Callable[[threading.Event], None]) -> None:
+        left = iter(self.callers)
+        async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+            client = await stack.enter_async_context(longshort.aio.Client(address, options=OPTIONS))
+            gateways = {
+                model: await stack.enter_async_context(
+                    longshort.aio.Gateway(address, model, durability="behind", options=OPTIONS)
+                )
+                for model in ("metro", "parking")
+            }
+            threads = stack.enter_context(longshort.Client(address, options=OPTIONS))
+            pool = stack.enter_context(ThreadPoolExecutor(NUM_THREADS))
+            for _ in range(NUM_ASYNC):
+                group.create_task(self._follow(client, next(left)))
+            for _ in range(NUM_GATEWAY):
+                caller = next(left)
+                group.create_task(self._follow_one(gateways[caller.model], caller))
+            for _ in range(NUM_THREADS):
+                group.create_task(self._in_thread(pool, threads, next(left)))
+            together = list(left)
+            for model, gateway in gateways.items():
+                some = [caller for caller in together if caller.model == model]
+                group.create_task(self._follow_all(gateway, some))
+            group.create_task(self._disturb(disturb))
+
+    async def _disturb(self, disturb: Callable[[threading.Event], None]) -> None:
+        try:
+            await asyncio.to_thread(disturb, self._stop)
+        finally:
+            self._stop.set()
+
+    async def _follow(self, client: longshort.aio.Client, caller: Caller) -> None:
+        async with client.session(caller.id, caller.model, durability="behind") as session:
+            caller.where = lambda: session._route.address
+            while not self._stop.is_set():
+                values = caller.values(self._count())
+                if len(values) == 1:
+                    rows = (await session.step(values[0]))[None]
+                else:
+                    rows = await session.steps(values)
+                caller.take(rows, session.position)
+            assert await session.flush() == caller.position
+
+    async def _follow_one(self, gateway: longshort.aio.Gateway, caller: Caller) -> None:
+        caller.where = _lane_of(gateway, caller)
+        while not self._stop.is_set():
+            row = await gateway.step(caller.id, caller.values(1)[0])
+            caller.take(row[None], gateway.position(caller.id))
+        await gateway.flush([caller.id])
+
+    async def _follow_all(self, gateway: longshort.aio.Gateway, callers: list[Caller]) -> None:
+        group = gateway.group([caller.id for caller in callers])
+        await gateway.open(group.ids)
+        for caller in callers:
+            caller.where = _lane_of(gateway, caller)
+        while not self._stop.is_set():
+            count = self._count()
+            values = np.stack([caller.values(count) for caller in callers])[:, :, None]
+            answers = await gateway.steps(group, values)  # [callers, count, outputs] f32
+            for caller, rows in zip(callers, answers, strict=True):
+                caller.take(rows, gateway.position(caller.id))
+        await gateway.flush(group.ids)
+
+    async def _in_thread(self, pool: ThreadPoolExecutor, client: longshort.Client, caller: Caller) -> None:
+        try:
+            await asyncio.get_running_loop().run_in_executor(pool, self._follow_here, client, caller)
+        finally:  # cancelled, as another caller has failed: the threads have to hear of it
+            self._stop.set()
+
+    def _follow_here(self, client: longshort.Client, caller: Caller) -> None:
+        with client.session(caller.id, caller.model, durability="behind") as session:
+            caller.where = lambda: session._route.address
+            while not self._stop.is_set():
+                rows = session.steps(caller.values(self._count()))
+                caller.take(rows, session.position)
+            assert session.flush() == caller.position
+
+    def _count(self) -> int:
+        return self._random.randint(2, MOST_STEPS) if self._random.random() < SHARE_OF_LONG_CALLS else 1
+
+    @contextmanager
+    def _counted_streams(self) -> Iterator[None]:
+        """Count every stream that any client makes: each takes its way from a route."""
+        take = Route.take
+
+        def counted(route: Route) -> Any:
+            self.num_streams += 1
+            return take(route)
+
+        Route.take = counted  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            Route.take = take  # type: ignore[method-assign]
+
+
+def _caller(number: int) -> Caller:
+    """Return a caller whose values are those of no other: one of 28 car parks or the road, from a day of its own."""
+    dataset = parking() if number % 2 else metro()
+    series = dataset.values[number % len(dataset.values)]
+    begun = series[number * (18 if number % 2 else 24) % (len(series) // 2) :]
+    known = begun[int((~np.isnan(begun)).argmax()) :]
+    return Caller(f"chaos-{number:03}", dataset.name, known)
+
+
+def _lane_of(gateway: longshort.aio.Gateway, caller: Caller) -> Callable[[], str | None]:
+    return lambda: gateway._lanes.of(caller.id).pump._route.address

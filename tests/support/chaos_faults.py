@@ -1,0 +1,182 @@
+"""What is done to servers while callers stream: killed, frozen, cut off, drained, and their store restarted.
+
+Each fault is over, and what it ended is back, when its method returns; what was met is noted with the moment.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from chaos_cables import Cables, State
+
+if TYPE_CHECKING:
+    import random
+    import threading
+    from collections.abc import Callable, Iterator
+
+    from chaos_callers import Caller
+    from conftest import Server
+    from valkey import Valkey
+
+FROZEN_S: Final = (8.0, 9.5)  # longer than the client's keepalive and ping timeout together
+HELD_S: Final = (0.5, 8.0)  # some are over before anybody notices
+CUT_S: Final = (0.5, 3.0)
+STORE_AWAY_S: Final = (0.1, 2.0)
+PAUSE_S: Final = (0.1, 1.5)  # from one fault to the next: some clients have not recovered
+COUNTED: Final = ("moves", "replays", "conflicts", "errors")
+SAMPLE: Final = re.compile(r"^longshort_(\w+)_total(?:{.*})? (\S+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Fault:
+    kind: str
+    moment_s: float  # of its beginning, by `time.monotonic`
+    met: list[Caller]  # whose server it was
+
+
+class Faults:
+    """Servers that are on the same ports as long as the run lasts, and what has been done to them."""
+
+    def __init__(self, start: Callable[[int], Server], num_servers: int, callers: list[Caller]) -> None:
+        self._start = start  # by port, 0 for a free one
+        self._callers = callers
+        self.servers = [start(0) for _ in range(num_servers)]
+        self.done: list[Fault] = []
+        self.counts: Counter[str] = Counter()  # of metrics, over all processes
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where callers find the servers."""
+        return [server.address for server in self.servers]
+
+    def kinds(self) -> list[Callable[[int], None]]:
+        """Return everything that can be done to a server of this number."""
+        return [self.kill]
+
+    def play(self, num_faults: int, chance: random.Random, stop: threading.Event) -> None:
+        """Do every kind in turn, in a new order each round."""
+        round_: list[Callable[[int], None]] = []
+        for _ in range(num_faults):
+            if stop.wait(chance.uniform(*PAUSE_S)):
+                return
+            if not round_:
+                round_ = chance.sample(self.kinds(), len(self.kinds()))
+            self._chance = chance
+            round_.pop()(chance.randrange(len(self.servers)))
+        stop.wait(PAUSE_S[1])
+        for server in self.servers:
+            self._harvest(server)
+
+    def kill(self, number: int) -> None:
+        """SIGKILL, and a new process at once."""
+        self._harvest(self.servers[number])
+        with self._noted("killed", number):
+            self.servers[number].stop(signal.SIGKILL)
+        self._restart(number)
+
+    def _restart(self, number: int) -> None:
+        self.servers[number] = self._start(self.servers[number].port)
+
+    def _harvest(self, server: Server) -> None:
+        """Add up what a process has counted; those of one that is killed end with it."""
+        for name, value in SAMPLE.findall(server.metrics()):
+            if name in COUNTED:
+                self.counts[name] += int(float(value))
+
+    @contextmanager
+    def _noted(self, kind: str, number: int | None) -> Iterator[None]:
+        """Note a fault of one server, or of all, that happens in the block."""
+        address = None if number is None else self.addresses[number]
+        met = [caller for caller in self._callers if number is None or caller.where() == address]
+        self.done.append(Fault(kind, time.monotonic(), met))
+        yield
+
+
+class ClusterFaults(Faults):
+    """Three replicas on one Valkey, cables before and behind each of them."""
+
+    def __init__(
+        self, start: Callable[..., Server], store: Valkey, callers: list[Caller], num_servers: int = 3
+    ) -> None:
+        self._store = store
+        self._behind = Cables([store.port] * num_servers)
+        urls = {}  # of the store, by the port of the server that has it
+
+        def start_one(port: int) -> Server:
+            url = urls.get(port) or f"redis://127.0.0.1:{self._behind.ports[len(urls)]}"
+            server = start("--store", url, port=port)
+            urls[server.port] = url
+            return server
+
+        super().__init__(start_one, num_servers, callers)
+        self._before = Cables([server.port for server in self.servers])
+
+    @property
+    def addresses(self) -> list[str]:
+        return [f"127.0.0.1:{port}" for port in self._before.ports]
+
+    def close(self) -> None:
+        self._before.__exit__()
+        self._behind.__exit__()
+
+    def kinds(self) -> list[Callable[[int], None]]:
+        return [
+            self.kill,
+            self.freeze,
+            self.drain,
+            self.part_from_callers,
+            self.part_from_store,
+            self.stop_store,
+            self.kill_store,
+        ]
+
+    def freeze(self, number: int) -> None:
+        """SIGSTOP until its sessions are with others, then SIGCONT: it still believes that they are its own."""
+        with self._noted("frozen", number):
+            self.servers[number].process.send_signal(signal.SIGSTOP)
+        time.sleep(self._chance.uniform(*FROZEN_S))
+        self.servers[number].process.send_signal(signal.SIGCONT)
+
+    def drain(self, number: int) -> None:
+        """SIGTERM, as a rolling restart does."""
+        self._harvest(self.servers[number])
+        with self._noted("drained", number):
+            assert self.servers[number].stop(signal.SIGTERM) == 0
+        self._restart(number)
+
+    def part_from_callers(self, number: int) -> None:
+        """The way between callers and a replica is cut or silent."""
+        self._part("from callers", self._before, number)
+
+    def part_from_store(self, number: int) -> None:
+        """The way between a replica and Valkey is cut or silent."""
+        self._part("from the store", self._behind, number)
+
+    def stop_store(self, _: int) -> None:
+        """Valkey ends in good order and comes back."""
+        with self._noted("store stopped", None):
+            self._store.stop()
+        self._bring_back_store()
+
+    def kill_store(self, _: int) -> None:
+        """Valkey is killed and comes back with what was in its file."""
+        with self._noted("store killed", None):
+            self._store.kill()
+        self._bring_back_store()
+
+    def _bring_back_store(self) -> None:
+        time.sleep(self._chance.uniform(*STORE_AWAY_S))
+        self._store.restart()
+
+    def _part(self, whom: str, cables: Cables, number: int) -> None:
+        state = self._chance.choice([State.HELD, State.CUT])
+        with self._noted(f"{state.value} {whom}", number):
+            cables.set(number, state)
+        time.sleep(self._chance.uniform(*(HELD_S if state is State.HELD else CUT_S)))
+        cables.set(number, State.WHOLE)
