@@ -19,10 +19,9 @@ import pytest
 import valkey
 from fault_points import FAULT_POINTS, FaultPoint, Phase
 from faulty_server import FaultyServer, FaultyServers, faulty_servers
-from histories import BEHIND, NONE, SYNC, Follower, SessionLostError, reason_of
+from histories import BEHIND, NONE, SYNC, Follower, SessionLostError, StoreCaller, reason_of
 from longshort_model.synthetic import write_random_model
 from oracle import OracleModel, OracleSession
-from wire import Caller
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -138,14 +137,14 @@ class Play:
 
     async def _through(self, server: FaultyServer, *, drains: bool) -> None:
         follower = self._follower
-        async with asyncio.timeout(PATIENCE_S), Caller(server.address) as caller:
+        async with asyncio.timeout(PATIENCE_S), StoreCaller(server.address) as caller:
             stream, step = await follower.open(caller)
             step = await follower.go_on(stream, step, FLUSH_AT)
             if step == FLUSH_AT:
                 await follower.flush(stream)
             step = await follower.go_on(stream, step, LEAVE_AT)
             if step == LEAVE_AT:
-                await follower.leave(stream)
+                await stream.leave()
                 stream, step = await follower.open(caller)
             if drains:
                 step = await follower.go_on(stream, step, DRAIN_AT)

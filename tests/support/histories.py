@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
-from longshort.v1 import sequence_pb2, types_pb2
-from wire import OPEN, OPEN_OR_CREATE, Stream, key, refusal_of, values_of
+from longshort.v1 import sequence_pb2, session_pb2, types_pb2
+from wire import OPEN, OPEN_OR_CREATE, Caller, Refusal, Stream, key, refusal_of, values_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
-    from wire import Caller
 
 CLIENT_ID = "by hand"
 NONE, BEHIND, SYNC = types_pb2.DURABILITY_NONE, types_pb2.DURABILITY_BEHIND, types_pb2.DURABILITY_SYNC
@@ -32,6 +31,63 @@ class SessionLostError(Exception):
 
 class SessionReplacedError(Exception):
     """The session is another one of the same name."""
+
+
+class StoreStream(Stream):
+    """A stream of a session that is stored: what it is told between answers goes to `on_durable`."""
+
+    on_durable: Callable[[int], None] | None = None
+
+    async def receive(self) -> sequence_pb2.StreamResponse:
+        while True:
+            response = await super().receive()
+            if response.WhichOneof("kind") != "durable":
+                return response
+            if self.on_durable is not None:
+                self.on_durable(response.durable.durable_step)
+
+    async def flush(self) -> int:
+        """Wait until all is stored; return up to where."""
+        response = await self.ask(flush=sequence_pb2.Flush())
+        assert response.WhichOneof("kind") == "flushed", response
+        return response.flushed.durable_step
+
+    async def leave(self) -> None:
+        """Half-close."""
+        await self.call.done_writing()
+        with contextlib.suppress(EOFError):
+            await self.receive()
+
+    async def refusal(self, **kind: Any) -> Refusal:
+        """Return how the stream ends, after one more message where one is given; answers may come before."""
+        if kind:
+            await self.send(**kind)
+        while True:
+            try:
+                await self.receive()
+            except grpc.aio.AioRpcError as error:
+                return refusal_of(error)
+
+
+class StoreCaller(Caller):
+    """A connection whose streams are of sessions that are stored."""
+
+    def stream(self) -> StoreStream:
+        return StoreStream(self.sequence.Stream())
+
+    async def open(
+        self, session_id: str = "", model: str = "adder", **fields: Any
+    ) -> tuple[StoreStream, sequence_pb2.Opened]:
+        stream, opened = await super().open(session_id, model, **fields)
+        assert isinstance(stream, StoreStream)
+        return stream, opened
+
+    async def described(self, session_id: str = "s") -> session_pb2.Session:
+        """Return what there is to say of a session."""
+        request = session_pb2.GetSessionRequest(session=key(session_id))
+        response = await self.sessions.GetSession(request)
+        assert isinstance(response, session_pb2.GetSessionResponse)
+        return response.session
 
 
 @dataclass
@@ -52,7 +108,7 @@ class Follower:
     def __post_init__(self) -> None:
         self._starts = [0, *itertools.accumulate(self.sizes)]
         assert self._starts[-1] == len(self.values)
-        self._unanswered: tuple[int, int] | None = None  # first step and end
+        self.unanswered: tuple[int, int] | None = None  # first step and end
 
     @property
     def is_done(self) -> bool:
@@ -64,9 +120,10 @@ class Follower:
         answered = len(self.answers)
         return answered if self.durability == NONE else min(self.durable_step, answered)
 
-    async def open(self, caller: Caller) -> tuple[Stream, int]:
+    async def open(self, caller: StoreCaller) -> tuple[StoreStream, int]:
         """Open the session; return its stream and where to go on. Raises SessionLostError, SessionReplacedError."""
         stream = caller.stream()
+        stream.on_durable = self._note_durable
         wanted = sequence_pb2.Open(
             session=key(self.session_id),
             model=self.model,
@@ -84,7 +141,7 @@ class Follower:
         opened = response.opened
         if self.incarnation is not None and opened.incarnation != self.incarnation:
             raise SessionReplacedError
-        assert opened.epoch > self.epoch or opened.epoch == 0
+        assert opened.epoch >= self.epoch  # the same only where the store is away
         self.incarnation, self.epoch = opened.incarnation, opened.epoch
         self.durability = opened.durability
         return stream, self._go_on_from(opened.step, opened.durable_step)
@@ -99,12 +156,12 @@ class Follower:
             if step < self._kept_from:
                 raise SessionLostError(f"at step {step}, and values are kept from {self._kept_from}")
             return step
-        assert self._unanswered is not None, "the session is ahead of all that was sent"
-        first, end = self._unanswered
+        assert self.unanswered is not None, "the session is ahead of all that was sent"
+        first, end = self.unanswered
         assert (first, end) == (answered, step), "the session has moved by something that nobody sent"
         return first
 
-    async def go_on(self, stream: Stream, step: int, until_step: int | None = None) -> int:
+    async def go_on(self, stream: StoreStream, step: int, until_step: int | None = None) -> int:
         """Send messages from `step` on, each when the one before it is answered; return the step reached."""
         until_step = len(self.values) if until_step is None else until_step
         while step < until_step:
@@ -113,11 +170,13 @@ class Follower:
             step = end
         return step
 
-    async def send(self, stream: Stream, step: int, end: int) -> None:
+    async def send(self, stream: StoreStream, step: int, end: int) -> None:
         """Send the values of steps `step` to `end` as one message, and take its answer."""
-        self._unanswered = (step, end)
+        self.unanswered = (step, end)
         await stream.send(values=values_of(self.values[step:end].tolist(), step))
-        answer = (await self._next(stream)).answer
+        response = await stream.receive()
+        assert response.WhichOneof("kind") == "answer", response
+        answer = response.answer
         rows = np.array(answer.values, np.float32).reshape(end - step, -1)
         assert answer.step == end
         for place, row in enumerate(rows, start=step):
@@ -127,32 +186,14 @@ class Follower:
                 self.answers.append(row.tobytes())
         self._note_durable(answer.durable_step)
         self.num_replays += answer.replayed
-        self._unanswered = None
+        self.unanswered = None
 
-    async def flush(self, stream: Stream) -> None:
+    async def flush(self, stream: StoreStream) -> None:
         """Wait until all is stored."""
-        await stream.send(flush=sequence_pb2.Flush())
-        self._note_durable((await self._next(stream)).flushed.durable_step)
-
-    async def leave(self, stream: Stream) -> None:
-        """Half-close; what is told meanwhile is noted."""
-        await stream.call.done_writing()
-        with contextlib.suppress(EOFError):
-            while True:
-                self._note_durable((await stream.receive()).durable.durable_step)
-
-    async def _next(self, stream: Stream) -> sequence_pb2.StreamResponse:
-        """Return the next response that answers something."""
-        while True:
-            response = await stream.receive()
-            kind = response.WhichOneof("kind")
-            if kind != "durable":
-                assert kind in {"answer", "flushed"}, response
-                return response
-            self._note_durable(response.durable.durable_step)
+        self._note_durable(await stream.flush())
 
     def _note_durable(self, step: int) -> None:
-        assert step <= len(self.answers) or self._unanswered is not None, (
+        assert step <= len(self.answers) or self.unanswered is not None, (
             "what nobody applied is called durable"
         )
         self.durable_step = max(self.durable_step, step)
