@@ -19,7 +19,8 @@ from longshort_service.stores.base import Found, OpenMode, Refusal
 from longshort_service.stores.opening import make_store
 from longshort_service.stores.redis import RedisBackend
 from longshort_service.stores.redis_address import parse_address
-from longshort_service.stores.redis_link import ServerSettings, find_problem
+from longshort_service.stores.redis_link import ServerSettings, find_problem, inspect
+from redis import exceptions
 from store_records import NOW_S, asks, created, opened, record_of, same, stored
 
 if TYPE_CHECKING:
@@ -106,6 +107,21 @@ def test_append_only_file_off_is_warned_of_once(start: Start, run: Run, caplog: 
     assert len(warnings) == 1
     assert "has appendonly off" in warnings[0]
     run(store.close())
+
+
+class LoadingServer:
+    """A connection to a server that reads its append-only file, which says then that it has none."""
+
+    def send_command(self, *words: str) -> None:
+        assert words == ("INFO",)
+
+    def read_response(self) -> bytes:
+        return b"redis_version:7.2.4\r\nloading:1\r\naof_enabled:0\r\n"
+
+
+def test_server_that_reads_its_file_is_not_judged_by_what_it_says_meanwhile():
+    with pytest.raises(exceptions.BusyLoadingError):
+        inspect(LoadingServer())
 
 
 def test_service_without_redis_py_says_what_to_install(monkeypatch: pytest.MonkeyPatch):

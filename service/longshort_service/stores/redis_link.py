@@ -98,6 +98,8 @@ def connect(address: RedisAddress, on_settings: Callable[[ServerSettings], None]
 def inspect(connection: ConnectionInterface) -> ServerSettings:
     """Ask a server how it keeps what it is given. Raises UnfitServerError where it may lose it."""
     info = _fields(_ask(connection, "INFO"))
+    if info.get("loading") == "1":  # meanwhile it says that it has no append-only file
+        raise exceptions.BusyLoadingError("loading")
     problem = find_problem(info)
     if problem:
         raise UnfitServerError(problem)
