@@ -7,6 +7,7 @@ error that a caller sees ends the run.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import threading
 import time
@@ -34,6 +35,10 @@ NUM_CALLERS = NUM_ASYNC + NUM_GATEWAY + NUM_GROUP + NUM_THREADS
 NUM_OUTPUTS = 3
 SHARE_OF_LONG_CALLS = 0.05  # a message of several steps, so that a replay meets boundaries of every kind
 MOST_STEPS = 40
+CALLS_OF_A_SESSION = (
+    100,
+    800,
+)  # then it is closed and opened again: at the first place of its hash, where that is up
 
 # The server allows a ping every 5 s. A frozen server is found at most 6 s after its last word.
 KEEPALIVE_MS, PING_TIMEOUT_MS = 5_000, 1_000
@@ -50,7 +55,7 @@ class Caller:
 
     id: str
     model: str
-    source: NDArray[np.float32]  # [time] from its first known value on; begun again where it ends
+    source: NDArray[np.float32]  # [time], the first is known; begun again where it ends
     answers: NDArray[np.float32] = field(
         default_factory=lambda: np.empty((1024, NUM_OUTPUTS), np.float32)  # [room, outputs]
     )
@@ -103,7 +108,7 @@ class Crowd:
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
-        self.callers = [_caller(number) for number in range(NUM_CALLERS)]
+        self.callers = _callers()
         self.num_streams = 0
         self._stop = threading.Event()
 
@@ -155,16 +160,18 @@ class Crowd:
             self._stop.set()
 
     async def _follow(self, client: longshort.aio.Client, caller: Caller) -> None:
-        async with client.session(caller.id, caller.model, durability="behind") as session:
-            caller.where = lambda: session._route.address
-            while not self._stop.is_set():
-                values = caller.values(self._count())
-                if len(values) == 1:
-                    rows = (await session.step(values[0]))[None]
-                else:
-                    rows = await session.steps(values)
-                caller.take(rows, session.position)
-            assert await session.flush() == caller.position
+        while not self._stop.is_set():
+            async with client.session(caller.id, caller.model, durability="behind") as session:
+                caller.where = lambda: session._route.address
+                assert session.position == caller.position
+                for _ in self._calls():
+                    values = caller.values(self._count())
+                    if len(values) == 1:
+                        rows = (await session.step(values[0]))[None]
+                    else:
+                        rows = await session.steps(values)
+                    caller.take(rows, session.position)
+                assert await session.flush() == caller.position
 
     async def _follow_one(self, gateway: longshort.aio.Gateway, caller: Caller) -> None:
         caller.where = _lane_of(gateway, caller)
@@ -193,12 +200,21 @@ class Crowd:
             self._stop.set()
 
     def _follow_here(self, client: longshort.Client, caller: Caller) -> None:
-        with client.session(caller.id, caller.model, durability="behind") as session:
-            caller.where = lambda: session._route.address
-            while not self._stop.is_set():
-                rows = session.steps(caller.values(self._count()))
-                caller.take(rows, session.position)
-            assert session.flush() == caller.position
+        while not self._stop.is_set():
+            with client.session(caller.id, caller.model, durability="behind") as session:
+                caller.where = lambda: session._route.address
+                assert session.position == caller.position
+                for _ in self._calls():
+                    rows = session.steps(caller.values(self._count()))
+                    caller.take(rows, session.position)
+                assert session.flush() == caller.position
+
+    def _calls(self) -> Iterator[None]:
+        """Go on until the session object is to be closed."""
+        yield from itertools.takewhile(
+            lambda _: not self._stop.is_set(),
+            itertools.repeat(None, self._random.randint(*CALLS_OF_A_SESSION)),
+        )
 
     def _count(self) -> int:
         return self._random.randint(2, MOST_STEPS) if self._random.random() < SHARE_OF_LONG_CALLS else 1
@@ -219,13 +235,18 @@ class Crowd:
             Route.take = take  # type: ignore[method-assign]
 
 
-def _caller(number: int) -> Caller:
-    """Return a caller whose values are those of no other: one of 28 car parks or the road, from a day of its own."""
-    dataset = parking() if number % 2 else metro()
-    series = dataset.values[number % len(dataset.values)]
-    begun = series[number * (18 if number % 2 else 24) % (len(series) // 2) :]
-    known = begun[int((~np.isnan(begun)).argmax()) :]
-    return Caller(f"chaos-{number:03}", dataset.name, known)
+def _callers() -> list[Caller]:
+    """Return callers whose values are those of no other: a road or one of 28 car parks, from a day of its own."""
+    datasets = (metro(), parking())
+    callers = []
+    for number in range(NUM_CALLERS):
+        dataset = datasets[number % 2]
+        series = dataset.values[number % len(dataset.values)]
+        first = number * (dataset.day or 1) % (len(series) // 2)
+        begun = series[first:].copy()
+        begun[0] = repeat_last(series)[first]  # a session begins with a known value
+        callers.append(Caller(f"chaos-{number:03}", dataset.name, begun))
+    return callers
 
 
 def _lane_of(gateway: longshort.aio.Gateway, caller: Caller) -> Callable[[], str | None]:

@@ -68,7 +68,7 @@ class Faults:
             if not round_:
                 round_ = chance.sample(self.kinds(), len(self.kinds()))
             self._chance = chance
-            round_.pop()(chance.randrange(len(self.servers)))
+            round_.pop()(chance.choice(self._used()))
         stop.wait(PAUSE_S[1])
         for server in self.servers:
             self._harvest(server)
@@ -79,6 +79,11 @@ class Faults:
         with self._noted("killed", number):
             self.servers[number].stop(signal.SIGKILL)
         self._restart(number)
+
+    def _used(self) -> list[int]:
+        """Return the servers that have sessions: of one that is back they may be elsewhere still."""
+        wheres = {caller.where() for caller in self._callers}
+        return [number for number, address in enumerate(self.addresses) if address in wheres]
 
     def _restart(self, number: int) -> None:
         self.servers[number] = self._start(self.servers[number].port)
