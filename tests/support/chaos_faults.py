@@ -36,7 +36,8 @@ SAMPLE: Final = re.compile(r"^longshort_(\w+)_total(?:{.*})? (\S+)$", re.MULTILI
 @dataclass(frozen=True)
 class Fault:
     kind: str
-    moment_s: float  # of its beginning, by `time.monotonic`
+    begun_s: float  # by `time.monotonic`
+    ended_s: float  # all is back
     met: list[Caller]  # whose server it was
 
 
@@ -78,7 +79,7 @@ class Faults:
         self._harvest(self.servers[number])
         with self._noted("killed", number):
             self.servers[number].stop(signal.SIGKILL)
-        self._restart(number)
+            self._restart(number)
 
     def _used(self) -> list[int]:
         """Return the servers that have sessions: of one that is back they may be elsewhere still."""
@@ -96,11 +97,12 @@ class Faults:
 
     @contextmanager
     def _noted(self, kind: str, number: int | None) -> Iterator[None]:
-        """Note a fault of one server, or of all, that happens in the block."""
+        """Note a fault of one server, or of all, that lasts as long as the block."""
         address = None if number is None else self.addresses[number]
         met = [caller for caller in self._callers if number is None or caller.where() == address]
-        self.done.append(Fault(kind, time.monotonic(), met))
+        begun_s = time.monotonic()
         yield
+        self.done.append(Fault(kind, begun_s, time.monotonic(), met))
 
 
 class ClusterFaults(Faults):
@@ -145,15 +147,15 @@ class ClusterFaults(Faults):
         """SIGSTOP until its sessions are with others, then SIGCONT: it still believes that they are its own."""
         with self._noted("frozen", number):
             self.servers[number].process.send_signal(signal.SIGSTOP)
-        time.sleep(self._chance.uniform(*FROZEN_S))
-        self.servers[number].process.send_signal(signal.SIGCONT)
+            time.sleep(self._chance.uniform(*FROZEN_S))
+            self.servers[number].process.send_signal(signal.SIGCONT)
 
     def drain(self, number: int) -> None:
         """SIGTERM, as a rolling restart does."""
         self._harvest(self.servers[number])
         with self._noted("drained", number):
             assert self.servers[number].stop(signal.SIGTERM) == 0
-        self._restart(number)
+            self._restart(number)
 
     def part_from_callers(self, number: int) -> None:
         """The way between callers and a replica is cut or silent."""
@@ -167,13 +169,13 @@ class ClusterFaults(Faults):
         """Valkey ends in good order and comes back."""
         with self._noted("store stopped", None):
             self._store.stop()
-        self._bring_back_store()
+            self._bring_back_store()
 
     def kill_store(self, _: int) -> None:
         """Valkey is killed and comes back with what was in its file."""
         with self._noted("store killed", None):
             self._store.kill()
-        self._bring_back_store()
+            self._bring_back_store()
 
     def _bring_back_store(self) -> None:
         time.sleep(self._chance.uniform(*STORE_AWAY_S))
@@ -183,5 +185,5 @@ class ClusterFaults(Faults):
         state = self._chance.choice([State.HELD, State.CUT])
         with self._noted(f"{state.value} {whom}", number):
             cables.set(number, state)
-        time.sleep(self._chance.uniform(*(HELD_S if state is State.HELD else CUT_S)))
-        cables.set(number, State.WHOLE)
+            time.sleep(self._chance.uniform(*(HELD_S if state is State.HELD else CUT_S)))
+            cables.set(number, State.WHOLE)
