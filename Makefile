@@ -9,6 +9,8 @@ TORCH_INDEX ?=
 PYTEST_FLAGS ?=
 # smoke (1 minute), quick (10), full (an hour), million.
 BENCH ?= quick
+CHAOS_FAULTS ?= 50
+CHAOS_SEED ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
@@ -17,7 +19,7 @@ PACKAGES := pyproject.toml client/pyproject.toml
 MODELS = $(if $(wildcard models/metro/*/model.onnx models/parking/*/model.onnx),models)
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo train test check stubs bench clean
+.PHONY: help run demo train test chaos check stubs bench clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -36,6 +38,10 @@ train: .venv/with-torch ## Train both shipped models anew into models/; the scor
 
 test: .venv/with-dev ## Run all tests; what needs an engine or Debian packages skips visibly.
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+# CHAOS_SEED repeats a run: the faults and their order, not the machine's mood.
+chaos: .venv/with-dev ## Kill, freeze and cut off servers under load, 50 times each way; CHAOS_FAULTS, CHAOS_SEED.
+	CHAOS_FAULTS=$(CHAOS_FAULTS) CHAOS_SEED=$(CHAOS_SEED) $(BIN)/python -m pytest -s $(PYTEST_FLAGS) tests/test_chaos.py
 
 check: .venv/with-dev ## Format, lint, types, proto lint, generated code without difference.
 	$(BIN)/ruff format --check .
