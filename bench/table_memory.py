@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from longshort_service.app import repository_root
-from longshort_service.checkpointer import Checkpointer, CheckpointLimits
+from longshort_service.behind import CheckpointLimits
+from longshort_service.checkpointer import Checkpointer
 from longshort_service.config import ServeConfig
 from longshort_service.durability import Durability
 from longshort_service.eviction import Evictor, Limits

@@ -14,8 +14,8 @@ import pytest
 from desk import ANSWER_TIMEOUT_S, INTERVAL_S, OUTAGE_S, STEPS, Desk, play
 from house import reason_of
 from longshort_service import checkpointer as checkpointing
-from longshort_service import errors
-from longshort_service.checkpointer import TICK_S
+from longshort_service import errors, interval_writer
+from longshort_service.checkpointer import AWAY_WAIT_S, TICK_S
 from longshort_service.durability import NEVER, Durability
 from longshort_service.management import Management
 from longshort_service.opener import OpenRequest
@@ -80,7 +80,8 @@ def test_all_that_wait_at_a_time_go_in_one_write():
 
 
 def test_more_than_a_batch_goes_in_batches(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(checkpointing, "WRITE_BATCH", 4)
+    for module in (checkpointing, interval_writer):
+        monkeypatch.setattr(module, "WRITE_BATCH", 4)
 
     async def scenario(desk: Desk, store: FlakyStore) -> None:
         sessions = [await desk.open(f"s{k}", SYNC if k % 2 else BEHIND) for k in range(22)]
@@ -340,7 +341,7 @@ def test_model_that_nobody_uses_is_let_go():
         desk.table.detach(session, session.owner, desk.clock())  # type: ignore[arg-type]
         desk.table.remove(session)
         await asyncio.sleep(2 * INTERVAL_S)
-        assert not desk.checkpointer._awaited
+        assert not desk.checkpointer._interval_writer._awaited
         assert store.written
 
     play(scenario)
@@ -489,9 +490,11 @@ def test_behind_goes_on_without_the_store_and_sync_is_told_and_sent_again():
             await desk.answer(behind)
             await desk.answer(none)
         assert desk.monotonic() == begin_s
+        with pytest.raises(errors.StoreUnavailable):
+            await desk.answer(sync, 5, step=0)
+        # Of a store that is known to be away nobody waits for long.
+        assert desk.monotonic() - begin_s == pytest.approx(AWAY_WAIT_S, abs=TICK_S)
         again = asyncio.ensure_future(desk.answer(sync, 5, step=0))
-        await asyncio.sleep(1)
-        assert not again.done()
         store.is_down = False
         assert await again == (1, 10.0, True)  # it has moved once
         assert desk.num_store_changes == 2
@@ -519,7 +522,7 @@ def test_everything_waits_once_the_store_is_away_for_too_long(caplog: pytest.Log
         with pytest.raises(errors.StoreUnavailable):
             await desk.answer(behind)
         waiting = asyncio.ensure_future(desk.answer(behind))
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.1)
         store.is_down = False
         assert (await waiting)[0] == 4
         assert desk.num_store_changes == 3
@@ -946,7 +949,8 @@ def test_mark_is_not_written_where_a_stream_is_about_to_come():
 
 
 def test_every_session_is_written_as_its_owner_s_last_word(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(checkpointing, "WRITE_BATCH", 3)
+    for module in (checkpointing, interval_writer):
+        monkeypatch.setattr(module, "WRITE_BATCH", 3)
     models = [TableModel(num_rows=20, name="toy"), TableModel(num_rows=20, name="other")]
 
     async def scenario(desk: Desk, store: FlakyStore) -> None:

@@ -141,9 +141,17 @@ MAY_KNOW: dict[str, set[str]] = {
         *("stores.backend", "stores.base", "stores.memory", "stores.redis", "stores.redis_address"),
         *("stores.sqlite", "stores.sqlite_file", "stores.threaded"),
     },
+    "behind": {"columns", "durability", "outage", "repository", "session", "sessions"},
+    "session_writer": {
+        *("behind", "durability", "errors", "repository", "session", "sessions", "snapshot", "stores.base"),
+        "turns",
+    },
+    "interval_writer": {
+        *("behind", "outage", "repository", "session", "session_writer", "sessions", "snapshot", "turns"),
+    },
     "checkpointer": {
-        *("durability", "errors", "outage", "repository", "session", "sessions", "snapshot", "stores.base"),
-        *("turns", "waiters"),
+        *("behind", "durability", "errors", "interval_writer", "outage", "repository", "session"),
+        *("session_writer", "sessions", "stores.base", "turns", "waiters"),
     },
     "processor": set(),
     "version_folder": set(),
@@ -156,6 +164,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "model_change": {"errors", "record", "repository"},
     "model_exchange": {
         "errors",
+        "turns",
         "checkpointer",
         "model_change",
         "opener",
@@ -207,7 +216,7 @@ MAY_KNOW: dict[str, set[str]] = {
         ),
         "values",
     },
-    "management": {"errors", "arena", "keeper", "record", "repository", "session", "stores.base"},
+    "management": {"errors", "arena", "keeper", "record", "repository", "session", "stores.base", "turns"},
     "model_loader": {
         *("arena", "batching", "columns", "config", "engine", "host_states", "lane", "metrics", "observers"),
         *("repository", "resident_engine", "resident_graph", "signature", "version_folder"),

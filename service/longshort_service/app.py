@@ -16,7 +16,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from longshort_service import errors
-from longshort_service.checkpointer import Checkpointer, CheckpointLimits
+from longshort_service.behind import CheckpointLimits
+from longshort_service.checkpointer import Checkpointer
 from longshort_service.config import ConfigError, ServeConfig
 from longshort_service.durability import Durability
 from longshort_service.eviction import Evictor, Limits

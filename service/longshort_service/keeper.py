@@ -15,7 +15,7 @@ from longshort_service.model_change import ModelChange, check_model, model_for
 from longshort_service.model_exchange import ModelExchange
 from longshort_service.opener import Opened, Opener, OpenRequest, refuse_unfound
 from longshort_service.stores.base import Birth, OpenMode, StoreRequest, open_one
-from longshort_service.turns import until_settled
+from longshort_service.turns import until_free, until_settled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -292,7 +292,7 @@ class Keeper:
         epoch = session.epoch
         async with self.turns.of(session.id):
             await until_settled(session)
-            await self.checkpointer.until_free(session)
+            await until_free(session)
             is_unused = session.owner is None and session.step == 0 and session.epoch == epoch
             if is_unused and not session.is_ended:
                 self.table.remove(session)
@@ -304,7 +304,7 @@ class Keeper:
         It is stored when this returns, where the store is durable. Raises StoreUnavailable.
         """
         await self.raise_epoch(live)
-        await self.checkpointer.until_free(live)
+        await until_free(live)
         # An answer that waits still is of what is given up here: the steps of what follows do not store it.
         self.checkpointer.give_up(
             live, errors.SessionMoved(f"session {live.id} was reset", cause="reset", client_id="")

@@ -15,6 +15,7 @@ import numpy as np
 from longshort_service import errors
 from longshort_service import record as records
 from longshort_service.stores.base import OpenMode, StoreRequest, open_one
+from longshort_service.turns import until_free
 
 if TYPE_CHECKING:
     from longshort_service.arena import States
@@ -159,10 +160,10 @@ class Management:
         live = self._table.get(session_id)
         if live is not None:
             self._end_stream(live, "deleted")
-            await self._keeper.checkpointer.until_free(live)
+            await until_free(live)
         (was_there,) = await self._store.delete_many([session_id])
         if live is not None:
-            await self._keeper.checkpointer.until_free(live)
+            await until_free(live)
             self._table.remove(live)
         if not was_there and live is None:
             await self._look(session_id)  # says whether it was ever there

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from longshort_service import errors
 from longshort_service.model_change import ModelChange, carried_over, is_same_file, model_for
+from longshort_service.turns import until_free
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -72,11 +73,11 @@ class ModelExchange:
     async def _settle(self, session: Session[Model]) -> None:
         """Let unary calls that have come between have their answers, a few of them."""
         for _ in range(MAX_BETWEEN):
-            await self._checkpointer.until_free(session)
+            await until_free(session)
             if session.is_ended or session.durable_step >= session.step:
                 return
             await self._checkpointer.store(session)
-        await self._checkpointer.until_free(session)
+        await until_free(session)
 
     def _is_to_leave(self, request: OpenRequest, session: Session[Model]) -> bool:
         origin = session.model.origin

@@ -36,6 +36,22 @@ async def until_written(session: Session[Model]) -> None:
         await written
 
 
+async def until_free(session: Session[Model]) -> None:
+    """Wait until no message of a session is in flight and no record of it on its way to the store."""
+    while session.is_busy or session.is_writing:
+        await until_settled(session)
+        await until_written(session)
+
+
+async def first_of(event: asyncio.Event, timeout_s: float) -> None:
+    """Wait until an event is set, at most so long."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        pass
+
+
 class Turns:
     """Who is at which session. A turn costs a place in a dictionary: a frame takes thousands of them at once."""
 

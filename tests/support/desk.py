@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 from flaky_store import FlakyStore
 from house import Notes
 from longshort_service import errors
-from longshort_service.checkpointer import Checkpointer, CheckpointLimits
+from longshort_service.behind import CheckpointLimits
+from longshort_service.checkpointer import Checkpointer
 from longshort_service.durability import Durability
 from longshort_service.eviction import Evictor, Limits
 from longshort_service.keeper import Keeper
@@ -41,6 +42,7 @@ class Desk:
         models: Sequence[TableModel] = (),
         is_unary_sync: bool = True,
         max_sessions: int = 100_000,
+        draw_incarnation: Callable[[], int] | None = None,
     ) -> None:
         self.store = store
         self.monotonic = monotonic
@@ -82,7 +84,7 @@ class Desk:
             checkpointer=self.checkpointer,
             durability=Durability.BEHIND,
             clock=self.clock,
-            draw_incarnation=count(1).__next__,
+            draw_incarnation=draw_incarnation or count(1).__next__,
             observer=self.notes,
         )
 

@@ -26,6 +26,7 @@ from longshort_service.keeper import Keeper
 from longshort_service.opener import Opener
 from longshort_service.protocol import StreamState
 from longshort_service.scheduler import Scheduler
+from longshort_service.session_writer import SessionWriter
 from longshort_service.small_run import SmallRun
 from longshort_service.stores.memory import MemoryStore
 from longshort_service.stores.redis import RedisBackend
@@ -128,14 +129,14 @@ FAULT_POINTS = (
         Phase.MESSAGE,
         after(*((each, "_answer") for each in _STREAMS), holds=_is_answering),
     ),
-    FaultPoint("a session is copied for the store", Phase.WRITE, after((Checkpointer, "_copy"))),
+    FaultPoint("a session is copied for the store", Phase.WRITE, after((SessionWriter, "copy"))),
     FaultPoint("its record is handed to the store", Phase.WRITE, before((ThreadedStore, "write"))),
     FaultPoint(
         "it has the store's thread", Phase.WRITE, before(*((backend, "write") for backend in _BACKENDS))
     ),
     FaultPoint("it is stored", Phase.WRITE, after(*((backend, "write") for backend in _BACKENDS))),
     FaultPoint("it is durable and not noted", Phase.WRITE, after((ThreadedStore, "write"))),
-    FaultPoint("it is noted", Phase.WRITE, after((Checkpointer, "_write"))),
+    FaultPoint("it is noted", Phase.WRITE, after((SessionWriter, "write"))),
     FaultPoint("a flush is received", Phase.FLUSH, before((StreamConversation, "_flush"))),
     FaultPoint("a flush is done and not answered", Phase.FLUSH, after((StreamConversation, "_flush"))),
     FaultPoint("a half-closed stream still has its session", Phase.HALF_CLOSE, before((Keeper, "detach"))),

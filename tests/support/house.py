@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from longshort_service.arena import Arena
 from longshort_service.batching import BatchPolicy, RunCost
-from longshort_service.checkpointer import Checkpointer, CheckpointLimits
+from longshort_service.behind import CheckpointLimits
+from longshort_service.checkpointer import Checkpointer
 from longshort_service.columns import SessionColumns
 from longshort_service.durability import Durability
 from longshort_service.engine import Engine
