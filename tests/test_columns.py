@@ -351,3 +351,26 @@ def test_whoever_waits_for_a_row_is_told_once_and_finds_it_moved():
     settle(job_of(columns, [1], values_of(1, 1)))
     assert len(told) == 2
     assert [columns.num_waiting(row) for row in (0, 1, 5)] == [0, 0, 1]
+
+
+def test_whoever_waits_for_a_write_is_told_once_when_it_has_ended():
+    columns, told = new_columns(), []
+    columns.is_writing[[1, 3]] = True
+    columns.when_written(lambda: told.append(columns.is_writing.tolist()))
+    columns.end_writing(np.array([1]))
+    columns.end_writing(np.array([3]))
+    assert told == [[False, False, False, True, False, False]]
+
+
+def test_last_messages_of_rows_are_copies_and_those_of_each():
+    columns = new_columns()
+    settle(job_of(columns, [0, 1], values_of(2, 1)))
+    settle(job_of(columns, [2, 4], values_of(2, 3), 3))
+    rows = np.array([4, 0, 3])
+    before = columns.last_messages(rows)
+    settle(job_of(columns, rows.tolist(), values_of(3, 2)))
+    assert before.num_steps.tolist() == [3, 1, 0]
+    assert before.has_crc[:2].tolist() == [True, False]
+    assert set(before.long_answers) == {4}
+    assert len(before.long_answers[4]) == 3 * OUTPUTS * 4
+    assert columns.last_messages(np.array([3])).num_steps.tolist() == [2]

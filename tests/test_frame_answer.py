@@ -115,3 +115,48 @@ def test_models_of_different_outputs_are_laid_out_row_by_row(stream: ToyStream):
     assert answer.handles.tolist() == [9, 0, 2]
     assert answer.counts.tolist() == [1, 1, 1]
     assert answer.values.tolist() == [2, 20, 6, 8]
+
+
+def test_row_that_was_applied_and_not_stored_fails_alone(stream: ToyStream):
+    """Also one that was repeated: its answer is not said to be stored either."""
+    stream.play(frame([2], [7], steps=[2]))
+    for unstored, answered in (({0}, [1, 2]), ({0, 2}, [1]), ({1, 2}, [0])):
+        work = stream.begin(
+            frame([0, 1, 2], [1, 2, 7], steps=[stream.handles.get(0).step, stream.handles.get(1).step, 2])
+        )
+        for part in work.parts:
+            finish(part.job, part.model)
+        work.unstored.update(dict.fromkeys(unstored, errors.StoreUnavailable("away")))
+        answer = collect(work)
+        assert answer.handles.tolist() == answered
+        assert answer.replayed.tolist() == ([2] if 2 in answered else [])
+        assert {position: error.reason for position, error in work.failures.items()} == dict.fromkeys(
+            sorted(unstored), "STORE_UNAVAILABLE"
+        )
+
+
+def test_steps_that_a_frame_reached_are_those_of_the_rows_that_have_an_answer(stream: ToyStream):
+    """Applied, repeated by its values, repeated by its checksum, and none for what failed."""
+    stream.play(frame([1, 2], [1, 2, 3, 4], counts=[1, 3], steps=[1, 2]))
+    work = stream.begin(frame([0, 1, 2, 9], [8, 1, 2, 3, 4, 5], counts=[1, 1, 3, 1], steps=[0, 1, 2, 0]))
+    for part in work.parts:
+        finish(part.job, part.model)
+    reached = {
+        int(position): (int(row), int(step))
+        for _, rows, positions, steps in work.reached()
+        for row, position, step in zip(rows, positions, steps, strict=True)
+    }
+    assert reached == {
+        handle: (stream.handles.get(handle).row, stream.handles.get(handle).step) for handle in (0, 1, 2)
+    }
+
+
+def test_row_whose_run_failed_has_reached_no_step(stream: ToyStream):
+    work = stream.begin(frame([0, 1], [1, 2]))
+    job = work.parts[0].job
+    job.outputs = np.array([[[1.0]], [[np.nan]]], np.float32)
+    job.failed = np.array([False, True])
+    job.num_done = 1
+    end(job)
+    ((_, rows, positions, steps),) = work.reached()
+    assert (rows.tolist(), positions.tolist(), steps.tolist()) == ([stream.handles.get(0).row], [0], [1])

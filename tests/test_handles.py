@@ -112,3 +112,24 @@ def test_handle_that_is_there_once_is_not_repeated_beside_one_out_of_range(stran
     stream.open(0, TableModel())
     repeated = stream.handles.repeated(stream.handles.find(handles_of(0, stranger)))
     assert repeated is None or not repeated.any()
+
+
+@pytest.mark.parametrize("num_models", [1, 2])
+def test_stored_steps_of_handles_are_those_of_their_sessions(num_models: int):
+    stream, models = ToyStream(), [TableModel() for _ in range(num_models)]
+    for handle in range(4):
+        stream.open(handle, models[handle % num_models], *range(handle))
+    every = handles_of(3, 9, 0, 2, 2**32 - 1, 1)
+    assert stream.handles.durable_steps(stream.handles.find(every)).tolist() == [0] * 6
+    for handle, step in ((3, 2), (2, 1)):
+        stream.handles.get(handle).durable_step = step
+    assert stream.handles.durable_steps(stream.handles.find(every)).tolist() == [2, 0, 0, 1, 0, 0]
+    stream.handles.close(3)
+    assert stream.handles.durable_steps(stream.handles.find(handles_of(3))).tolist() == [0]
+
+
+def test_session_of_a_handle_is_found_where_it_is_open():
+    stream = ToyStream()
+    session = stream.open(1, TableModel())
+    found = [stream.handles.find_session(handle) for handle in (0, 1, 2**32 - 1)]
+    assert found == [None, session, None]

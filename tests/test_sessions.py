@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from longshort_service import errors
 from longshort_service.batching import Job
+from longshort_service.durability import Durability
 from longshort_service.session import Answers, Replay, Session
 from longshort_service.sessions import SessionTable
 from tables import (
@@ -304,6 +305,46 @@ def test_table_does_not_hold_a_model_that_has_no_session_any_more():
 
 
 # -- anything in any order -----
+
+
+def test_session_that_was_exchanged_goes_on_under_its_name_on_the_other_model():
+    table, session = new_session(TableModel())
+    other = TableModel()
+    table.attach(session, RecordingOwner(), NOW_S)
+    move(session, rows_of(1, 2))
+    fresh = table.exchange(session, other, NOW_S + 1)
+    assert (session.is_ended, table.get("s")) == (True, fresh)
+    assert (fresh.model, fresh.step, fresh.epoch, fresh.incarnation) == (other, 0, 1, 7)
+    assert (fresh.owner, table.num_idle, session.model.arena.num_held) == (None, 1, 0)
+
+
+def test_session_is_not_given_up_where_the_other_model_has_no_row():
+    table, session = new_session(TableModel())
+    full = TableModel(num_rows=1)
+    table.create("t", full, epoch=1, incarnation=8, now_s=NOW_S)
+    with pytest.raises(errors.SessionsExhausted):
+        table.exchange(session, full, NOW_S)
+    assert table.get("s") is session
+    assert not session.is_ended
+
+
+def test_models_with_sessions_are_told_with_their_rows():
+    table, session = new_session(TableModel())
+    ((model, index),) = table.by_model()
+    assert (model, index.num_rows, index.num_sessions) == (session.model, session.row + 1, 1)
+    table.remove(session)
+    assert table.by_model() == []
+
+
+def test_session_that_has_ended_is_not_behind():
+    table, session = new_session(TableModel())
+    session.model.columns.durability[session.row] = Durability.SYNC
+    session.durable_step = 1
+    assert (session.durability, session.durable_step, session.is_writing) == (Durability.SYNC, 1, False)
+    session.model.columns.is_writing[session.row] = True
+    assert session.is_writing
+    table.remove(session)
+    assert (session.durability, session.is_writing) == (Durability.NONE, False)
 
 
 class TableMachine(RuleBasedStateMachine):
