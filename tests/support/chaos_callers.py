@@ -14,7 +14,7 @@ import time
 from array import array
 from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -60,18 +60,26 @@ class Caller:
         default_factory=lambda: np.empty((1024, NUM_OUTPUTS), np.float32)  # [room, outputs]
     )
     position: int = 0
-    begins_s: array[float] = field(default_factory=lambda: array("d"))  # of every call
+    begins_s: array[float] = field(
+        default_factory=lambda: array("d")
+    )  # of every call: values, openings, flushes, closings
     ends_s: array[float] = field(default_factory=lambda: array("d"))
     where: Callable[[], str | None] = lambda: None  # the address of its server
 
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Note how long what the block awaits takes."""
+        begin_s = time.monotonic()
+        yield
+        self.begins_s.append(begin_s)
+        self.ends_s.append(time.monotonic())
+
     def values(self, count: int) -> NDArray[np.float32]:
-        """Return the next values, and note that a call of them begins."""
-        self.begins_s.append(time.monotonic())
+        """Return the next values."""
         return self._part(self.position, count)
 
     def take(self, rows: NDArray[np.float32], position: int) -> None:
         """Note answers [time, outputs], and where the client says that the session is."""
-        self.ends_s.append(time.monotonic())
         end = self.position + len(rows)
         assert end == position, f"{self.id}: {len(rows)} answers from {self.position}, position {position}"
         if end > len(self.answers):
@@ -91,7 +99,7 @@ class Caller:
         )
 
     def answered_after_s(self, moment_s: float) -> float | None:
-        """Return how long after a moment it had the answer to a call that it began after it."""
+        """Return how long after a moment a call was over that had begun after it."""
         call = bisect_right(self.begins_s, moment_s)
         return self.ends_s[call] - moment_s if call < len(self.ends_s) else None
 
@@ -161,24 +169,36 @@ class Crowd:
 
     async def _follow(self, client: longshort.aio.Client, caller: Caller) -> None:
         while not self._stop.is_set():
-            async with client.session(caller.id, caller.model, durability="behind") as session:
-                caller.where = lambda: session._route.address
-                assert session.position == caller.position
-                for _ in self._calls():
-                    values = caller.values(self._count())
-                    if len(values) == 1:
-                        rows = (await session.step(values[0]))[None]
-                    else:
-                        rows = await session.steps(values)
-                    caller.take(rows, session.position)
-                assert await session.flush() == caller.position
+            with caller.call():
+                session = await client.session(caller.id, caller.model, durability="behind")
+            try:
+                await self._step(session, caller)
+            finally:
+                with caller.call():
+                    await session.close()
+
+    async def _step(self, session: longshort.aio.Session, caller: Caller) -> None:
+        caller.where = lambda: session._route.address
+        assert session.position == caller.position
+        for _ in self._calls():
+            values = caller.values(self._count())
+            with caller.call():
+                if len(values) == 1:
+                    rows = (await session.step(values[0]))[None]
+                else:
+                    rows = await session.steps(values)
+            caller.take(rows, session.position)
+        with caller.call():
+            assert await session.flush() == caller.position
 
     async def _follow_one(self, gateway: longshort.aio.Gateway, caller: Caller) -> None:
         caller.where = _lane_of(gateway, caller)
         while not self._stop.is_set():
-            row = await gateway.step(caller.id, caller.values(1)[0])
+            with caller.call():
+                row = await gateway.step(caller.id, caller.values(1)[0])
             caller.take(row[None], gateway.position(caller.id))
-        await gateway.flush([caller.id])
+        with caller.call():
+            await gateway.flush([caller.id])
 
     async def _follow_all(self, gateway: longshort.aio.Gateway, callers: list[Caller]) -> None:
         group = gateway.group([caller.id for caller in callers])
@@ -188,7 +208,10 @@ class Crowd:
         while not self._stop.is_set():
             count = self._count()
             values = np.stack([caller.values(count) for caller in callers])[:, :, None]
-            answers = await gateway.steps(group, values)  # [callers, count, outputs] f32
+            with ExitStack() as calls:
+                for caller in callers:
+                    calls.enter_context(caller.call())
+                answers = await gateway.steps(group, values)  # [callers, count, outputs] f32
             for caller, rows in zip(callers, answers, strict=True):
                 caller.take(rows, gateway.position(caller.id))
         await gateway.flush(group.ids)
@@ -201,13 +224,24 @@ class Crowd:
 
     def _follow_here(self, client: longshort.Client, caller: Caller) -> None:
         while not self._stop.is_set():
-            with client.session(caller.id, caller.model, durability="behind") as session:
-                caller.where = lambda: session._route.address
-                assert session.position == caller.position
-                for _ in self._calls():
-                    rows = session.steps(caller.values(self._count()))
-                    caller.take(rows, session.position)
-                assert session.flush() == caller.position
+            with caller.call():
+                session = client.session(caller.id, caller.model, durability="behind")
+            try:
+                self._step_here(session, caller)
+            finally:
+                with caller.call():
+                    session.close()
+
+    def _step_here(self, session: longshort.Session, caller: Caller) -> None:
+        caller.where = lambda: session._route.address
+        assert session.position == caller.position
+        for _ in self._calls():
+            values = caller.values(self._count())
+            with caller.call():
+                rows = session.steps(values)
+            caller.take(rows, session.position)
+        with caller.call():
+            assert session.flush() == caller.position
 
     def _calls(self) -> Iterator[None]:
         """Go on until the session object is to be closed."""
