@@ -1,0 +1,127 @@
+"""A durable store made of two dictionaries: the contract in its shortest form, to hold the others against."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from longshort_service import errors
+from longshort_service.record import birth
+from longshort_service.stores.backend import Accepted
+from longshort_service.stores.base import Found, OpenMode, Refusal, StoreOpening
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from longshort_service.record import SessionRecord
+    from longshort_service.stores.base import StoreRequest
+
+
+@dataclass
+class Entry:
+    epoch: int
+    client_id: str
+    record: SessionRecord
+
+
+@dataclass
+class FakeBackend:
+    """What several stores share, whose calls do not overlap."""
+
+    num_threads: int = 1
+    greatest: int = 0
+    entries: dict[str, Entry] = field(default_factory=dict)
+    tombstones: dict[str, float] = field(default_factory=dict)
+
+    def open_many(
+        self, requests: Sequence[StoreRequest], now_s: float
+    ) -> list[StoreOpening | errors.ServiceError]:
+        return [self._open(request, now_s) for request in requests]
+
+    def _open(self, request: StoreRequest, now_s: float) -> StoreOpening:
+        name, mode = request.session_id, request.mode
+        entry = self.entries.get(name)
+        if entry is not None:
+            if mode is OpenMode.CREATE:
+                return StoreOpening(Found.EXISTS)
+            record = dataclasses.replace(entry.record)
+            entry.record = dataclasses.replace(entry.record, is_gapless=False)
+            before, entry.epoch, entry.client_id = entry.epoch, self._draw(now_s), request.client_id
+            return StoreOpening(Found.OPENED, before, entry.epoch, record, is_settled=True)
+        if name in self.tombstones and mode is not OpenMode.CREATE:
+            return StoreOpening(Found.EXPIRED)
+        if mode is OpenMode.OPEN or request.birth is None:
+            return StoreOpening(Found.ABSENT)
+        self.tombstones.pop(name, None)
+        epoch = self._draw(now_s)
+        born = birth(name, request.birth.origin, request.birth.incarnation, epoch, now_s)
+        born = dataclasses.replace(born, is_gapless=False)
+        self.entries[name] = Entry(epoch, request.client_id, born)
+        return StoreOpening(Found.CREATED, 0, epoch)
+
+    def _draw(self, now_s: float) -> int:
+        self.greatest = max(self.greatest + 1, int(now_s * 1e6))
+        return self.greatest
+
+    def write(self, records: Sequence[SessionRecord]) -> Accepted:
+        return Accepted([self._write(record) for record in records])
+
+    def _write(self, record: SessionRecord) -> Refusal | None:
+        entry = self.entries.get(record.session_id)
+        if entry is None:
+            return Refusal(is_gone=True)
+        if entry.epoch != record.epoch:
+            return Refusal(is_gone=False, client_id=entry.client_id)
+        entry.record = record
+        return None
+
+    def settle(self) -> str:
+        return ""
+
+    def read(self, session_id: str) -> SessionRecord | None:
+        if session_id in self.tombstones:
+            raise errors.SessionExpired(f"session {session_id} has expired")
+        entry = self.entries.get(session_id)
+        return None if entry is None else entry.record
+
+    def delete_many(self, session_ids: Sequence[str]) -> list[bool]:
+        return [self.entries.pop(name, None) is not None for name in session_ids]
+
+    def bury_many(self, entries: Sequence[tuple[str, int]], before_s: float, now_s: float) -> list[bool]:
+        return [self._bury(name, epoch, before_s, now_s) for name, epoch in entries]
+
+    def _bury(self, name: str, epoch: int, before_s: float, now_s: float) -> bool:
+        entry = self.entries.get(name)
+        if entry is None or entry.epoch != epoch or entry.record.last_used_s >= before_s:
+            return False
+        del self.entries[name]
+        self.tombstones[name] = now_s
+        return True
+
+    def list_ids(self, prefix: str, after: str, limit: int) -> list[str]:
+        return sorted(name for name in self.entries if name.startswith(prefix) and name > after)[:limit]
+
+    def idle_since(self, before_s: float, limit: int) -> list[tuple[str, int]]:
+        idle = [(name, entry) for name, entry in self.entries.items() if entry.record.last_used_s < before_s]
+        return [(name, entry.epoch) for name, entry in idle[:limit]]
+
+    def forget_tombstones(self, before_s: float) -> int:
+        old = [name for name, made_s in self.tombstones.items() if made_s < before_s]
+        for name in old:
+            del self.tombstones[name]
+        return len(old)
+
+    def has_records_of(self, model: str, version: int) -> bool:
+        return any(
+            (each.record.model, each.record.version) == (model, version) for each in self.entries.values()
+        )
+
+    def num_records(self) -> int:
+        return len(self.entries)
+
+    def ping(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
