@@ -92,6 +92,8 @@ class Conversation:
     def _slowly(self, work: Coroutine[None, None, bytes]) -> None:
         """Answer with what a coroutine returns; it is cancelled where the call ends."""
         self._task = asyncio.get_running_loop().create_task(self._awaited(work))
+        # A call that ends in the turn in which its message came cancels the task before it has begun with the work.
+        self._task.add_done_callback(lambda _: work.close())
 
     async def _awaited(self, work: Coroutine[None, None, bytes]) -> None:
         try:
