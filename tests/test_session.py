@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from longshort_service import errors
 from longshort_service.batching import Job
 from longshort_service.protocol import MessageIdentity
+from longshort_service.record import birth
 from longshort_service.session import Answers, Replay, Session, select_answers
 from longshort_service.signature import MissingValue
 from longshort_service.values import checksum
@@ -328,3 +329,12 @@ def test_what_is_known_of_a_session_stands_in_its_row():
     assert session.slot.row == session.row
     model.columns.epoch[session.row] = 5
     assert session.epoch == 5
+
+
+def test_session_put_back_from_its_birth_begins_in_the_initial_state_whatever_the_row_holds():
+    _table, session = new_session(TableModel())
+    move(session, rows_of(1, 2, 3))
+    fill_row(session.model, session.slot, 9)
+    session.put(birth("s", session.model.origin, incarnation=7, epoch=1, now_s=NOW_S))
+    assert (session.step, session.is_gapless, session.record().last_message) == (0, True, None)
+    assert [state.any() for state in session.record().states] == [False]

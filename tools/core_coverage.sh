@@ -6,11 +6,12 @@ python=${PYTHON:-.venv/bin/python}
 set -- -q -p no:cacheprovider --cov-branch --cov-report=term-missing --cov-fail-under=100
 core="protocol durability session sessions sharded_dict row_index served_model arena host_states columns"
 core="$core batching singles lane few_steps small_run handles frames frame_answer values record snapshot waiters outage"
+core="$core behind"
 # Stores that ask another program for their sessions have tests of their own.
 for module in $core frame_work stores.base stores.memory; do
     set -- "$@" "--cov=longshort_service.$module"
 done
-for test in $core frames_again store_contract; do
+for test in $core frames_again store_contract store_memory; do
     set -- "$@" "tests/test_$test.py"
 done
 exec "$python" -m pytest "$@"
