@@ -1,14 +1,19 @@
 """What is done to servers while callers stream: killed, frozen, cut off, drained, and their store restarted.
 
-Each fault is over, and what it ended is back, when its method returns; what was met is noted with the moment.
+Each fault is over, and what it ended is back, when its method returns; what was met is noted with its time. One hand does
+one after the other; what several hands do overlaps.
 """
 
 from __future__ import annotations
 
+import random
 import re
 import signal
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -16,9 +21,7 @@ from typing import TYPE_CHECKING, Final
 from chaos_cables import Cables, State
 
 if TYPE_CHECKING:
-    import random
-    import threading
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from chaos_callers import Caller
     from conftest import Server
@@ -30,6 +33,7 @@ CUT_S: Final = (0.5, 3.0)
 STORE_AWAY_S: Final = (0.1, 2.0)
 PAUSE_S: Final = (0.1, 1.5)  # from one fault to the next: some clients have not recovered
 COUNTED: Final = ("moves", "replays", "conflicts", "errors")
+Kind = Callable[[int, random.Random], None]  # of a fault, done to the server of this number
 SAMPLE: Final = re.compile(r"^longshort_(\w+)_total(?:{.*})? (\S+)$", re.MULTILINE)
 
 
@@ -56,25 +60,40 @@ class Faults:
         """Where callers find the servers."""
         return [server.address for server in self.servers]
 
-    def kinds(self) -> list[Callable[[int], None]]:
-        """Return everything that can be done to a server of this number."""
-        return [self.kill]
+    def hands(self) -> list[list[Kind]]:
+        """Return what can be done to a server of this number; what different hands do may be at the same time."""
+        return [[self.kill]]
 
-    def play(self, num_faults: int, chance: random.Random, stop: threading.Event) -> None:
-        """Do every kind in turn, in a new order each round."""
-        round_: list[Callable[[int], None]] = []
-        for _ in range(num_faults):
-            if stop.wait(chance.uniform(*PAUSE_S)):
-                return
-            if not round_:
-                round_ = chance.sample(self.kinds(), len(self.kinds()))
-            self._chance = chance
-            round_.pop()(chance.choice(self._used()))
+    def play(self, num_faults: int, seed: int, stop: threading.Event) -> None:
+        """Let all hands do their kinds in turn, in a new order each round, until so many faults were done."""
+        hands = self.hands()
+        shares = [len(range(number, num_faults, len(hands))) for number in range(len(hands))]
+        with ThreadPoolExecutor(len(hands)) as pool:
+            work = [
+                pool.submit(self._play, kinds, share, random.Random(seed + number), stop)
+                for number, (kinds, share) in enumerate(zip(hands, shares, strict=True))
+            ]
+        for hand in work:
+            hand.result()
         stop.wait(PAUSE_S[1])
         for server in self.servers:
             self._harvest(server)
 
-    def kill(self, number: int) -> None:
+    def _play(
+        self,
+        kinds: list[Kind],
+        num_faults: int,
+        chance: random.Random,
+        stop: threading.Event,
+    ) -> None:
+        round_: list[Kind] = []
+        for _ in range(num_faults):
+            if stop.wait(chance.uniform(*PAUSE_S)):
+                return
+            round_ = round_ or chance.sample(kinds, len(kinds))
+            round_.pop()(chance.choice(self._used()), chance)
+
+    def kill(self, number: int, _: random.Random) -> None:
         """SIGKILL, and a new process at once."""
         self._harvest(self.servers[number])
         with self._noted("killed", number):
@@ -84,7 +103,8 @@ class Faults:
     def _used(self) -> list[int]:
         """Return the servers that have sessions: of one that is back they may be elsewhere still."""
         wheres = {caller.where() for caller in self._callers}
-        return [number for number, address in enumerate(self.addresses) if address in wheres]
+        used = [number for number, address in enumerate(self.addresses) if address in wheres]
+        return used or list(range(len(self.servers)))
 
     def _restart(self, number: int) -> None:
         self.servers[number] = self._start(self.servers[number].port)
@@ -112,12 +132,16 @@ class ClusterFaults(Faults):
         self, start: Callable[..., Server], store: Valkey, callers: list[Caller], num_servers: int = 3
     ) -> None:
         self._store = store
+        self._has_store = (
+            threading.Lock()
+        )  # a service whose store is away does not start: who restarts it waits
         self._behind = Cables([store.port] * num_servers)
         urls = {}  # of the store, by the port of the server that has it
 
         def start_one(port: int) -> Server:
             url = urls.get(port) or f"redis://127.0.0.1:{self._behind.ports[len(urls)]}"
-            server = start("--store", url, port=port)
+            with self._has_store:
+                server = start("--store", url, port=port)
             urls[server.port] = url
             return server
 
@@ -132,58 +156,54 @@ class ClusterFaults(Faults):
         self._before.__exit__()
         self._behind.__exit__()
 
-    def kinds(self) -> list[Callable[[int], None]]:
+    def hands(self) -> list[list[Kind]]:
         return [
-            self.kill,
-            self.freeze,
-            self.drain,
-            self.part_from_callers,
-            self.part_from_store,
-            self.stop_store,
-            self.kill_store,
+            [self.kill, self.freeze, self.drain],
+            [self.part_from_callers, self.part_from_store, self.stop_store, self.kill_store],
         ]
 
-    def freeze(self, number: int) -> None:
+    def freeze(self, number: int, chance: random.Random) -> None:
         """SIGSTOP until its sessions are with others, then SIGCONT: it still believes that they are its own."""
         with self._noted("frozen", number):
             self.servers[number].process.send_signal(signal.SIGSTOP)
-            time.sleep(self._chance.uniform(*FROZEN_S))
+            time.sleep(chance.uniform(*FROZEN_S))
             self.servers[number].process.send_signal(signal.SIGCONT)
 
-    def drain(self, number: int) -> None:
+    def drain(self, number: int, _: random.Random) -> None:
         """SIGTERM, as a rolling restart does."""
         self._harvest(self.servers[number])
         with self._noted("drained", number):
             assert self.servers[number].stop(signal.SIGTERM) == 0
             self._restart(number)
 
-    def part_from_callers(self, number: int) -> None:
+    def part_from_callers(self, number: int, chance: random.Random) -> None:
         """The way between callers and a replica is cut or silent."""
-        self._part("from callers", self._before, number)
+        self._part("from callers", self._before, number, chance)
 
-    def part_from_store(self, number: int) -> None:
+    def part_from_store(self, number: int, chance: random.Random) -> None:
         """The way between a replica and Valkey is cut or silent."""
-        self._part("from the store", self._behind, number)
+        with self._has_store:
+            self._part("from the store", self._behind, number, chance)
 
-    def stop_store(self, _: int) -> None:
+    def stop_store(self, _: int, chance: random.Random) -> None:
         """Valkey ends in good order and comes back."""
-        with self._noted("store stopped", None):
+        with self._has_store, self._noted("store stopped", None):
             self._store.stop()
-            self._bring_back_store()
+            self._bring_back_store(chance)
 
-    def kill_store(self, _: int) -> None:
+    def kill_store(self, _: int, chance: random.Random) -> None:
         """Valkey is killed and comes back with what was in its file."""
-        with self._noted("store killed", None):
+        with self._has_store, self._noted("store killed", None):
             self._store.kill()
-            self._bring_back_store()
+            self._bring_back_store(chance)
 
-    def _bring_back_store(self) -> None:
-        time.sleep(self._chance.uniform(*STORE_AWAY_S))
+    def _bring_back_store(self, chance: random.Random) -> None:
+        time.sleep(chance.uniform(*STORE_AWAY_S))
         self._store.restart()
 
-    def _part(self, whom: str, cables: Cables, number: int) -> None:
-        state = self._chance.choice([State.HELD, State.CUT])
+    def _part(self, whom: str, cables: Cables, number: int, chance: random.Random) -> None:
+        state = chance.choice([State.HELD, State.CUT])
         with self._noted(f"{state.value} {whom}", number):
             cables.set(number, state)
-            time.sleep(self._chance.uniform(*(HELD_S if state is State.HELD else CUT_S)))
+            time.sleep(chance.uniform(*(HELD_S if state is State.HELD else CUT_S)))
             cables.set(number, State.WHOLE)
