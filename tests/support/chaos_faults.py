@@ -1,6 +1,6 @@
 """What is done to servers while callers stream: killed, frozen, cut off, drained, and their store restarted.
 
-Each fault is over, and what it ended is back, when its method returns; what was met is noted with its time. One hand does
+Each fault is over, and what it ended is back, when its method returns; what was met is noted with its time. A hand does
 one after the other; what several hands do overlaps.
 """
 
