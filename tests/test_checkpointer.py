@@ -646,6 +646,24 @@ def test_session_in_memory_is_opened_again_for_the_client_that_had_it(durability
     play(scenario)
 
 
+def test_session_that_was_opened_without_the_store_takes_no_step_without_a_number():
+    """Its record may say that nothing is missing: after a crash here, nobody would miss the step."""
+
+    async def scenario(desk: Desk, store: FlakyStore) -> None:
+        session = await desk.open("s")
+        desk.step(session)
+        desk.leave(session)
+        await asyncio.sleep(0.01)
+        assert store.is_clean("s")
+        store.is_down = True
+        await desk.open("s", epoch=session.epoch)
+        with pytest.raises(errors.StepRequired):
+            desk.begin(session)
+        await desk.answer(session, step=1)
+
+    play(scenario)
+
+
 # -- leaving, and the mark -----
 
 

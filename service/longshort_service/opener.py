@@ -142,6 +142,8 @@ class Opener:
             or self._outage.is_over_limit
         ):
             return error
+        # The mark in the store stays as it is: a step without a number would be missed by nobody after a crash here.
+        live.model.columns.is_gapless[live.row] = False
         return live, False
 
     def _asked(self, request: OpenRequest) -> StoreRequest:

@@ -97,6 +97,8 @@ class SequenceHandler:
                 request.version,
             )
         )
+        # A copy that is on its way to the store may say that nothing is missing after it.
+        strictly = edge.is_unary_sync or session.is_writing
         try:
             rows = codec.rows(request.values, session.model.signature, edge.max_steps)
             step = request.values.step if request.values.HasField("step") else None
@@ -105,7 +107,7 @@ class SequenceHandler:
             if created:  # sent again, corrected or later, the call shall find what it found this time
                 await edge.keeper.uncreate(session)
             raise
-        await edge.keeper.checkpointer.until_stored(session, applied.step, strictly=edge.is_unary_sync)
+        await edge.keeper.checkpointer.until_stored(session, applied.step, strictly=strictly)
         response = sequence_pb2.StepResponse(created=created, incarnation=session.incarnation)
         codec.fill_answer(
             response.answer,
