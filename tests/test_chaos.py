@@ -33,6 +33,7 @@ def play(title: str, crowd: Crowd, faults: Faults, num_faults: int) -> None:
     print(f"CHAOS_SEED={SEED}")  # noqa: T201
     crowd.run(",".join(faults.addresses), lambda stop: faults.play(num_faults, SEED, stop))
     crowd.check()
+    assert [line for server in faults.all_servers for line in server.errors()] == []
     print(chaos_report.text_of(title, SEED, crowd, faults))  # noqa: T201
 
 

@@ -52,6 +52,7 @@ class Faults:
         self._start = start  # by port, 0 for a free one
         self._callers = callers
         self.servers = [start(0) for _ in range(num_servers)]
+        self.all_servers = list(self.servers)  # those that have ended too
         self.done: list[Fault] = []
         self.counts: Counter[str] = Counter()  # of metrics, over all processes
 
@@ -108,6 +109,7 @@ class Faults:
 
     def _restart(self, number: int) -> None:
         self.servers[number] = self._start(self.servers[number].port)
+        self.all_servers.append(self.servers[number])
 
     def _harvest(self, server: Server) -> None:
         """Add up what a process has counted; those of one that is killed end with it."""
