@@ -570,6 +570,47 @@ def test_a_session_that_is_deleted_elsewhere_ends(run: Run, adders: Path, url: s
     run(scenario())
 
 
+def test_a_session_that_is_made_anew_where_it_was_live_ends_the_old_stream(run: Run, adders: Path, url: str):
+    """The owner learns from the new session that the old one has ended.
+
+    c -> A: values; d -> B: deletes the session
+    d -> A: creates it anew, A has not noticed yet; c's stream ends with SESSION_MOVED; the new session is untouched
+    """
+
+    async def scenario() -> None:
+        async with two(adders, url) as ((_, a), (_, b)):
+            stream, old = await a.open("s")
+            await stream.step([1], 0)
+            await b.sessions.Delete(session_pb2.DeleteRequest(session=key("s")))
+            anew, new = await a.open("s", mode=CREATE)
+            assert (new.step, new.incarnation != old.incarnation) == (0, True)
+            end = await stream.refusal(values=values_of([100]))
+            assert (end, end.metadata["cause"]) == (MOVED, "deleted")
+            await assert_goes_on(anew, 0, 0)
+
+    run(scenario())
+
+
+def test_a_fork_takes_the_place_of_a_session_that_was_deleted_elsewhere(run: Run, adders: Path, url: str):
+    """c -> A: s and t; d -> B: deletes t; d -> A: forks s as t; c's stream of t ends, the fork is untouched."""
+
+    async def scenario() -> None:
+        async with two(adders, url) as ((_, a), (_, b)):
+            source, _ = await a.open("s")
+            await source.step([1, 2], 0)
+            stream, _ = await a.open("t")
+            await stream.step([100], 0)
+            await b.sessions.Delete(session_pb2.DeleteRequest(session=key("t")))
+            await a.sessions.Fork(session_pb2.ForkRequest(session=key("s"), fork=key("t")))
+            end = await stream.refusal(values=values_of([100]))
+            assert (end, end.metadata["cause"]) == (MOVED, "deleted")
+            forked, opened = await a.open("t", mode=OPEN)
+            assert opened.step == 2
+            await assert_goes_on(forked, 2, 3)
+
+    run(scenario())
+
+
 def test_a_session_that_is_reset_elsewhere_is_another(run: Run, adders: Path, url: str):
     """c -> A: values; d -> B: resets the session; c's stream ends; c opens: another incarnation, SessionReplaced."""
 

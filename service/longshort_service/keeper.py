@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 from longshort_service import errors
 from longshort_service.model_change import ModelChange, check_model, model_for
 from longshort_service.model_exchange import ModelExchange
-from longshort_service.opener import Opened, Opener, OpenRequest, refuse_unfound
+from longshort_service.opener import Opened, Opener, OpenRequest, refuse_unfound, superseded
 from longshort_service.stores.base import Birth, OpenMode, StoreRequest, open_one
 from longshort_service.turns import until_free, until_settled
 
@@ -273,7 +273,12 @@ class Keeper:
             record.session_id, OpenMode.CREATE, birth=Birth(model.origin, fresh.incarnation)
         )
         opening = await open_one(self.store, request, self.clock())
-        refuse_unfound(opening, record.session_id, self.table.get(record.session_id))
+        stale = self.table.get(record.session_id)
+        refuse_unfound(opening, record.session_id, stale)
+        if stale is not None:  # it was ended elsewhere; what is here is old
+            await until_settled(stale)
+            if not stale.is_ended:
+                self.table.give_up(stale, superseded(stale.id, ""), self.clock())
         session = None
         try:
             await self._evictor.make_room(1)

@@ -172,8 +172,8 @@ class Opener:
                 live.epoch = opening.epoch
                 return live
             await until_settled(live)
-            if not live.is_ended:
-                self._table.remove(live)  # another server has moved it since; what is here is old
+            if not live.is_ended:  # another server has moved or ended it since; what is here is old
+                self._table.give_up(live, superseded(live.id, request.client_id), self._clock())
         if opening.record is None and opening.found is Found.OPENED:
             # The entry's owner has never written it and does not hold it any more.
             raise errors.SessionNotFound(
@@ -293,6 +293,13 @@ def _fitted(newcomer: _Newcomer, model: Model) -> _Newcomer:
     if record is not None:
         check_fit(record, model)
     return dataclasses.replace(newcomer, opening=dataclasses.replace(opening, record=record))
+
+
+def superseded(session_id: str, client_id: str) -> errors.SessionMoved:
+    """Return what a stream hears whose session was ended elsewhere, when another takes its place here."""
+    return errors.SessionMoved(
+        f"session {session_id} was deleted or has expired", cause="deleted", client_id=client_id
+    )
 
 
 def refuse_unfound(opening: StoreOpening, session_id: str, live: Session[Model] | None) -> None:

@@ -190,10 +190,7 @@ class SessionWriter:
             moved = errors.SessionMoved(
                 f"session {session.id} was {cause} elsewhere", cause=cause, client_id=refusal.client_id
             )
-            if session.owner is not None:
-                session.owner.lose(session.id, moved)
-                self._table.detach(session, session.owner, self._clock())
-            self._table.remove(session)
+            self._table.give_up(session, moved, self._clock())
             self._observer.move()
             self._asker.give_up(session, moved)
 

@@ -148,6 +148,18 @@ class SessionTable(Generic[ModelT]):
             session.is_ended = True
             del self._sessions.of(session.id)[session.id]
 
+    def give_up(self, session: Session[ModelT], error: errors.ServiceError, now_s: float) -> None:
+        """Take a session off the table that is no longer ours; the stream that has it open hears why.
+
+        The caller has waited until nothing is in flight. Left to that stream, its row would be used when it is
+        another's.
+        """
+        owner = session.owner
+        if owner is not None:
+            owner.lose(session.id, error)
+            self.detach(session, owner, now_s)
+        self.remove(session)
+
     def exchange(self, session: Session[ModelT], model: ModelT, now_s: float) -> Session[ModelT]:
         """Give a session up for one of the same name, epoch and incarnation at step 0 on another model; it is idle.
 
