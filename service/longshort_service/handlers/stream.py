@@ -155,7 +155,8 @@ class StreamConversation(Conversation):
 
     def _refuse(self, error: errors.ServiceError) -> None:
         if ends_stream(error, self._protocol.state, numbered=self._is_numbered):
-            self._fail(error)
+            # It may have lost its session while it answered: to whom is known by that error only.
+            self._fail(self._end_error or error)
             return
         self._edge.count(error)
         self._answer(sequence_pb2.StreamResponse(error=status.in_band(error)).SerializeToString())
