@@ -128,6 +128,7 @@ BAD = {
     "idle_timeout_s": ["0", "-1", "nan", "inf", "5 parsecs", "", "s", "1.2.3", True, "1d2h", "99999999999"],
     "session_ttl_s": ["0s"],
     "tombstone_ttl_s": ["0s"],
+    "max_stream_age_s": ["never", "-1"],
     "drain_timeout_s": ["soon"],
     "inline_run_limit_s": ["-1ms"],
     "log_format": ["xml"],

@@ -16,6 +16,7 @@ class OneCall:
     """A call whose client does what the test says; and the edge, which counts it."""
 
     is_active = True
+    max_stream_age_s = 0.0
     on_closed: Callable[[bool], None]
 
     def __init__(self) -> None:

@@ -57,9 +57,14 @@ def is_transient(failure: LongshortError) -> bool:
 def blames_server(failure: LongshortError) -> bool:
     """Return whether a failure says of its server that others should be asked before it.
 
-    A time that was too short for this call (DEADLINE_EXCEEDED) says nothing of the kind.
+    A time that was too short for this call (DEADLINE_EXCEEDED) says nothing of the kind, nor does the end of a stream
+    that was old: its session goes where its place is now, which may be there.
     """
-    return is_transient(failure) and failure.code is not Code.DEADLINE_EXCEEDED
+    return (
+        is_transient(failure)
+        and failure.code is not Code.DEADLINE_EXCEEDED
+        and failure.reason != "STREAM_AGED"
+    )
 
 
 def was_not_taken(failure: LongshortError) -> bool:

@@ -128,6 +128,7 @@ class App:
             max_streams=config.max_streams,
             max_batch_rows=config.max_batch_rows,
             is_unary_sync=config.unary_durability == "sync",
+            max_stream_age_s=config.max_stream_age_s,
         )
         self._streams = sequence.SequenceHandler(self._edge)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]

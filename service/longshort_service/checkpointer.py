@@ -201,6 +201,15 @@ class Checkpointer:
             return [None] * len(sessions)
         return await self._writer.write_now(sessions, before_stream=before_stream)
 
+    async def store_parts(self, sessions: Sequence[Session[Model]], *, before_stream: bool = False) -> bool:
+        """Write any number of sessions as `store_many` does; return whether the store was there for all of them."""
+        for begin in range(0, len(sessions), WRITE_BATCH):
+            part = sessions[begin : begin + WRITE_BATCH]
+            failures = await self.store_many(part, before_stream=before_stream)
+            if any(isinstance(failure, errors.StoreUnavailable) for failure in failures):
+                return False
+        return True
+
     def give_up(self, session: Session[Model], error: errors.ServiceError) -> None:
         """See Asker: those who wait for a session are told that what they wait for will not be stored."""
         self._waiters.fail(session, error)

@@ -87,6 +87,9 @@ class ServeConfig:
     ] = 300.0
     session_ttl_s: Annotated[float, kinds.TIME, "A session that nobody used for so long ends."] = 7 * DAY_S
     tombstone_ttl_s: Annotated[float, kinds.TIME, "For so long after its end: SESSION_EXPIRED."] = 7 * DAY_S
+    max_stream_age_s: Annotated[
+        float, kinds.TIME_OR_ZERO, "Streams end after so long, for replicas to share anew; 0: never."
+    ] = 0.0
     drain_timeout_s: Annotated[float, kinds.TIME_OR_ZERO, "What is in flight at SIGTERM has so long."] = 20.0
     inline_run_limit_s: Annotated[float, kinds.TIME_OR_ZERO, "Longer engine runs leave the loop."] = 0.002
     log_format: Annotated[str, kinds.LOG_FORMAT, "Form of log lines; auto: text on a terminal."] = "auto"

@@ -271,6 +271,12 @@ class Draining(PeerFault):
     reason = "DRAINING"
 
 
+class StreamAged(PeerFault):
+    """Raised when a stream has been open for as long as the server lets it; its sessions are stored."""
+
+    reason = "STREAM_AGED"
+
+
 class StoreUnavailable(PeerFault):
     """Raised when the session store is away, slow, full or read-only; what was applied is in memory still."""
 

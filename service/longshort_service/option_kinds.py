@@ -60,7 +60,7 @@ def _time_above_zero(raw: object) -> float:
 
 
 def _show_time(seconds: float) -> str:
-    unit = next((unit for unit, size in _SECONDS.items() if seconds >= size), "us")
+    unit = next((unit for unit, size in _SECONDS.items() if seconds >= size), "us" if seconds else "s")
     return f"{seconds / _SECONDS[unit]:g}{unit}"
 
 

@@ -57,6 +57,7 @@ class Edge:
     is_unary_sync: bool = (
         True  # a unary step is answered when it is stored, whatever its session's durability
     )
+    max_stream_age_s: float = 0.0  # 0: streams never end for their age
     num_calls: int = 0  # calls being handled now, streams included
     is_draining: bool = False
     _quiet: asyncio.Event = field(default_factory=asyncio.Event)

@@ -123,6 +123,9 @@ class FrameConversation(Conversation):
         """End the stream: an error of a whole frame leaves nobody knowing what it held."""
         self._fail(error)
 
+    def _sessions(self) -> list[Session[Model]]:
+        return list(self._handles)
+
     def _leave(self) -> Coroutine[None, None, None]:
         return self._edge.keeper.detach_many(list(self._handles), self)
 

@@ -60,6 +60,7 @@ TABLE: Final[dict[type[errors.ServiceError], tuple[grpc.StatusCode, float | None
     errors.StreamsExhausted: (_Code.RESOURCE_EXHAUSTED, 1.0),
     errors.QueueFull: (_Code.RESOURCE_EXHAUSTED, 0.1),
     errors.Draining: (_Code.UNAVAILABLE, 0.2),
+    errors.StreamAged: (_Code.UNAVAILABLE, None),
     errors.StoreUnavailable: (_Code.UNAVAILABLE, 1.0),
     errors.EngineDead: (_Code.UNAVAILABLE, 1.0),
 }

@@ -165,6 +165,9 @@ class StreamConversation(Conversation):
         self._protocol.handle(StreamEvent.FAIL)
         super()._fail(error, is_counted=is_counted)
 
+    def _sessions(self) -> list[Session[Model]]:
+        return [] if self._session is None else [self._session]
+
     def _leave(self) -> None:
         if self._session is not None:
             self._edge.keeper.detach([self._session], self)
