@@ -56,7 +56,7 @@ def test_whatever_happens_to_three_replicas_and_their_store_is_a_pause(
             lambda *flags, port: start_server(*flags, port=port, models=SHIPPED), store, crowd.callers
         )
         try:
-            play("three replicas on one Valkey", crowd, faults, NUM_FAULTS or 12)
+            play("three replicas on one Valkey", crowd, faults, NUM_FAULTS or 14)
         finally:
             faults.close()
     finally:

@@ -44,6 +44,10 @@ class Fault:
     ended_s: float  # all is back
     met: list[Caller]  # whose server it was
 
+    def overlaps(self, other: Fault) -> bool:
+        """Return whether both were there at a time."""
+        return self is not other and self.begun_s < other.ended_s and other.begun_s < self.ended_s
+
 
 class Faults:
     """Servers that are on the same ports as long as the run lasts, and what has been done to them."""
@@ -66,13 +70,21 @@ class Faults:
         return [[self.kill]]
 
     def play(self, num_faults: int, seed: int, stop: threading.Event) -> None:
-        """Let all hands do their kinds in turn, in a new order each round, until so many faults were done."""
+        """Do half of the faults one after the other, every kind in turn, and let all hands do the rest together."""
         hands = self.hands()
-        shares = [len(range(number, num_faults, len(hands))) for number in range(len(hands))]
+        num_alone = num_faults // 2 if len(hands) > 1 else num_faults
+        self._play([kind for hand in hands for kind in hand], num_alone, random.Random(seed), stop)
+        num_left = num_faults - num_alone
         with ThreadPoolExecutor(len(hands)) as pool:
             work = [
-                pool.submit(self._play, kinds, share, random.Random(seed + number), stop)
-                for number, (kinds, share) in enumerate(zip(hands, shares, strict=True))
+                pool.submit(
+                    self._play,
+                    kinds,
+                    (num_left + number) // len(hands),
+                    random.Random(seed + number + 1),
+                    stop,
+                )
+                for number, kinds in enumerate(hands)
             ]
         for hand in work:
             hand.result()
@@ -87,6 +99,7 @@ class Faults:
         chance: random.Random,
         stop: threading.Event,
     ) -> None:
+        """Do every kind in turn, in a new order each round."""
         round_: list[Kind] = []
         for _ in range(num_faults):
             if stop.wait(chance.uniform(*PAUSE_S)):

@@ -28,11 +28,12 @@ def text_of(title: str, seed: int, crowd: Crowd, faults: Faults) -> str:
         f"{len(faults.done)} faults, {crowd.num_streams:,} streams; the servers counted {healed}",
         f"the longest pause that a caller saw: {longest_s:.2f} s",
         "first answer after a fault, in seconds, over the sessions whose server it was:",
-        f"{'fault':24}{'times':>6}{'lasted':>8}{'sessions':>10}{'p50':>8}{'p99':>8}{'max':>8}",
+        f"{'fault':32}{'times':>6}{'lasted':>8}{'sessions':>10}{'p50':>8}{'p99':>8}{'max':>8}",
     ]
     kinds: dict[str, list[Fault]] = defaultdict(list)
     for fault in faults.done:
-        kinds[fault.kind].append(fault)
+        is_alone = not any(fault.overlaps(other) for other in faults.done)
+        kinds[fault.kind if is_alone else f"{fault.kind}, not alone"].append(fault)
     return "\n".join([*lines, *(_row(kind, some) for kind, some in sorted(kinds.items()))])
 
 
@@ -41,4 +42,4 @@ def _row(kind: str, faults: list[Fault]) -> str:
     pauses_s = [pause_s for pause_s in found if pause_s is not None]
     p50, p99, longest = np.quantile(pauses_s, [0.5, 0.99, 1]) if pauses_s else [np.nan] * 3
     lasted_s = np.median([fault.ended_s - fault.begun_s for fault in faults])
-    return f"{kind:24}{len(faults):6}{lasted_s:8.2f}{len(pauses_s):10}{p50:8.2f}{p99:8.2f}{longest:8.2f}"
+    return f"{kind:32}{len(faults):6}{lasted_s:8.2f}{len(pauses_s):10}{p50:8.2f}{p99:8.2f}{longest:8.2f}"
