@@ -6,6 +6,7 @@ Two services, A and B, over one store; c and d are clients. `docs/guarantees.md`
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import signal
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ from histories import CLIENT_ID, NONE, Follower, SessionLostError, SessionReplac
 from histories_backend import BackendLine
 from inside import service, until
 from longshort.v1 import sequence_pb2, session_pb2
+from program import ROOT
 from wire import CREATE, OPEN, assert_goes_on, key, refusal_of, refused, values_of
 
 if TYPE_CHECKING:
@@ -124,14 +126,14 @@ def test_a_lost_answer_is_given_again(run: Run, adders: Path, url: str):
     run(scenario())
 
 
-def test_values_are_sent_again_from_the_stored_step(run: Run, servers: FaultyServers, tmp_path: Path):
+def test_values_are_sent_again_from_the_stored_step(run: Run, servers: FaultyServers, url: str):
     """The server dies behind its answers, and the client cuts what it sends again in another way.
 
     c -> A: values up to 4, stored; values up to 9, answered and not stored; A dies
     c -> B: opens; E = 4 < A = 9, and values are kept from 4 on
     c -> B: the values from 4 on, in messages of other lengths; the answers up to 9 are those that it has
     """
-    settings = SELDOM | {"store": f"sqlite:///{tmp_path}/sessions.db"}
+    settings = SELDOM | {"store": url}
 
     async def scenario() -> None:
         c = follower()
@@ -175,13 +177,13 @@ def test_a_replay_with_other_boundaries_is_refused(run: Run, adders: Path, url: 
     run(scenario())
 
 
-def test_unnumbered_values_after_a_crash_are_refused(run: Run, servers: FaultyServers, tmp_path: Path):
+def test_unnumbered_values_after_a_crash_are_refused(run: Run, servers: FaultyServers, url: str):
     """Whether a value without a number is the next one, only a server that has seen the last one knows.
 
     c -> A: values, the last of them not stored; A dies
     d -> B: opens; a value without a number: STEP_REQUIRED; the same with its number is applied
     """
-    settings = SELDOM | {"store": f"sqlite:///{tmp_path}/sessions.db"}
+    settings = SELDOM | {"store": url}
 
     async def scenario() -> None:
         first = servers.start(**settings)
@@ -312,7 +314,9 @@ def test_a_checkpoint_that_its_own_server_superseded_is_no_loss(run: Run, adders
                 again = asyncio.create_task(a.open("s", mode=OPEN))
                 await opening.arrival()
                 app._checkpointer.leave([live])
-                await until(lambda: live.model.columns.is_writing[live.row] or app._checkpointer._writer._judging)
+                await until(
+                    lambda: live.model.columns.is_writing[live.row] or app._checkpointer._writer._judging
+                )
             stream, reopened = await again
             assert (reopened.epoch > opened.epoch, reopened.step) == (True, 2)
             assert await stream.flush() == 2
@@ -663,3 +667,9 @@ def test_an_open_stream_keeps_its_session_alive(run: Run, adders: Path, url: str
             await assert_goes_on(stream, 1, 1)
 
     run(scenario())
+
+
+def test_every_history_has_its_picture():
+    told = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "guarantees.md").read_text()))
+    here = {name for name in globals() if name.startswith("test_")}
+    assert told == here - {"test_every_history_has_its_picture"}

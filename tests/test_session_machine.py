@@ -29,6 +29,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from inside import until
 from longshort_service import errors
 from longshort_service.durability import Durability
 from longshort_service.session import Answers
@@ -303,8 +304,10 @@ class Machine(RuleBasedStateMachine):
     async def quiet(self, house: int) -> None:
         """Wait until nothing is on its way to the store, and nothing that was refused is judged."""
         checkpointer = self.houses[house].checkpointer
-        while checkpointer._writer._judging or any(each.is_writing for each in self.houses[house].table):
-            await asyncio.sleep(0.001)
+        table = self.houses[house].table
+        await until(
+            lambda: not checkpointer._writer._judging and not any(each.is_writing for each in table), 0.001
+        )
 
     @rule(house=st.integers(0, 1))
     def crash(self, house: int) -> None:
@@ -342,8 +345,8 @@ class Machine(RuleBasedStateMachine):
                 house.now_s = self.now_s
                 house.checkpointer.refresh(self.now_s - TTL_S / 8)
             for place, house in enumerate(self.houses):
-                while house.checkpointer._urgent:
-                    await asyncio.sleep(0.001)
+                urgent = house.checkpointer._urgent
+                await until(lambda urgent=urgent: not urgent, 0.001)
                 await self.quiet(place)
             for house in self.houses:
                 await house.evictor.sweep()
