@@ -19,7 +19,6 @@ from longshort_service.checkpointer import Checkpointer
 from longshort_service.columns import SessionColumns
 from longshort_service.engine import Engine
 from longshort_service.handlers.edge import Edge
-from longshort_service.handlers.frames import FrameConversation
 from longshort_service.handlers.sequence import SequenceHandler
 from longshort_service.handlers.stream import StreamConversation
 from longshort_service.keeper import Keeper
@@ -80,20 +79,19 @@ def after(
 
 
 def _is_opening(stream: Any) -> bool:
-    return stream._protocol.state is StreamState.OPENING
+    return bool(stream._protocol.state is StreamState.OPENING)
 
 
 def _is_answering(stream: Any) -> bool:
-    return isinstance(stream, FrameConversation) or stream._protocol.state is StreamState.ANSWERING
+    return bool(stream._protocol.state is StreamState.ANSWERING)
 
 
 def _is_open(stream: Any) -> bool:
-    return isinstance(stream, FrameConversation) or stream._session is not None
+    return stream._session is not None
 
 
 _STORES = (MemoryStore, ThreadedStore)
 _BACKENDS = (SqliteBackend, RedisBackend)
-_STREAMS = (StreamConversation, FrameConversation)
 _SUBMIT = ((Scheduler, "submit"), (Scheduler, "submit_single"))  # a message of several steps, and of one
 _SETTLE = ((SessionColumns, "settle"), (SessionColumns, "settle_one"))
 
@@ -110,7 +108,7 @@ FAULT_POINTS = (
     FaultPoint(
         "a message is received",
         Phase.MESSAGE,
-        before(*((each, "_take") for each in _STREAMS), holds=_is_open),
+        before((StreamConversation, "_take"), holds=_is_open),
     ),
     FaultPoint("it is judged and not queued", Phase.MESSAGE, before(*_SUBMIT)),
     FaultPoint("it is queued", Phase.MESSAGE, after(*_SUBMIT)),
@@ -122,12 +120,12 @@ FAULT_POINTS = (
     FaultPoint(
         "its answer is about to be written",
         Phase.MESSAGE,
-        before(*((each, "_answer") for each in _STREAMS), holds=_is_answering),
+        before((StreamConversation, "_answer"), holds=_is_answering),
     ),
     FaultPoint(
         "its answer is written",
         Phase.MESSAGE,
-        after(*((each, "_answer") for each in _STREAMS), holds=_is_answering),
+        after((StreamConversation, "_answer"), holds=_is_answering),
     ),
     FaultPoint("a session is copied for the store", Phase.WRITE, after((SessionWriter, "copy"))),
     FaultPoint("its record is handed to the store", Phase.WRITE, before((ThreadedStore, "write"))),
