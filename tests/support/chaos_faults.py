@@ -22,11 +22,13 @@ from chaos_cables import Cables, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import ExitStack
 
     from chaos_callers import Caller
     from conftest import Server
     from valkey import Valkey
 
+NUM_REPLICAS: Final = 3
 FROZEN_S: Final = (8.0, 9.5)  # longer than the client's keepalive and ping timeout together
 HELD_S: Final = (0.5, 8.0)  # some are over before anybody notices
 CUT_S: Final = (0.5, 3.0)
@@ -141,16 +143,16 @@ class Faults:
 
 
 class ClusterFaults(Faults):
-    """Three replicas on one Valkey, cables before and behind each of them."""
+    """Three replicas on one Valkey, cables before and behind each of them, which end with the stack."""
 
     def __init__(
-        self, start: Callable[..., Server], store: Valkey, callers: list[Caller], num_servers: int = 3
+        self, start: Callable[..., Server], store: Valkey, callers: list[Caller], stack: ExitStack
     ) -> None:
         self._store = store
         self._has_store = (
             threading.Lock()
         )  # a service whose store is away does not start: who restarts it waits
-        self._behind = Cables([store.port] * num_servers)
+        self._behind = stack.enter_context(Cables([store.port] * NUM_REPLICAS))
         urls = {}  # of the store, by the port of the server that has it
 
         def start_one(port: int) -> Server:
@@ -160,16 +162,12 @@ class ClusterFaults(Faults):
             urls[server.port] = url
             return server
 
-        super().__init__(start_one, num_servers, callers)
-        self._before = Cables([server.port for server in self.servers])
+        super().__init__(start_one, NUM_REPLICAS, callers)
+        self._before = stack.enter_context(Cables([server.port for server in self.servers]))
 
     @property
     def addresses(self) -> list[str]:
         return [f"127.0.0.1:{port}" for port in self._before.ports]
-
-    def close(self) -> None:
-        self._before.__exit__()
-        self._behind.__exit__()
 
     def hands(self) -> list[list[Kind]]:
         return [

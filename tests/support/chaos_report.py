@@ -9,7 +9,7 @@ import numpy as np
 from chaos_faults import COUNTED
 
 if TYPE_CHECKING:
-    from chaos_callers import Crowd
+    from chaos_crowd import Crowd
     from chaos_faults import Fault, Faults
 
 
