@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from flaky_store import FlakyStore
 from frame_wire import Frames, rows_of
 from histories import StoreCaller
-from inside import Gate, service, until
+from inside import PATIENCE_S, Gate, service, until
 from longshort.v1 import types_pb2
 from longshort_service.handlers import conversation
 from wire import OPEN, values_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from longshort_service.app import App
@@ -37,8 +38,22 @@ def store(monkeypatch: pytest.MonkeyPatch) -> FlakyStore:
     return flaky
 
 
-def caller_of(app: App) -> StoreCaller:
-    return StoreCaller(f"127.0.0.1:{app.grpc_port}")
+@asynccontextmanager
+async def served(models: Path, **settings: Any) -> AsyncIterator[tuple[App, StoreCaller]]:
+    """Start a service whose streams grow old soon, with a caller."""
+    settings = SELDOM | {"max_stream_age_s": AGE_S} | settings
+    async with (
+        asyncio.timeout(PATIENCE_S),
+        service(models, **settings) as (app, _),
+        StoreCaller(f"127.0.0.1:{app.grpc_port}") as caller,
+    ):
+        yield app, caller
+
+
+async def write_under_way(store: FlakyStore) -> None:
+    """Wait until the next write has begun."""
+    num_writes = store.calls["write"]
+    await until(lambda: store.calls["write"] > num_writes)
 
 
 @pytest.mark.parametrize("durability", DURABILITIES)
@@ -47,13 +62,7 @@ def test_old_stream_ends_and_its_session_goes_on_elsewhere_without_a_number(
     run: Run, adders: Path, durability: Any
 ):
     async def scenario() -> None:
-        async with (
-            asyncio.timeout(20),
-            service(adders, max_stream_age_s=AGE_S, **SELDOM) as (app_a, _),
-            service(adders, **SELDOM) as (app_b, _),
-            caller_of(app_a) as a,
-            caller_of(app_b) as b,
-        ):
+        async with served(adders) as (_, a), served(adders, max_stream_age_s=0.0) as (_, b):
             stream, _ = await a.open("s", durability=durability)
             assert list((await stream.step([1, 2])).values) == [1, 3]
             end = await stream.refusal()
@@ -69,18 +78,12 @@ def test_old_stream_ends_and_its_session_goes_on_elsewhere_without_a_number(
 @pytest.mark.usefixtures("store")
 def test_old_stream_of_frames_ends_and_its_sessions_go_on_elsewhere(run: Run, adders: Path):
     async def scenario() -> None:
-        async with (
-            asyncio.timeout(20),
-            service(adders, max_stream_age_s=AGE_S, **SELDOM) as (app_a, _),
-            service(adders, **SELDOM) as (app_b, _),
-            caller_of(app_a) as a,
-            caller_of(app_b) as b,
-        ):
+        async with served(adders) as (app, a), served(adders, max_stream_age_s=0.0) as (_, b):
             frames = Frames(a)
             await frames.open("x", "y")
             assert await frames.step([0, 1], [1, 2]) == {0: (1, [1]), 1: (1, [2])}
             assert await frames.end() == AGED
-            await until(lambda: app_a._table.num_idle == 2)
+            await until(lambda: app._table.num_idle == 2)
             frames = Frames(b)
             assert [opened.step for opened in await frames.open("x", "y", mode=OPEN)] == [1, 1]
             assert await frames.step([0, 1], [3, 4]) == {0: (2, [4]), 1: (2, [6])}
@@ -91,41 +94,39 @@ def test_old_stream_of_frames_ends_and_its_sessions_go_on_elsewhere(run: Run, ad
 @pytest.mark.usefixtures("store")
 def test_message_in_hand_is_answered_and_the_next_is_not_taken(run: Run, adders: Path):
     async def scenario() -> None:
-        async with asyncio.timeout(20), service(adders, max_stream_age_s=AGE_S, **SELDOM) as (app, _):
-            async with caller_of(app) as caller:
-                gate = Gate.before(app.repository.get("adder").lane)
-                stream, _ = await caller.open("s")
-                frames = Frames(caller)
-                await frames.open("x")
-                await stream.send(values=values_of([5]))
-                await stream.send(values=values_of([7]))
-                await frames.send(handles=[0], values=[6])
-                await frames.send(handles=[0], values=[7])
-                await gate.arrival()
-                await asyncio.sleep(2 * AGE_S)
-                gate.open()
-                assert list((await stream.receive()).answer.values) == [5]
-                assert rows_of(await frames.receive()) == {0: (1, [6])}
-                assert await stream.refusal() == AGED
-                assert await frames.end() == AGED
-                assert {(await caller.described(name)).step for name in ("s", "x")} == {1}
+        async with served(adders) as (app, caller):
+            gate = Gate.before(app.repository.get("adder").lane)
+            stream, _ = await caller.open("s")
+            frames = Frames(caller)
+            await frames.open("x")
+            await stream.send(values=values_of([5]))
+            await stream.send(values=values_of([7]))
+            await frames.send(handles=[0], values=[6])
+            await frames.send(handles=[0], values=[7])
+            await gate.arrival()
+            await asyncio.sleep(2 * AGE_S)
+            gate.open()
+            assert list((await stream.receive()).answer.values) == [5]
+            assert rows_of(await frames.receive()) == {0: (1, [6])}
+            assert await stream.refusal() == AGED
+            assert await frames.end() == AGED
+            assert {(await caller.described(name)).step for name in ("s", "x")} == {1}
 
     run(scenario())
 
 
 def test_stream_goes_on_while_the_store_is_away(run: Run, adders: Path, store: FlakyStore):
     async def scenario() -> None:
-        async with asyncio.timeout(20), service(adders, max_stream_age_s=AGE_S, **SELDOM) as (app, _):
-            async with caller_of(app) as caller:
-                stream, _ = await caller.open("s")
-                store.is_down = True
-                store.away_since_s = store.monotonic()
-                for step in range(6):
-                    assert (await stream.step([1], step)).step == step + 1
-                    await asyncio.sleep(AGE_S / 3)
-                store.is_down = False
-                assert await stream.refusal() == AGED
-                assert store.step_of("s") == 6
+        async with served(adders) as (_, caller):
+            stream, _ = await caller.open("s")
+            store.is_down = True
+            store.away_since_s = store.monotonic()
+            for step in range(6):
+                assert (await stream.step([1], step)).step == step + 1
+                await asyncio.sleep(AGE_S / 3)
+            store.is_down = False
+            assert await stream.refusal() == AGED
+            assert store.step_of("s") == 6
 
     run(scenario())
 
@@ -137,29 +138,27 @@ def test_store_that_goes_away_while_an_old_stream_is_written_leaves_the_stream_a
     """What came while it was held is answered then, in its order."""
 
     async def scenario() -> None:
-        async with asyncio.timeout(20), service(adders, max_stream_age_s=AGE_S, **SELDOM) as (app, _):
-            async with caller_of(app) as caller:
-                stream, _ = await caller.open("s", durability=types_pb2.DURABILITY_NONE)
-                await stream.step([1])
-                with store.held("write"):
-                    num_writes = store.calls["write"]
-                    await until(lambda: store.calls["write"] > num_writes)
-                    await stream.send(values=values_of([2]))
-                    if is_half_closed:
-                        await stream.call.done_writing()
-                    await asyncio.sleep(0.05)  # it has come, and is not taken
-                    store.is_down = True
-                assert list((await stream.receive()).answer.values) == [3]
-                if not is_half_closed:
-                    assert list((await stream.step([3])).values) == [6]
-                    store.is_down = False
-                    assert await stream.refusal() == AGED
-                    assert store.is_clean("s")
-                else:
-                    with pytest.raises(EOFError):
-                        await stream.receive()
-                    store.is_down = False
-                await until(lambda: store.step_of("s") == (2 if is_half_closed else 3))
+        async with served(adders) as (_, caller):
+            stream, _ = await caller.open("s", durability=types_pb2.DURABILITY_NONE)
+            await stream.step([1])
+            with store.held("write"):
+                await write_under_way(store)
+                await stream.send(values=values_of([2]))
+                if is_half_closed:
+                    await stream.call.done_writing()
+                await asyncio.sleep(0.05)  # it has come, and is not taken
+                store.is_down = True
+            assert list((await stream.receive()).answer.values) == [3]
+            if not is_half_closed:
+                assert list((await stream.step([3])).values) == [6]
+                store.is_down = False
+                assert await stream.refusal() == AGED
+                assert store.is_clean("s")
+            else:
+                with pytest.raises(EOFError):
+                    await stream.receive()
+                store.is_down = False
+            await until(lambda: store.step_of("s") == (2 if is_half_closed else 3))
 
     run(scenario())
 
@@ -168,20 +167,18 @@ def test_call_that_ends_while_its_old_stream_is_written_leaves_a_session_that_go
     run: Run, adders: Path, store: FlakyStore
 ):
     async def scenario() -> None:
-        async with asyncio.timeout(20), service(adders, max_stream_age_s=AGE_S, **SELDOM) as (app, _):
-            async with caller_of(app) as caller:
-                stream, _ = await caller.open("s")
-                await stream.step([1])
-                with store.held("write"):
-                    num_writes = store.calls["write"]
-                    await until(lambda: store.calls["write"] > num_writes)
-                    stream.call.cancel()
-                    await until(lambda: app._table.num_idle == 1)
-                stream, opened = await caller.open("s", mode=OPEN)
-                assert opened.step == 1
-                assert list((await stream.step([2])).values) == [3]
-                assert await stream.refusal() == AGED
-                assert store.overlaps == set()
+        async with served(adders) as (app, caller):
+            stream, _ = await caller.open("s")
+            await stream.step([1])
+            with store.held("write"):
+                await write_under_way(store)
+                stream.call.cancel()
+                await until(lambda: app._table.num_idle == 1)
+            stream, opened = await caller.open("s", mode=OPEN)
+            assert opened.step == 1
+            assert list((await stream.step([2])).values) == [3]
+            assert await stream.refusal() == AGED
+            assert store.overlaps == set()
 
     run(scenario())
 
@@ -190,36 +187,28 @@ def test_drain_that_begins_while_an_old_stream_is_written_ends_it(run: Run, adde
     """The store fails the old stream, which is not let go on: the drain has stored what it had."""
 
     async def scenario() -> None:
-        settings = SELDOM | {"may_log_errors": True, "drain_timeout_s": 1.0}
-        async with asyncio.timeout(20), service(adders, max_stream_age_s=AGE_S, **settings) as (app, _):
-            async with caller_of(app) as caller:
-                stream, _ = await caller.open("s")
-                await stream.step([1])
-                with store.held("write"):
-                    num_writes = store.calls["write"]
-                    await until(lambda: store.calls["write"] > num_writes)
-                    await stream.send(values=values_of([2]))
-                    stopping = asyncio.ensure_future(app.stop())
-                    await until(lambda: app._edge.is_draining)
-                    store.is_down = True
-                assert await stream.refusal() == ("UNAVAILABLE", "DRAINING")
-                await stopping
+        async with served(adders, may_log_errors=True, drain_timeout_s=1.0) as (app, caller):
+            stream, _ = await caller.open("s")
+            await stream.step([1])
+            with store.held("write"):
+                await write_under_way(store)
+                await stream.send(values=values_of([2]))
+                stopping = asyncio.ensure_future(app.stop())
+                await until(lambda: app._edge.is_draining)
+                store.is_down = True
+            assert await stream.refusal() == ("UNAVAILABLE", "DRAINING")
+            await stopping
 
     run(scenario())
 
 
+@pytest.mark.usefixtures("store")
 def test_bug_at_the_end_of_an_old_stream_is_told_as_one(
     run: Run, adders: Path, monkeypatch: pytest.MonkeyPatch
 ):
     async def scenario() -> None:
-        async with (
-            asyncio.timeout(20),
-            service(adders, may_log_errors=True, max_stream_age_s=AGE_S) as (
-                app,
-                caller,
-            ),
-        ):
-            stream, _ = await caller.open("s", "adder")
+        async with served(adders, may_log_errors=True) as (app, caller):
+            stream, _ = await caller.open("s")
             monkeypatch.setattr(app._checkpointer, "store_parts", lambda *_, **__: 1 / 0)
             assert await stream.end() == ("INTERNAL", "INTERNAL")
 
@@ -229,10 +218,9 @@ def test_bug_at_the_end_of_an_old_stream_is_told_as_one(
 @pytest.mark.usefixtures("store")
 def test_stream_that_has_no_session_yet_ends_for_its_age_too(run: Run, adders: Path):
     async def scenario() -> None:
-        async with asyncio.timeout(20), service(adders, max_stream_age_s=AGE_S) as (app, _):
-            async with caller_of(app) as caller:
-                assert await caller.stream().end() == AGED
-                assert await Frames(caller).end() == AGED
+        async with served(adders) as (_, caller):
+            assert await caller.stream().end() == AGED
+            assert await Frames(caller).end() == AGED
 
     run(scenario())
 
@@ -240,7 +228,7 @@ def test_stream_that_has_no_session_yet_ends_for_its_age_too(run: Run, adders: P
 @pytest.mark.usefixtures("store")
 def test_stream_has_no_age_unless_told_so(run: Run, adders: Path):
     async def scenario() -> None:
-        async with asyncio.timeout(20), service(adders) as (app, _), caller_of(app) as caller:
+        async with served(adders, max_stream_age_s=0.0) as (app, caller):
             stream, _ = await caller.open("s")
             (conversation_,) = app._streams._streams
             assert conversation_._age_timer is None
