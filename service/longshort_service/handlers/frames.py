@@ -206,8 +206,11 @@ class FrameConversation(Conversation):
 
         def told(position: int, error: errors.ServiceError | None) -> None:
             nonlocal num_waiting
+            handle = int(work.frame.handles[position])
             if error is not None:
-                work.unstored[position] = error
+                is_open = self._handles.find_session(handle) is not None
+                # Who has taken a session away is known by its loss; the store knows only that it has ended.
+                work.unstored[position] = error if is_open else self._handles.refusal(handle)
             num_waiting -= 1
             if not num_waiting:
                 all_told.set()
