@@ -138,11 +138,13 @@ def test_sessions_return_to_a_server_that_is_back(
 def test_end_of_an_old_stream_speaks_against_no_server():
     store, values = Store(), [1.0, 2.0, 3.0]
     with Replica(store) as one, Replica(store) as other:
-        with longshort.Client([one.address, other.address]) as client:
-            with client.session("s", model="metro") as session:
-                answers = [float(session.step(values[0])[0])]
-                home, away = (one, other) if one.opens else (other, one)
-                home.ends = [(grpc.StatusCode.UNAVAILABLE, "STREAM_AGED")]
-                answers += [float(session.step(value)[0]) for value in values[1:]]
+        with (
+            longshort.Client([one.address, other.address]) as client,
+            client.session("s", model="metro") as session,
+        ):
+            answers = [float(session.step(values[0])[0])]
+            home, away = (one, other) if one.opens else (other, one)
+            home.ends = [(grpc.StatusCode.UNAVAILABLE, "STREAM_AGED")]
+            answers += [float(session.step(value)[0]) for value in values[1:]]
         assert answers == answers_to(values)
         assert (len(home.opens), len(away.opens)) == (2, 0)
