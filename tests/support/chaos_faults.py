@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 NUM_REPLICAS: Final = 3
 FROZEN_S: Final = (8.0, 9.5)  # longer than the client's keepalive and ping timeout together
+THAWED_S: Final = (0.1, 0.6)  # less than --checkpoint-interval
 HELD_S: Final = (0.5, 8.0)  # some are over before anybody notices
 CUT_S: Final = (0.5, 3.0)
 STORE_AWAY_S: Final = (0.1, 2.0)
@@ -171,7 +172,7 @@ class ClusterFaults(Faults):
 
     def hands(self) -> list[list[Kind]]:
         return [
-            [self.kill, self.freeze, self.drain],
+            [self.kill, self.freeze, self.freeze_and_kill_others, self.drain],
             [self.part_from_callers, self.part_from_store, self.stop_store, self.kill_store],
         ]
 
@@ -181,6 +182,24 @@ class ClusterFaults(Faults):
             self.servers[number].process.send_signal(signal.SIGSTOP)
             time.sleep(chance.uniform(*FROZEN_S))
             self.servers[number].process.send_signal(signal.SIGCONT)
+
+    def freeze_and_kill_others(self, number: int, chance: random.Random) -> None:
+        """As `freeze`; those who have its sessions now die before they have stored them again.
+
+        A write of the thawed one that came through would be what the store has of a session: older than promised.
+        """
+        with self._noted("frozen, others killed", number):
+            self.servers[number].process.send_signal(signal.SIGSTOP)
+            time.sleep(chance.uniform(*FROZEN_S))
+            others = [other for other in range(len(self.servers)) if other != number]
+            for other in others:
+                self._harvest(self.servers[other])
+            self.servers[number].process.send_signal(signal.SIGCONT)
+            time.sleep(chance.uniform(*THAWED_S))
+            for other in others:
+                self.servers[other].stop(signal.SIGKILL)
+            for other in others:
+                self._restart(other)
 
     def drain(self, number: int, _: random.Random) -> None:
         """SIGTERM, as a rolling restart does."""
