@@ -18,7 +18,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY client client
 COPY model model
 COPY service service
-RUN python3 -m pip --python /opt/venv/bin/python3 install ./client . \
+RUN python3 -m pip --python /opt/venv/bin/python3 install ./client ".[redis]" \
     && mkdir /models \
     && cp -r service/longshort_service/models/. /models/ \
     && chown -R 10001:10001 /models

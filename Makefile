@@ -71,7 +71,7 @@ clean: ## Remove what was made here, trained models excepted.
 
 .venv/with-demo: .venv/made $(PACKAGES)
 	@echo "installing the service and its client (half a minute)"
-	$(PIP) install --editable ./client --editable '.[demo]'
+	$(PIP) install --editable ./client --editable '.[demo,redis]'
 	@touch $@
 
 .venv/with-torch: .venv/made $(PACKAGES)

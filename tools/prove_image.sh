@@ -89,7 +89,7 @@ build() { # build TARGET IMAGE
     proved "target $1 builds: $(engine image inspect --format '{{.Size}}' "$2" | awk '{printf "%.0f MB", $1 / 1e6}')"
 }
 
-fetch_wheels .
+fetch_wheels ".[redis]"
 build serve longshort
 echo "of these the base $(engine image inspect --format '{{.Size}}' "$base" | awk '{printf "%.0f MB", $1 / 1e6}')"
 
@@ -126,6 +126,8 @@ awk '$2 == "/" && $4 ~ /(^|,)ro(,|$)/ { found = 1 } END { exit !found }' "$work/
 proved "the root is read-only"
 [ "$(inside python -c 'import importlib.util as u; print(u.find_spec("torch"))')" = None ] || fail "torch is in the image"
 proved "no torch"
+inside python -c 'import redis, hiredis' || fail "sessions could not be kept in Redis"
+proved "the client of Redis and Valkey is in it"
 inside ls /models > "$work/models.txt"
 grep -qx metro "$work/models.txt" || fail "the new volume lacks the shipped models: $(cat "$work/models.txt")"
 proved "a new volume begins with the shipped models"
