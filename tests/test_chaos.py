@@ -57,4 +57,4 @@ def test_whatever_happens_to_three_replicas_and_their_store_is_a_pause(
         faults = ClusterFaults(
             lambda *flags, port: start_server(*flags, port=port, models=SHIPPED), store, crowd.callers, stack
         )
-        play("three replicas on one Valkey", crowd, faults, NUM_FAULTS or 16)
+        play("three replicas on one Valkey", crowd, faults, NUM_FAULTS or 14)
