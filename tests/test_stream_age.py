@@ -11,7 +11,7 @@ from flaky_store import FlakyStore
 from frame_wire import Frames, rows_of
 from histories import StoreCaller
 from inside import PATIENCE_S, Gate, service, until
-from longshort.v1 import types_pb2
+from longshort.v1 import sequence_pb2, types_pb2
 from longshort_service.handlers import conversation
 from wire import OPEN, values_of
 
@@ -50,9 +50,17 @@ async def served(models: Path, **settings: Any) -> AsyncIterator[tuple[App, Stor
         yield app, caller
 
 
-async def write_under_way(store: FlakyStore) -> None:
-    """Wait until the next write has begun."""
+async def say_something(stream: Any) -> None:
+    """Wait until a stream is old, and have it answer something: it ends behind that."""
+    await asyncio.sleep(1.5 * AGE_S)
+    await stream.send(forecast=sequence_pb2.StreamForecast(horizon=1))
+    assert (await stream.receive()).answer.forecast
+
+
+async def write_under_way(store: FlakyStore, stream: Any) -> None:
+    """Wait until the sessions of an old stream are being written."""
     num_writes = store.calls["write"]
+    await say_something(stream)
     await until(lambda: store.calls["write"] > num_writes)
 
 
@@ -65,6 +73,7 @@ def test_old_stream_ends_and_its_session_goes_on_elsewhere_without_a_number(
         async with served(adders) as (_, a), served(adders, max_stream_age_s=0.0) as (_, b):
             stream, _ = await a.open("s", durability=durability)
             assert list((await stream.step([1, 2])).values) == [1, 3]
+            await say_something(stream)
             end = await stream.refusal()
             assert end == AGED
             assert end.retry_delay_s is None
@@ -82,6 +91,9 @@ def test_old_stream_of_frames_ends_and_its_sessions_go_on_elsewhere(run: Run, ad
             frames = Frames(a)
             await frames.open("x", "y")
             assert await frames.step([0, 1], [1, 2]) == {0: (1, [1]), 1: (1, [2])}
+            await asyncio.sleep(1.5 * AGE_S)
+            await frames.send()
+            await frames.receive()
             assert await frames.end() == AGED
             await until(lambda: app._table.num_idle == 2)
             frames = Frames(b)
@@ -125,6 +137,7 @@ def test_stream_goes_on_while_the_store_is_away(run: Run, adders: Path, store: F
                 assert (await stream.step([1], step)).step == step + 1
                 await asyncio.sleep(AGE_S / 3)
             store.is_down = False
+            await say_something(stream)
             assert await stream.refusal() == AGED
             assert store.step_of("s") == 6
 
@@ -142,7 +155,7 @@ def test_store_that_goes_away_while_an_old_stream_is_written_leaves_the_stream_a
             stream, _ = await caller.open("s", durability=types_pb2.DURABILITY_NONE)
             await stream.step([1])
             with store.held("write"):
-                await write_under_way(store)
+                await write_under_way(store, stream)
                 await stream.send(values=values_of([2]))
                 if is_half_closed:
                     await stream.call.done_writing()
@@ -152,6 +165,7 @@ def test_store_that_goes_away_while_an_old_stream_is_written_leaves_the_stream_a
             if not is_half_closed:
                 assert list((await stream.step([3])).values) == [6]
                 store.is_down = False
+                await say_something(stream)
                 assert await stream.refusal() == AGED
                 assert store.is_clean("s")
             else:
@@ -171,12 +185,13 @@ def test_call_that_ends_while_its_old_stream_is_written_leaves_a_session_that_go
             stream, _ = await caller.open("s")
             await stream.step([1])
             with store.held("write"):
-                await write_under_way(store)
+                await write_under_way(store, stream)
                 stream.call.cancel()
                 await until(lambda: app._table.num_idle == 1)
             stream, opened = await caller.open("s", mode=OPEN)
             assert opened.step == 1
             assert list((await stream.step([2])).values) == [3]
+            await say_something(stream)
             assert await stream.refusal() == AGED
             assert store.overlaps == set()
 
@@ -191,7 +206,7 @@ def test_drain_that_begins_while_an_old_stream_is_written_ends_it(run: Run, adde
             stream, _ = await caller.open("s")
             await stream.step([1])
             with store.held("write"):
-                await write_under_way(store)
+                await write_under_way(store, stream)
                 await stream.send(values=values_of([2]))
                 stopping = asyncio.ensure_future(app.stop())
                 await until(lambda: app._edge.is_draining)
@@ -209,18 +224,26 @@ def test_bug_at_the_end_of_an_old_stream_is_told_as_one(
     async def scenario() -> None:
         async with served(adders, may_log_errors=True) as (app, caller):
             stream, _ = await caller.open("s")
+            await stream.step([1])
             monkeypatch.setattr(app._checkpointer, "store_parts", lambda *_, **__: 1 / 0)
+            await say_something(stream)
             assert await stream.end() == ("INTERNAL", "INTERNAL")
 
     run(scenario())
 
 
 @pytest.mark.usefixtures("store")
-def test_stream_that_has_no_session_yet_ends_for_its_age_too(run: Run, adders: Path):
+def test_silent_stream_stays_however_old(run: Run, adders: Path):
+    """Its client would connect again with its next message only: until then the session would count as unused."""
+
     async def scenario() -> None:
-        async with served(adders) as (_, caller):
-            assert await caller.stream().end() == AGED
-            assert await Frames(caller).end() == AGED
+        async with served(adders) as (app, caller):
+            stream, _ = await caller.open("s")
+            frames = Frames(caller)
+            await frames.open("x")
+            await asyncio.sleep(3 * AGE_S)
+            assert app._streams.num_streams() == 2
+            assert list((await stream.step([1])).values) == [1]
 
     run(scenario())
 

@@ -47,6 +47,7 @@ class Conversation:
         overdue = errors.NotOpen(f"the stream was not opened within {OPEN_TIMEOUT_S:.0f} s")
         self._open_timer = asyncio.get_running_loop().call_later(OPEN_TIMEOUT_S, self.end, overdue)
         self._age_timer: asyncio.TimerHandle | None = None  # None: it never ends for its age
+        self._is_old = False
         self._retiring: asyncio.Task[None] | None = None
         if edge.max_stream_age_s:
             spread = random.uniform(1 - AGE_SPREAD, 1 + AGE_SPREAD)  # noqa: S311  no secret
@@ -142,6 +143,8 @@ class Conversation:
             self._call.read(self._received)
         else:
             self._call.exchange(response, self._received)
+        if self._is_old:
+            self._retire_soon()
 
     def _fail(self, error: errors.ServiceError, *, is_counted: bool = False) -> None:
         """End the call with the error as its status."""
@@ -156,15 +159,22 @@ class Conversation:
         self._age_timer = asyncio.get_running_loop().call_later(seconds, self._grown_old)
 
     def _grown_old(self) -> None:
+        # It ends behind its next answer: a client that is silent would not come back to keep its sessions in use.
+        self._is_old = True
+
+    def _retire_soon(self) -> None:
+        self._is_old = False
+        if self._end_error is not None or self._held is not None:
+            return  # it ends anyway
         if self._edge.keeper.checkpointer.outage.is_away:
             self._retire_in(AGED_AGAIN_S)  # nobody else could be given the sessions
         else:
+            self.hold()
             self._retiring = asyncio.get_running_loop().create_task(self._retire())
 
     async def _retire(self) -> None:
         """End the stream when its sessions are stored, as clean as those that a client has left."""
         try:
-            await asyncio.wait([self.hold()])
             sessions = self._sessions()
             # First as sessions of a stream that may go on: no value follows one that is called clean.
             if not await self._store(sessions, before_stream=True):
