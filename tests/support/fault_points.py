@@ -1,24 +1,21 @@
 """Every point between receiving a message and sending its answer where a crash can fall, in order, by name.
 
-Owns where each point is in the service, as seams: a method that is about to be called, or has just returned. The
-service knows nothing of it. `install` wraps the seams of one point in a process that is to kill itself there.
+Owns where each point is in the service, on each of the three ways that a message has through it. The openings, the runs
+and the writes of all three are the same ones. `install` wraps the seams of one point in a process that is to kill
+itself there.
 """
 
 from __future__ import annotations
 
-import asyncio
-import enum
-import functools
-import itertools
-import os
-import signal
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fault_seams import FaultPoint, Fuse, Phase, after, before, wrap
+from longshort.v1 import sequence_pb2
 from longshort_service.checkpointer import Checkpointer
 from longshort_service.columns import SessionColumns
 from longshort_service.engine import Engine
 from longshort_service.handlers.edge import Edge
+from longshort_service.handlers.frames import FrameConversation
 from longshort_service.handlers.sequence import SequenceHandler
 from longshort_service.handlers.stream import StreamConversation
 from longshort_service.keeper import Keeper
@@ -32,84 +29,58 @@ from longshort_service.stores.redis import RedisBackend
 from longshort_service.stores.sqlite import SqliteBackend
 from longshort_service.stores.threaded import ThreadedStore
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-
-class Phase(enum.Enum):
-    """What has to happen for a point to be reached."""
-
-    OPENING = enum.auto()
-    MESSAGE = enum.auto()
-    WRITE = enum.auto()  # of a record: where the store is durable and the session is BEHIND or SYNC
-    FLUSH = enum.auto()
-    HALF_CLOSE = enum.auto()
-    DRAIN = enum.auto()
-
-
-@dataclass(frozen=True)
-class Seam:
-    """A method, and whether the point is before or after it. `holds` says of its object whether a call counts."""
-
-    owner: type[Any]
-    method: str
-    is_after: bool
-    holds: Callable[[Any], bool] = lambda _owner: True
-
-
-@dataclass(frozen=True)
-class FaultPoint:
-    """A point; it has several seams where the service has several ways through it."""
-
-    name: str
-    phase: Phase
-    seams: tuple[Seam, ...]
-
-
-def before(
-    *methods: tuple[type[Any], str], holds: Callable[[Any], bool] = lambda _owner: True
-) -> tuple[Seam, ...]:
-    return tuple(Seam(owner, method, is_after=False, holds=holds) for owner, method in methods)
-
-
-def after(
-    *methods: tuple[type[Any], str], holds: Callable[[Any], bool] = lambda _owner: True
-) -> tuple[Seam, ...]:
-    return tuple(Seam(owner, method, is_after=True, holds=holds) for owner, method in methods)
-
-
-def _is_opening(stream: Any) -> bool:
-    return bool(stream._protocol.state is StreamState.OPENING)
-
-
-def _is_answering(stream: Any) -> bool:
-    return bool(stream._protocol.state is StreamState.ANSWERING)
-
-
-def _is_open(stream: Any) -> bool:
-    return stream._session is not None
-
-
 _STORES = (MemoryStore, ThreadedStore)
 _BACKENDS = (SqliteBackend, RedisBackend)
 _SUBMIT = ((Scheduler, "submit"), (Scheduler, "submit_single"))  # a message of several steps, and of one
 _SETTLE = ((SessionColumns, "settle"), (SessionColumns, "settle_one"))
 
-FAULT_POINTS = (
-    FaultPoint("an opening is received", Phase.OPENING, before((Keeper, "open_many"))),
+
+def _is_opening(stream: Any, *_: Any) -> bool:
+    return bool(stream._protocol.state is StreamState.OPENING)
+
+
+def _is_answering(stream: Any, *_: Any) -> bool:
+    return bool(stream._protocol.state is StreamState.ANSWERING)
+
+
+def _is_open(stream: Any, *_: Any) -> bool:
+    return stream._session is not None
+
+
+def _has_rows(_frames: Any, raw: bytes) -> bool:
+    return bool(sequence_pb2.StreamFramesRequest.FromString(raw).handles)
+
+
+def _works_on_rows(_frames: Any, work: Any, *_: Any) -> bool:
+    return bool(work.parts)
+
+
+def _answers_rows(_frames: Any, raw: bytes) -> bool:
+    return bool(sequence_pb2.StreamFramesResponse.FromString(raw).handles)
+
+
+def _answers_openings(_frames: Any, raw: bytes) -> bool:
+    return bool(sequence_pb2.StreamFramesResponse.FromString(raw).opened)
+
+
+def _names_sessions(_keeper: Any, sessions: Any, *_: Any) -> bool:
+    return bool(sessions)  # a frame that opens gives back what its handles named before: nothing
+
+
+_OPENING = (
     FaultPoint(
         "its epoch is raised in the store and not in memory",
         Phase.OPENING,
         after(*((store, "open_many") for store in _STORES)),
     ),
     FaultPoint("its session has a row and no stream", Phase.OPENING, after((Opener, "bring"))),
+)
+_STREAM_OPENING = (
+    FaultPoint("an opening is received", Phase.OPENING, before((Keeper, "open_many"))),
+    *_OPENING,
     FaultPoint("its stream has the session", Phase.OPENING, after((Keeper, "open_many"))),
-    FaultPoint("opened is written", Phase.OPENING, after((StreamConversation, "_answer"), holds=_is_opening)),
-    FaultPoint(
-        "a message is received",
-        Phase.MESSAGE,
-        before((StreamConversation, "_take"), holds=_is_open),
-    ),
+)
+_RUN = (
     FaultPoint("it is judged and not queued", Phase.MESSAGE, before(*_SUBMIT)),
     FaultPoint("it is queued", Phase.MESSAGE, after(*_SUBMIT)),
     FaultPoint(
@@ -117,16 +88,8 @@ FAULT_POINTS = (
     ),
     FaultPoint("its states are written and its step is not", Phase.MESSAGE, before(*_SETTLE)),
     FaultPoint("states, step and stored answer have moved", Phase.MESSAGE, after(*_SETTLE)),
-    FaultPoint(
-        "its answer is about to be written",
-        Phase.MESSAGE,
-        before((StreamConversation, "_answer"), holds=_is_answering),
-    ),
-    FaultPoint(
-        "its answer is written",
-        Phase.MESSAGE,
-        after((StreamConversation, "_answer"), holds=_is_answering),
-    ),
+)
+_WRITE = (
     FaultPoint("a session is copied for the store", Phase.WRITE, after((SessionWriter, "copy"))),
     FaultPoint("its record is handed to the store", Phase.WRITE, before((ThreadedStore, "write"))),
     FaultPoint(
@@ -135,10 +98,20 @@ FAULT_POINTS = (
     FaultPoint("it is stored", Phase.WRITE, after(*((backend, "write") for backend in _BACKENDS))),
     FaultPoint("it is durable and not noted", Phase.WRITE, after((ThreadedStore, "write"))),
     FaultPoint("it is noted", Phase.WRITE, after((SessionWriter, "write"))),
-    FaultPoint("a flush is received", Phase.FLUSH, before((StreamConversation, "_flush"))),
-    FaultPoint("a flush is done and not answered", Phase.FLUSH, after((StreamConversation, "_flush"))),
-    FaultPoint("a half-closed stream still has its session", Phase.HALF_CLOSE, before((Keeper, "detach"))),
-    FaultPoint("a half-closed stream has let go", Phase.HALF_CLOSE, after((Keeper, "detach"))),
+)
+_HALF_CLOSE = (
+    FaultPoint(
+        "a half-closed stream still has its session",
+        Phase.HALF_CLOSE,
+        before((Keeper, "detach"), holds=_names_sessions),
+    ),
+    FaultPoint(
+        "a half-closed stream has let go",
+        Phase.HALF_CLOSE,
+        after((Keeper, "detach"), holds=_names_sessions),
+    ),
+)
+_DRAIN = (
     FaultPoint("a drain holds the streams", Phase.DRAIN, after((SequenceHandler, "hold_streams"))),
     FaultPoint("a drain has stored the sessions", Phase.DRAIN, after((Checkpointer, "store_all"))),
     FaultPoint("a drain has ended the streams", Phase.DRAIN, after((SequenceHandler, "end_streams"))),
@@ -146,50 +119,78 @@ FAULT_POINTS = (
     FaultPoint("a drain has closed the store", Phase.DRAIN, after((Keeper, "close"))),
 )
 
-
-class Fuse:
-    """Kills the process, as a crash does, at the n-th arrival at its point after it was lit."""
-
-    def __init__(self, arrival: int) -> None:
-        self._arrival = arrival
-        self._arrivals = itertools.count(1)
-        self.is_lit = False  # a start warms its models up: those runs are no messages
-
-    def arrived(self) -> None:
-        if self.is_lit and next(self._arrivals) == self._arrival:
-            os.kill(os.getpid(), signal.SIGKILL)
+STREAM_POINTS = (
+    *_STREAM_OPENING,
+    FaultPoint("opened is written", Phase.OPENING, after((StreamConversation, "_answer"), holds=_is_opening)),
+    FaultPoint("a message is received", Phase.MESSAGE, before((StreamConversation, "_take"), holds=_is_open)),
+    *_RUN,
+    FaultPoint(
+        "its answer is about to be written",
+        Phase.MESSAGE,
+        before((StreamConversation, "_answer"), holds=_is_answering),
+    ),
+    FaultPoint(
+        "its answer is written", Phase.MESSAGE, after((StreamConversation, "_answer"), holds=_is_answering)
+    ),
+    *_WRITE,
+    FaultPoint("a flush is received", Phase.FLUSH, before((StreamConversation, "_flush"))),
+    FaultPoint("a flush is done and not answered", Phase.FLUSH, after((StreamConversation, "_flush"))),
+    *_HALF_CLOSE,
+    *_DRAIN,
+)
+# A frame of messages of two lengths makes two jobs: the first of them may be anywhere when the second is not.
+FRAME_POINTS = (
+    *_STREAM_OPENING,
+    FaultPoint("handles name the sessions", Phase.OPENING, after((FrameConversation, "_open"))),
+    FaultPoint(
+        "a frame's openings are answered",
+        Phase.OPENING,
+        after((FrameConversation, "_answer"), holds=_answers_openings),
+    ),
+    FaultPoint("a frame is received", Phase.MESSAGE, before((FrameConversation, "_take"), holds=_has_rows)),
+    *_RUN,
+    FaultPoint("a frame's jobs have ended", Phase.MESSAGE, before((FrameConversation, "_waiting_for_store"))),
+    FaultPoint(
+        "a frame's rows wait for the store no more",
+        Phase.MESSAGE,
+        before((FrameConversation, "_response"), holds=_works_on_rows),
+    ),
+    FaultPoint(
+        "a frame's answer is about to be written",
+        Phase.MESSAGE,
+        before((FrameConversation, "_answer"), holds=_answers_rows),
+    ),
+    FaultPoint(
+        "a frame's answer is written",
+        Phase.MESSAGE,
+        after((FrameConversation, "_answer"), holds=_answers_rows),
+    ),
+    *_WRITE,
+    FaultPoint("a frame's flush is received", Phase.FLUSH, before((FrameConversation, "_flush"))),
+    FaultPoint("one of a frame's flushes is done", Phase.FLUSH, after((FrameConversation, "_flush_one"))),
+    FaultPoint(
+        "a frame's flushes are done and not answered", Phase.FLUSH, after((FrameConversation, "_flush"))
+    ),
+    *_HALF_CLOSE,
+    *_DRAIN,
+)
+STEP_POINTS = (
+    *_OPENING,
+    FaultPoint("a call is received", Phase.MESSAGE, before((SequenceHandler, "_step"))),
+    FaultPoint("a call has its session", Phase.MESSAGE, after((Keeper, "ensure"))),
+    *_RUN,
+    FaultPoint("a call waits for the store", Phase.MESSAGE, before((Checkpointer, "until_stored"))),
+    FaultPoint("a call waits for the store no more", Phase.MESSAGE, after((Checkpointer, "until_stored"))),
+    FaultPoint("a call's answer is made", Phase.MESSAGE, after((SequenceHandler, "_step"))),
+    *_WRITE,
+    *_DRAIN,
+)
 
 
 def install(name: str, arrival: int) -> Fuse:
     """Have this process kill itself at a point, once the fuse that is returned is lit."""
-    (point,) = (each for each in FAULT_POINTS if each.name == name)
+    point = next(each for each in (*STREAM_POINTS, *FRAME_POINTS, *STEP_POINTS) if each.name == name)
     fuse = Fuse(arrival)
     for seam in point.seams:
-        _wrap(seam, fuse)
+        wrap(seam, fuse)
     return fuse
-
-
-def _wrap(seam: Seam, fuse: Fuse) -> None:
-    wrapped = getattr(seam.owner, seam.method)
-
-    @functools.wraps(wrapped)
-    def call(owner: Any, *arguments: Any, **named: Any) -> Any:
-        counts = seam.holds(owner)
-        if counts and not seam.is_after:
-            fuse.arrived()
-        result = wrapped(owner, *arguments, **named)
-        if counts and seam.is_after:
-            fuse.arrived()
-        return result
-
-    @functools.wraps(wrapped)
-    async def await_(owner: Any, *arguments: Any, **named: Any) -> Any:
-        counts = seam.holds(owner)
-        if counts and not seam.is_after:
-            fuse.arrived()
-        result = await wrapped(owner, *arguments, **named)
-        if counts and seam.is_after:
-            fuse.arrived()
-        return result
-
-    setattr(seam.owner, seam.method, await_ if asyncio.iscoroutinefunction(wrapped) else call)

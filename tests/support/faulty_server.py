@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fault_points import Fuse
+    from fault_seams import Fuse
 
 LIFETIME_S = 60  # a service that nobody ends ends itself
 WAIT_S = 15.0

@@ -123,8 +123,18 @@ class Follower:
     async def open(self, caller: StoreCaller) -> tuple[StoreStream, int]:
         """Open the session; return its stream and where to go on. Raises SessionLostError, SessionReplacedError."""
         stream = caller.stream()
-        stream.on_durable = self._note_durable
-        wanted = sequence_pb2.Open(
+        stream.on_durable = self.note_durable
+        try:
+            response = await stream.ask(open=self.opening())
+        except grpc.aio.AioRpcError as error:
+            if reason_of(error) in {"SESSION_NOT_FOUND", "SESSION_EXPIRED"}:
+                raise SessionLostError(reason_of(error)) from error
+            raise
+        return stream, self.opened(response.opened)
+
+    def opening(self) -> sequence_pb2.Open:
+        """Return the opening, of a session that is new or of the one that it has followed."""
+        return sequence_pb2.Open(
             session=key(self.session_id),
             model=self.model,
             mode=OPEN_OR_CREATE if self.incarnation is None else OPEN,
@@ -132,22 +142,26 @@ class Follower:
             durability=self.durability,
             epoch=self.epoch,
         )
-        try:
-            response = await stream.ask(open=wanted)
-        except grpc.aio.AioRpcError as error:
-            if reason_of(error) in {"SESSION_NOT_FOUND", "SESSION_EXPIRED"}:
-                raise SessionLostError(reason_of(error)) from error
-            raise
-        opened = response.opened
-        if self.incarnation is not None and opened.incarnation != self.incarnation:
-            raise SessionReplacedError
-        assert opened.epoch >= self.epoch  # the same only where the store is away
-        self.incarnation, self.epoch = opened.incarnation, opened.epoch
-        self.durability = opened.durability
-        return stream, self._go_on_from(opened.step, opened.durable_step)
 
-    def _go_on_from(self, step: int, durable_step: int) -> int:
-        """Return the first step to send, by E, which is `step`, and A, which is what was answered."""
+    def opened(self, opened: sequence_pb2.Opened) -> int:
+        """Take the answer to the opening; return where to go on. Raises SessionLostError, SessionReplacedError."""
+        self.note_incarnation(opened.incarnation)
+        assert opened.epoch >= self.epoch  # the same only where the store is away
+        self.epoch = opened.epoch
+        self.durability = opened.durability
+        return self.go_on_from(opened.step, opened.durable_step)
+
+    def note_incarnation(self, incarnation: int) -> None:
+        """Raise SessionReplacedError where the session is not the one of before."""
+        if self.incarnation is not None and incarnation != self.incarnation:
+            raise SessionReplacedError
+        self.incarnation = incarnation
+
+    def go_on_from(self, step: int, durable_step: int) -> int:
+        """Return the first step to send, by E, which is `step`, and A, which is what was answered.
+
+        Raises SessionLostError.
+        """
         answered = len(self.answers)
         assert step >= durable_step
         assert step >= self.durable_step, "what was called durable is gone"
@@ -165,34 +179,50 @@ class Follower:
         """Send messages from `step` on, each when the one before it is answered; return the step reached."""
         until_step = len(self.values) if until_step is None else until_step
         while step < until_step:
-            end = min(each for each in self._starts if each > step)
+            end = self.end_of(step)
             await self.send(stream, step, end)
             step = end
         return step
 
     async def send(self, stream: StoreStream, step: int, end: int) -> None:
         """Send the values of steps `step` to `end` as one message, and take its answer."""
-        self.unanswered = (step, end)
-        await stream.send(values=values_of(self.values[step:end].tolist(), step))
+        values = self.take(step, end)
+        await stream.send(values=values_of(values, step))
         response = await stream.receive()
         assert response.WhichOneof("kind") == "answer", response
         answer = response.answer
-        rows = np.array(answer.values, np.float32).reshape(end - step, -1)
-        assert answer.step == end
-        for place, row in enumerate(rows, start=step):
+        self.answered(answer.values, answer.step, answer.durable_step)
+        self.num_replays += answer.replayed
+
+    def end_of(self, step: int) -> int:
+        """Return the end of the message that begins at a step."""
+        return min(each for each in self._starts if each > step)
+
+    def take(self, step: int, end: int) -> list[float]:
+        """Return the values of steps `step` to `end`; they are the one message that is not answered."""
+        self.unanswered = (step, end)
+        return list(self.values[step:end].tolist())
+
+    def answered(self, values: Sequence[float], step: int, durable_step: int) -> None:
+        """Take the answer to the message that is not answered, `values` flat."""
+        assert self.unanswered is not None
+        first, end = self.unanswered
+        rows = np.array(values, np.float32).reshape(end - first, -1)
+        assert step == end
+        for place, row in enumerate(rows, start=first):
             if place < len(self.answers):
                 assert self.answers[place] == row.tobytes(), "an answer has changed"
             else:
                 self.answers.append(row.tobytes())
-        self._note_durable(answer.durable_step)
-        self.num_replays += answer.replayed
+        self.note_durable(durable_step)
         self.unanswered = None
 
     async def flush(self, stream: StoreStream) -> None:
         """Wait until all is stored."""
-        self._note_durable(await stream.flush())
+        self.note_durable(await stream.flush())
 
-    def _note_durable(self, step: int) -> None:
+    def note_durable(self, step: int) -> None:
+        """Note up to where the session is said to be stored."""
         assert step <= len(self.answers) or self.unanswered is not None, (
             "what nobody applied is called durable"
         )
