@@ -822,7 +822,7 @@ def test_reset_session_s_earlier_steps_are_not_stored_after_it():
         first = session.incarnation
 
         async def reset() -> None:
-            await desk.keeper.restart(session, session.model.arena.read(session.slot))
+            await desk.keeper.restart(session, session.model.arena.read(session.slot), lambda: None)
 
         with store.held("write"):
             await asyncio.sleep(INTERVAL_S)
@@ -850,7 +850,7 @@ def test_answer_that_waits_while_its_session_is_reset_is_not_called_stored():
         await asyncio.sleep(0.1)
 
         async def reset() -> None:
-            await desk.keeper.restart(session, session.model.arena.read(session.slot))
+            await desk.keeper.restart(session, session.model.arena.read(session.slot), lambda: None)
 
         store.is_full = False
         await store.open_elsewhere("s")  # so that the write is refused, and judged after the reset

@@ -196,7 +196,7 @@ class Play:
         async def reset() -> None:
             live = desk.table.get(name)
             if live is not None:
-                await desk.keeper.restart(live, live.model.arena.read(live.slot))
+                await desk.keeper.restart(live, live.model.arena.read(live.slot), lambda: None)
 
         await desk.turns.through(name, reset)
 

@@ -143,14 +143,24 @@ MAY_KNOW: dict[str, set[str]] = {
     },
     "behind": {"columns", "durability", "outage", "repository", "session", "sessions"},
     "session_writer": {
-        *("behind", "durability", "errors", "repository", "session", "sessions", "snapshot", "stores.base"),
+        *(
+            "behind",
+            "durability",
+            "errors",
+            "record",
+            "repository",
+            "session",
+            "sessions",
+            "snapshot",
+            "stores.base",
+        ),
         "turns",
     },
     "interval_writer": {
         *("behind", "outage", "repository", "session", "session_writer", "sessions", "snapshot", "turns"),
     },
     "checkpointer": {
-        *("behind", "durability", "errors", "interval_writer", "outage", "repository", "session"),
+        *("behind", "durability", "errors", "interval_writer", "outage", "record", "repository", "session"),
         *("session_writer", "sessions", "stores.base", "turns", "waiters"),
     },
     "processor": set(),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from longshort_service.behind import CheckpointLimits
+    from longshort_service.record import SessionRecord
     from longshort_service.repository import Model
     from longshort_service.session import Session
     from longshort_service.sessions import SessionTable
@@ -209,6 +210,14 @@ class Checkpointer:
             if any(isinstance(failure, errors.StoreUnavailable) for failure in failures):
                 return False
         return True
+
+    async def store_instead(self, session: Session[Model], record: SessionRecord) -> None:
+        """Write a record in the place of a live session's own, which it is about to become.
+
+        Raises StoreUnavailable or SessionMoved, and then the session is as it was.
+        """
+        if self.is_active:
+            await self._writer.write_instead(session, record)
 
     def give_up(self, session: Session[Model], error: errors.ServiceError) -> None:
         """See Asker: those who wait for a session are told that what they wait for will not be stored."""

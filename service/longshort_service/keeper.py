@@ -14,6 +14,7 @@ from longshort_service import errors
 from longshort_service.model_change import ModelChange, check_model, model_for
 from longshort_service.model_exchange import ModelExchange
 from longshort_service.opener import Opened, Opener, OpenRequest, refuse_unfound, superseded
+from longshort_service.record import birth
 from longshort_service.stores.base import Birth, OpenMode, StoreRequest, open_one
 from longshort_service.turns import until_free, until_settled
 
@@ -162,13 +163,8 @@ class Keeper:
 
         Each is settled at some time after its opening; a unary call may begin while another one is waited for.
         """
-        refusals = [self._take_away(request) for request in requests]
+        refusals = [self._refusal(request) for request in requests]
         wanted = [request for request, refusal in zip(requests, refusals, strict=True) if refusal is None]
-        # What is in flight is written under the epoch of before: the epoch is raised after it.
-        for request in wanted:
-            live = self.table.get(request.session_id)
-            if live is not None and live.is_busy and request.mode is not OpenMode.CREATE:
-                await until_settled(live)
         brought = await self._bring(wanted)
         sessions = [opened[0] for opened in brought if not isinstance(opened, errors.ServiceError)]
         for session in sessions:
@@ -180,7 +176,12 @@ class Keeper:
 
     async def _bring(self, requests: Sequence[OpenRequest]) -> list[Opened]:
         """Have sessions live, on the models that they ask for, and stored from now on as they ask."""
-        brought = await self._exchange.take_over(requests, await self._opener.bring(requests))
+        granted = await self._opener.bring(requests)
+        for request, one in zip(requests, granted, strict=True):
+            # Not before the store has granted it: an opening that is refused takes nothing from anyone.
+            if not isinstance(one, errors.ServiceError):
+                self._take_away(one[0], request.client_id)
+        brought = await self._exchange.take_over(requests, granted)
         changed: dict[int, Session[Model]] = {}  # by place
         for place, (request, opened) in enumerate(zip(requests, brought, strict=True)):
             if not isinstance(opened, errors.ServiceError):
@@ -194,8 +195,8 @@ class Keeper:
             brought[place] = failure or brought[place]
         return brought
 
-    def _take_away(self, request: OpenRequest) -> errors.ServiceError | None:
-        """Take a session from the stream that has it open, so that it sends no more; return why that may not be."""
+    def _refusal(self, request: OpenRequest) -> errors.ServiceError | None:
+        """Return why a live session cannot be opened as is asked, before the store is; None where it may be."""
         live = self.table.get(request.session_id)
         if live is None or request.mode is OpenMode.CREATE:
             return None
@@ -203,18 +204,19 @@ class Keeper:
             model_for(request, live.model.origin, self.repository)
         except errors.ServiceError as error:
             return error
-        owner = live.owner
+        return None
+
+    def _take_away(self, session: Session[Model], client_id: str) -> None:
+        """Take a session from the stream that has it open, so that it sends no more."""
+        owner = session.owner
         if owner is not None:
             moved = errors.SessionMoved(
-                f"session {live.id} was opened by another stream",
-                cause="opened",
-                client_id=request.client_id,
+                f"session {session.id} was opened by another stream", cause="opened", client_id=client_id
             )
-            owner.lose(live.id, moved)
+            owner.lose(session.id, moved)
             # At once: where the new stream leaves before it has it, nobody else would make it idle.
-            self.table.detach(live, owner, self.clock())
+            self.table.detach(session, owner, self.clock())
             self._observer.move()
-        return None
 
     async def detach_many(self, sessions: Sequence[Session[Model]], owner: StreamOwner) -> None:
         """Take sessions back from a stream that ends, also where the caller is cancelled meanwhile.
@@ -303,21 +305,26 @@ class Keeper:
                 self.table.remove(session)
                 await self.store.delete_many([session.id])
 
-    async def restart(self, live: Session[Model], states: States) -> None:
-        """Put a live session back to step 0, with another incarnation. The caller has its turn; it is settled.
+    async def restart(self, live: Session[Model], states: States, end_stream: Callable[[], None]) -> None:
+        """Put a live session back to step 0, with another incarnation. The caller has its turn.
 
-        It is stored when this returns, where the store is durable. Raises StoreUnavailable.
+        `end_stream` is called when that is certain: it is stored by then, where the store is durable. Raises
+        StoreUnavailable, and then the session goes on as it was, or SessionMoved.
         """
         await self.raise_epoch(live)
+        incarnation = self.draw_incarnation()
+        await self.checkpointer.store_instead(
+            live, birth(live.id, live.model.origin, incarnation, live.epoch, self.clock())
+        )
+        end_stream()
         await until_free(live)
         # An answer that waits still is of what is given up here: the steps of what follows do not store it.
         self.checkpointer.give_up(
             live, errors.SessionMoved(f"session {live.id} was reset", cause="reset", client_id="")
         )
         wanted = live.durability
-        live.restart(states, self.draw_incarnation(), self.clock())
+        live.restart(states, incarnation, self.clock())
         self.checkpointer.take_on(live, wanted)
-        await self.checkpointer.store(live)
 
     async def close(self) -> None:
         """End the writing, and close the store. What is behind by then was to be stored by a drain, or is lost."""

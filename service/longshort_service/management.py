@@ -119,8 +119,7 @@ class Management:
         model = self._model_of(before)
         live = self._table.get(session_id)
         if live is not None:
-            self._end_stream(live, "reset")
-            await self._keeper.restart(live, _initial_states(model))
+            await self._keeper.restart(live, _initial_states(model), lambda: self._end_stream(live, "reset"))
             return self._view(live.record(), live)
         now_s = self._keeper.clock()
         opening = await open_one(self._store, StoreRequest(session_id, OpenMode.OPEN), now_s)
@@ -159,12 +158,13 @@ class Management:
     async def _delete(self, session_id: str) -> None:
         live = self._table.get(session_id)
         if live is not None:
-            self._end_stream(live, "deleted")
-            await until_free(live)
+            await until_free(live)  # who waits for what is on its way to the store has an answer
         (was_there,) = await self._store.delete_many([session_id])
         if live is not None:
+            self._end_stream(live, "deleted")
             await until_free(live)
-            self._table.remove(live)
+            if not live.is_ended:
+                self._table.remove(live)
         if not was_there and live is None:
             await self._look(session_id)  # says whether it was ever there
 

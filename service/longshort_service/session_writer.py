@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from longshort_service.behind import Behind
+    from longshort_service.record import SessionRecord
     from longshort_service.repository import Model
     from longshort_service.session import Session
     from longshort_service.sessions import SessionTable
@@ -101,7 +102,7 @@ class SessionWriter:
 
     def copies(self, sessions: Iterable[Session[Model]]) -> list[tuple[list[Session[Model]], Snapshot]]:
         """Copy settled sessions of any models; each part is to be given to `write`."""
-        return [(part, self.copy(part, self.is_clean(part))) for part in by_model(sessions)]
+        return [(part, self.copy(part, self._is_clean_now(part))) for part in by_model(sessions)]
 
     def is_clean(
         self, sessions: Sequence[Session[Model]], *, before_stream: bool = False
@@ -116,6 +117,15 @@ class SessionWriter:
         is_clean: NDArray[np.bool_] = columns.durability[rows] == Durability.SYNC
         if self._is_unary_sync and not before_stream:
             is_clean |= columns.is_idle[rows]
+        return is_clean
+
+    def _is_clean_now(self, sessions: Sequence[Session[Model]]) -> NDArray[np.bool_]:
+        """Return the same, but none where somebody is at the session: an opening that has raised its epoch already."""
+        is_clean = self.is_clean(sessions)
+        for place in np.flatnonzero(is_clean).tolist():
+            session = sessions[place]
+            if session.durability is not Durability.SYNC and not self._turns.is_free(session.id):
+                is_clean[place] = False
         return is_clean
 
     async def write(self, sessions: list[Session[Model]], snapshot: Snapshot) -> list[Refusal | None] | None:
@@ -175,6 +185,21 @@ class SessionWriter:
     ) -> list[errors.ServiceError | None]:
         """Write sessions as `write_each` does; `before_stream`: a stream is about to have them open."""
         return await self.write_each(sessions, partial(self.is_clean, before_stream=before_stream))
+
+    async def write_instead(self, session: Session[Model], record: SessionRecord) -> None:
+        """Write a record in the place of a session's own. Raises StoreUnavailable or SessionMoved."""
+        await until_free(session)
+        if session.is_ended:
+            raise ended(session)
+        columns, rows = session.model.columns, np.array([session.row])
+        columns.is_writing[rows] = True
+        try:
+            (refusal,) = await self._store.write([record])
+        finally:
+            if not session.is_ended:
+                columns.end_writing(rows)
+        if refusal is not None or session.is_ended:
+            raise ended(session)
 
     async def _judge(self, session: Session[Model], epoch: int, refusal: Refusal) -> None:
         """End a session that another server has, unless an opening here has come between."""
