@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import valkey
 from longshort_service import errors
+from longshort_service.stores import redis_link
 from longshort_service.stores.backend import StoreConfigError
 from longshort_service.stores.base import Found, OpenMode, Refusal
 from longshort_service.stores.opening import make_store
@@ -74,6 +75,45 @@ def test_wrong_password_is_told_and_no_password_is_shown(start: Start):
             open_store(server, url)
         assert "wrong@" not in str(caught.value)
     open_store(server, f"redis://:right@127.0.0.1:{server.port}/3")
+
+
+def test_database_number_that_does_not_exist_is_told(start: Start):
+    server = start()
+    with pytest.raises(StoreConfigError, match="it has no database of this number"):
+        open_store(server, f"{server.url}/99")
+
+
+def test_whatever_a_server_says_at_first_is_one_line(start: Start, monkeypatch: pytest.MonkeyPatch):
+    def refuse(_connection: object) -> None:
+        raise exceptions.ResponseError("unheard of")
+
+    monkeypatch.setattr(redis_link, "inspect", refuse)
+    with pytest.raises(StoreConfigError, match=r"cannot be used \(unheard of\)"):
+        open_store(start())
+
+
+def test_server_without_tls_is_told(start: Start):
+    server = start()
+    with pytest.raises(StoreConfigError, match="whether it speaks TLS there"):
+        open_store(server, f"rediss://127.0.0.1:{server.port}")
+
+
+def test_sentinel_that_names_no_primary_is_told_in_clean_words(start: Start, tmp_path: Path):
+    primary = start()
+    sentinel = valkey.start_sentinel(tmp_path / "sentinel", primary)
+    url = f"redis+sentinel://127.0.0.1:{sentinel.port}"
+    try:
+        with pytest.raises(StoreConfigError, match="its sentinels know no primary of this name"):
+            open_store(primary, f"{url}/another")
+        sentinel.call("CONFIG", "SET", "requirepass", "x")
+        sentinel.call("ACL", "SETUSER", "default", "resetpass", ">x")
+        with pytest.raises(StoreConfigError, match="its sentinels want another user or password") as caught:
+            open_store(primary, f"{url}/longshort")
+        assert "<" not in str(caught.value)
+    finally:
+        sentinel.kill()
+    with pytest.raises(StoreConfigError, match="its sentinels cannot be reached"):
+        open_store(primary, f"{url}/longshort")
 
 
 def test_server_that_is_not_there_is_told(tmp_path: Path):
@@ -164,6 +204,13 @@ def test_addresses_are_read():
 def test_address_of_another_form_is_refused(url: str):
     with pytest.raises(StoreConfigError, match="store: "):
         parse_address(url)
+
+
+def test_what_is_wrong_in_an_address_is_named():
+    with pytest.raises(StoreConfigError, match=r"redis:// has no option foo; it has none at all"):
+        parse_address("redis://host?foo=1")
+    with pytest.raises(StoreConfigError, match=r"abc is no number of a database"):
+        parse_address("redis://host/abc")
 
 
 # -- a store that goes away and comes back -----

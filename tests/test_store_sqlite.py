@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,7 @@ from longshort_service.stores.base import Found, OpenMode
 from longshort_service.stores.opening import make_store
 from longshort_service.stores.sqlite import SqliteBackend
 from longshort_service.stores.sqlite_file import default_path
+from longshort_service.stores.sqlite_health import find_damage
 from longshort_service.stores.threaded import ThreadedStore
 from store_records import NOW_S, asks, created, opened, record_of, same, stored
 
@@ -180,6 +183,70 @@ def test_path_that_cannot_be_made_is_refused(tmp_path: Path):
         Sqlite(tmp_path / "file" / "sessions.db")
 
 
+@pytest.mark.parametrize("place", ["/dev/full", "/dev"])
+def test_path_that_is_no_file_is_refused(place: str):
+    with pytest.raises(StoreConfigError, match="is no file"):
+        Sqlite(Path(place))
+
+
+def test_home_folder_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    run(make_store("sqlite:///~/s.db", max_entries=9, environ={}).close())
+    assert (tmp_path / "home" / "s.db").exists()
+    with pytest.raises(StoreConfigError, match="no such home folder"):
+        make_store("sqlite:///~nobody-of-this-name/s.db", max_entries=9, environ={})
+
+
+def test_place_of_the_file_and_what_it_holds_are_logged(
+    path: Path, run: Run, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO")
+    first = Sqlite(path)
+    run(stored(first, "s"))
+    run(first.close())
+    run(Sqlite(path).close())
+    assert [(each.getMessage(), each.fields) for each in caplog.records] == [
+        ("a new session store begins empty", {"path": str(path)}),
+        ("sessions are kept in a file", {"path": str(path), "sessions": 0}),
+        ("sessions are kept in a file", {"path": str(path), "sessions": 1}),
+    ]
+
+
+def test_pages_that_were_overwritten_are_found_at_the_start(path: Path, run: Run):
+    async def scenario() -> None:
+        store = Sqlite(path)
+        for k in range(40):
+            await stored(store, f"s{k}")
+        await store.close()
+
+    run(scenario())
+    with closing(sqlite3.connect(path)) as connection:
+        query = "SELECT rootpage FROM sqlite_schema WHERE name = 'sessions'"
+        (page,) = connection.execute(query).fetchone()
+    with path.open("r+b") as file:
+        file.seek(page * 4096)  # the one after the table's root
+        file.write(b"\xff" * 4096)
+    with pytest.raises(StoreConfigError, match="it is damaged: restore a backup"):
+        Sqlite(path)
+
+
+def test_check_that_takes_too_long_is_given_up(store: Sqlite, caplog: pytest.LogCaptureFixture):
+    """Where the check is done before its time the interrupt must not hit what comes next."""
+    for _ in range(50):
+        assert find_damage(store.connection, timeout_s=0.0) == ""
+        store.connection.execute("SELECT count(*) FROM sessions").fetchone()
+    assert {each.levelname for each in caplog.records} <= {"WARNING"}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="modes do not bind the superuser")
+def test_existing_file_in_a_folder_that_is_read_only_is_refused(path: Path, run: Run):
+    run(Sqlite(path).close())
+    path.parent.chmod(0o500)
+    with pytest.raises(StoreConfigError):
+        Sqlite(path)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="modes do not bind the superuser")
 def test_folder_that_is_read_only_is_refused(path: Path):
     path.parent.mkdir(mode=0o500)
@@ -294,6 +361,45 @@ def test_full_disk_is_away_and_a_batch_is_stored_whole_or_not_at_all(store: Sqli
         assert await store.write([small]) == [None]
 
     run(scenario())
+
+
+FULL = """
+import asyncio, sys
+sys.path.insert(0, sys.argv[1])
+from longshort_service import errors
+from longshort_service.stores.base import Found
+from longshort_service.stores.opening import make_store
+from store_records import NOW_S, asks, opened
+
+async def main():
+    store = make_store("sqlite:////mnt/s.db", max_entries=9999, environ={})
+    names = []
+    try:
+        while True:
+            more = [f"s{len(names) + k}" for k in range(20)]
+            await store.open_many([asks(name) for name in more], NOW_S)
+            names += more
+    except errors.StoreUnavailable as error:
+        assert "disk is full" in str(error)
+    assert all(await store.delete_many(names))
+    assert store.num_records() == 0
+    await store.ping()
+    assert (await opened(store, "s")).found is Found.CREATED
+
+asyncio.run(main())
+"""
+MOUNT = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+TMPFS = "mount -t tmpfs -o size=400k none /mnt && "
+
+
+@pytest.mark.skipif(
+    not shutil.which("unshare") or subprocess.run([*MOUNT, f"{TMPFS}true"], check=False).returncode != 0,
+    reason="no disk can be mounted here",
+)
+def test_sessions_end_on_a_disk_that_is_full_to_the_last_byte():
+    support = str(Path(__file__).parent / "support")
+    command = [*MOUNT, f'{TMPFS}exec "$@"', "sh", sys.executable, "-c", FULL, support]
+    subprocess.run(command, check=True, timeout=60)
 
 
 def test_database_torn_while_it_is_used_is_away(store: Sqlite, path: Path, run: Run):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from longshort_service import errors
+from longshort_service.stores import threaded
 from longshort_service.stores.backend import Accepted, BackendError
 from longshort_service.stores.settler import Settler
 from longshort_service.stores.threaded import ThreadedStore
@@ -83,7 +84,7 @@ def store(backend: Backend, run: Run) -> Iterator[ThreadedStore]:
 def test_failure_makes_all_calls_fail_at_once_until_a_ping_goes_well(
     store: ThreadedStore, backend: Backend, run: Run, caplog: pytest.LogCaptureFixture
 ):
-    backend.error = BackendError("place: the disk is full: make room")
+    backend.error = BackendError("the disk is full: make room", place="/srv/x.db", detail="its own words")
     begin_s = time.monotonic()
     with pytest.raises(errors.StoreUnavailable, match="the disk is full: make room"):
         run(store.read("s"))
@@ -102,9 +103,38 @@ def test_failure_makes_all_calls_fail_at_once_until_a_ping_goes_well(
     assert store.away_since_s is None
     run(store.read("s"))
     logged = [each.getMessage() for each in caplog.records]
-    assert logged[0] == "the session store is away: place: the disk is full: make room"
+    assert logged[0] == ("the session store is away: /srv/x.db: the disk is full: make room (its own words)")
     assert logged[1].startswith("the session store is back after")
     assert len(logged) == 2
+
+
+def test_caller_is_not_told_where_the_store_is(store: ThreadedStore, backend: Backend, run: Run):
+    backend.error = BackendError("locked", place="/srv/x.db", detail="127.0.0.1 says no")
+    with pytest.raises(errors.StoreUnavailable, match=r"locked$"):
+        run(store.read("s"))
+
+
+def test_cause_that_changes_is_logged_anew_and_not_too_often(
+    store: ThreadedStore,
+    backend: Backend,
+    run: Run,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    clock = [0.0]
+    monkeypatch.setattr(threaded.time, "monotonic", lambda: clock[0])
+    causes = {100.0: "locked", 105.0: "full", 111.0: "full", 130.0: "full", 131.0: "torn"}
+    for now_s, cause in causes.items():
+        clock[0] = now_s
+        backend.error = BackendError(cause)
+        with pytest.raises(errors.StoreUnavailable):
+            run(store.ping())
+    assert [each.getMessage() for each in caplog.records] == [
+        "the session store is away: locked",
+        "the session store is still away: full",
+        "the session store is still away: torn",
+    ]
+    assert store.away_since_s == 100.0
 
 
 @pytest.mark.parametrize(

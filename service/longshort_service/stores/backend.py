@@ -21,13 +21,15 @@ class StoreConfigError(ValueError):
 
 
 class BackendError(Exception):
-    """What was asked failed for a reason outside this program; the message says in one line what, and what to do.
+    """What was asked failed for a reason outside this program; `cause` says in one line what, and what to do.
 
-    `is_full`: the store has no room, so what makes room is worth trying.
+    The cause is told to remote callers: it names no file and no address. The message is for the log: it adds the place
+    and, as `detail`, the backend's own words. `is_full`: the store has no room, so what makes room is worth trying.
     """
 
-    def __init__(self, message: str, *, is_full: bool = False) -> None:
-        super().__init__(message)
+    def __init__(self, cause: str, *, place: str = "", detail: str = "", is_full: bool = False) -> None:
+        super().__init__((f"{place}: " if place else "") + cause + (f" ({detail})" if detail else ""))
+        self.cause = cause
         self.is_full = is_full
 
 

@@ -29,9 +29,16 @@ def make_store(url: str, *, max_entries: int, environ: Mapping[str, str]) -> Sto
         return MemoryStore(max_entries)
     if scheme == "sqlite":
         # sqlite:///relative and sqlite:////absolute: the first slash ends a host that is not there.
-        path = Path(place.removeprefix("/")) if place else default_path(environ)
+        path = _home_expanded(place.removeprefix("/")) if place else default_path(environ)
         return ThreadedStore(SqliteBackend(path, max_entries))
     return ThreadedStore(_redis_backend(url, max_entries))
+
+
+def _home_expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise StoreConfigError(f"store: {path}: there is no such home folder") from error
 
 
 def _redis_backend(url: str, max_entries: int) -> Backend:

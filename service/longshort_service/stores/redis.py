@@ -58,6 +58,13 @@ class RedisBackend:
         except BackendError as error:
             self.close()
             raise StoreConfigError(f"store: {error}") from error
+        except RedisError as error:  # whatever a server says at first, it is its settings or the URL
+            self.close()
+            raise StoreConfigError(f"store: {address}: cannot be used ({error})") from error
+        logger.info(
+            "sessions are kept on a server",
+            extra={"fields": {"address": str(address), "sessions": self._num_entries}},
+        )
 
     def _note_settings(self, settings: redis_link.ServerSettings) -> None:
         if self._settings.is_append_only and not settings.is_append_only:
@@ -134,8 +141,9 @@ class RedisBackend:
         (num_local, _num_replicas) = replies[-1]
         if not num_local:
             raise BackendError(
-                f"{self._address}: what it accepted is not on its disk after {_WAITS * _WAIT_MS / 1000:g} s: "
-                "see whether its disk keeps up"
+                f"what it accepted is not on its disk after {_WAITS * _WAIT_MS / 1000:g} s: "
+                "see whether its disk keeps up",
+                place=str(self._address),
             )
         return str(info["run_id"])
 

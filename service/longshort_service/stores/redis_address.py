@@ -48,7 +48,9 @@ def parse_address(url: str) -> RedisAddress:
     known = (_TLS_OPTIONS if is_tls else frozenset()) | (_SENTINEL_OPTIONS if has_sentinels else frozenset())
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     for name in options.keys() - known:
-        raise StoreConfigError(f"store: option {name} is not one of {', '.join(sorted(known)) or 'none'}")
+        raise StoreConfigError(
+            f"store: {parts.scheme}:// has no option {name}; it has {', '.join(sorted(known)) or 'none at all'}"
+        )
     hosts = tuple(_host(place, _SENTINEL_PORT if has_sentinels else _PORT) for place in places.split(","))
     if parts.fragment or (len(hosts) > 1 and not has_sentinels):
         raise StoreConfigError(f"store: give {FORM}")
@@ -73,7 +75,9 @@ def _split_path(parts: SplitResult, *, has_sentinels: bool) -> tuple[str, int]:
     words = [unquote(word) for word in parts.path.strip("/").split("/") if word]
     service = words.pop(0) if has_sentinels and words else ""
     database = words.pop(0) if words else "0"
-    if words or (has_sentinels and not service) or not (database.isascii() and database.isdigit()):
+    if not (database.isascii() and database.isdigit()):
+        raise StoreConfigError(f"store: {database} is no number of a database: give {FORM}")
+    if words or (has_sentinels and not service):
         raise StoreConfigError(f"store: give {FORM}")
     return service, int(database)
 

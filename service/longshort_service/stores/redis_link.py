@@ -13,7 +13,7 @@ import redis
 from redis import exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from redis.sentinel import Sentinel
+from redis.sentinel import MasterNotFoundError, Sentinel
 
 from longshort_service.stores.backend import BackendError
 
@@ -46,6 +46,7 @@ _WORDS: Final = {
     "MISCONF": "it cannot write to its disk and takes nothing more: see its log",
     "NOREPLICAS": "it has fewer replicas than its min-replicas-to-write: start them",
     "BUSY": "a script holds it: see its log",
+    "DB index is out of range": "it has no database of this number: give a smaller one, or raise its databases",
     "WRONGTYPE": "keys that begin with longshort: are not longshort's: give it a database of its own",
 }
 
@@ -150,13 +151,28 @@ def explained(address: RedisAddress) -> Iterator[None]:
     try:
         yield
     except UnfitServerError as error:
-        raise BackendError(f"{address}: {error}") from error
+        raise BackendError(str(error), place=str(address)) from error
+    except MasterNotFoundError as error:
+        raise BackendError(_sentinel_cause(error), place=str(address)) from error
     except exceptions.RedisError as error:
         cause = _cause(error)
         if cause is None:
             raise
         is_full = isinstance(error, exceptions.OutOfMemoryError)
-        raise BackendError(f"{address}: {cause} ({error})", is_full=is_full) from error
+        if address.is_tls and type(error) in {exceptions.ConnectionError, exceptions.TimeoutError}:
+            cause = f"{cause}, and whether it speaks TLS there: rediss:// asks for it"
+        raise BackendError(cause, place=str(address), detail=str(error), is_full=is_full) from error
+
+
+def _sentinel_cause(error: MasterNotFoundError) -> str:
+    """Say why no sentinel named a primary. The message holds what each said, as redis-py shows its objects."""
+    if exceptions.AuthenticationError.__name__ in str(error):
+        return (
+            "its sentinels want another user or password: give ?sentinel_password=... (and sentinel_username)"
+        )
+    if exceptions.ConnectionError.__name__ in str(error) or exceptions.TimeoutError.__name__ in str(error):
+        return "its sentinels cannot be reached: see whether they run"
+    return "its sentinels know no primary of this name that is up: check the name, and see their logs"
 
 
 def _cause(error: exceptions.RedisError) -> str | None:

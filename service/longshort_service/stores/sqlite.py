@@ -6,9 +6,11 @@ Owns the statements. Several servers may share a file on one machine: a call is 
 from __future__ import annotations
 
 import itertools
+import logging
 import os
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+import sqlite3
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from longshort_service import errors
 from longshort_service.record import birth, encode
@@ -18,11 +20,15 @@ from longshort_service.stores.base import Found, OpenMode, Refusal, StoreOpening
 from longshort_service.stores.reading import exhausted, expired, read_record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from longshort_service.record import SessionRecord
     from longshort_service.stores.base import StoreRequest
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # The model is in two indices' way: where it is as before, as nearly always, it is not written again.
 _WRITE: Final = """UPDATE sessions SET record = ?, is_gapless = ?, used_s = ?
@@ -55,8 +61,13 @@ class SqliteBackend:
     def __init__(self, path: Path, max_entries: int) -> None:
         self._path = path.absolute()
         self._max_entries = max_entries
-        self._connection, self._num_entries = sqlite_file.open_file(self._path)
+        opened = sqlite_file.open_file(self._path)
+        self._connection, self._num_entries, self._reserve = opened
         self._file = self._path.stat()
+        logger.info(
+            "sessions are kept in a file",
+            extra={"fields": {"path": str(self._path), "sessions": self._num_entries}},
+        )
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -83,8 +94,27 @@ class SqliteBackend:
             is_same = False
         if not is_same:
             raise BackendError(
-                f"{self._path}: was deleted or replaced while it was in use: start the service again"
+                "its file was deleted or replaced while it was in use: start the service again",
+                place=str(self._path),
             )
+
+    def _make_room(self, work: Callable[[], T]) -> T:
+        """Do what makes room in a transaction, on a full disk with the room that was kept back for it.
+
+        A ping takes that room again.
+        """
+        try:
+            with self._transaction():
+                return work()
+        except BackendError as error:
+            if not error.is_full:
+                raise
+        self._reserve.give_back()
+        # The WAL begins anew, so that the deletion finds room in it. Without that it may fit all the same.
+        with suppress(sqlite3.OperationalError):
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        with self._transaction():
+            return work()
 
     def open_many(
         self, requests: Sequence[StoreRequest], now_s: float
@@ -188,8 +218,7 @@ class SqliteBackend:
 
     def delete_many(self, session_ids: Sequence[str]) -> list[bool]:
         """See Store.delete_many."""
-        with self._transaction():
-            return [self._delete("id = ?", session_id) for session_id in session_ids]
+        return self._make_room(lambda: [self._delete("id = ?", session_id) for session_id in session_ids])
 
     def _delete(self, condition: str, *values: object) -> bool:
         cursor = self._connection.execute(f"DELETE FROM sessions WHERE {condition}", values)  # noqa: S608  ours
@@ -198,8 +227,9 @@ class SqliteBackend:
 
     def bury_many(self, entries: Sequence[tuple[str, int]], before_s: float, now_s: float) -> list[bool]:
         """See Store.bury_many."""
-        with self._transaction():
-            return [self._bury(session_id, epoch, before_s, now_s) for session_id, epoch in entries]
+        return self._make_room(
+            lambda: [self._bury(session_id, epoch, before_s, now_s) for session_id, epoch in entries]
+        )
 
     def _bury(self, session_id: str, epoch: int, before_s: float, now_s: float) -> bool:
         if not self._delete("id = ? AND epoch = ? AND used_s < ?", session_id, epoch, before_s):
@@ -221,9 +251,8 @@ class SqliteBackend:
 
     def forget_tombstones(self, before_s: float) -> int:
         """See Store.forget_tombstones."""
-        with self._transaction():
-            query = "DELETE FROM tombstones WHERE made_s < ?"
-            return int(self._connection.execute(query, (before_s,)).rowcount)
+        query = "DELETE FROM tombstones WHERE made_s < ?"
+        return self._make_room(lambda: int(self._connection.execute(query, (before_s,)).rowcount))
 
     def has_records_of(self, model: str, version: int) -> bool:
         """See Store.has_records_of."""
@@ -238,12 +267,24 @@ class SqliteBackend:
 
     def ping(self) -> None:
         """See Backend.ping."""
+        self._take_reserve()
         with self._transaction():
             pad = ("\x7f", 0, "", 0, "", 0, 0.0, bytes(_PAD_BYTES))  # an id that no session can have
             self._connection.execute(_CREATE, pad)
             self._connection.execute("DELETE FROM sessions WHERE id = ?", pad[:1])
             self._connection.execute("UPDATE epochs SET greatest = greatest")
 
+    def _take_reserve(self) -> None:
+        """Raise where the room of the last deletions on a full disk cannot be kept back again."""
+        if self._reserve.is_whole:
+            return
+        with sqlite_file.explained(self._path):
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        self._reserve.fill()
+        if not self._reserve.is_whole:
+            raise BackendError("the disk is full: make room", place=str(self._path), is_full=True)
+
     def close(self) -> None:
         """See Backend.close."""
         self._connection.close()
+        self._reserve.close()

@@ -5,18 +5,23 @@ Owns the schema and its version. Does not know what a session is.
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import sys
 import tempfile
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from longshort_service.stores.backend import BackendError, StoreConfigError
+from longshort_service.stores.reserve import Reserve
+from longshort_service.stores.sqlite_health import find_damage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+logger = logging.getLogger(__name__)
 
 # How long another process may hold the file; a call of ours waits no longer before the store counts as away.
 BUSY_S: Final = 2.0
@@ -70,8 +75,16 @@ def default_path(environ: Mapping[str, str]) -> Path:
     return folder / "longshort" / "sessions.db"
 
 
-def open_file(path: Path) -> tuple[sqlite3.Connection, int]:
-    """Open a store's file, making it and its folder where they are not there; say how many sessions it holds.
+class OpenedFile(NamedTuple):
+    """A store's file in use: how many sessions it held, and the room kept back beside it."""
+
+    connection: sqlite3.Connection
+    num_sessions: int
+    reserve: Reserve
+
+
+def open_file(path: Path) -> OpenedFile:
+    """Open a store's file, making it and its folder where they are not there.
 
     Raises StoreConfigError.
     """
@@ -79,17 +92,24 @@ def open_file(path: Path) -> tuple[sqlite3.Connection, int]:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not path.exists():
             _make(path)
+        if not path.is_file():
+            raise StoreConfigError(f"{path}: is no file: give the path of one")
         with _closing_on_error(_connect(path)) as connection:
             _check(connection, path)
             connection.execute("PRAGMA synchronous = FULL")  # a commit is on the disk when it returns
             connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
             connection.execute("UPDATE epochs SET greatest = greatest")  # what is read-only is found out now
+            damage = find_damage(connection)
+            if damage:
+                raise StoreConfigError(f"{path}: it is damaged: restore a backup ({damage})")
             (num_sessions,) = connection.execute("SELECT count(*) FROM sessions").fetchone()
+            reserve = Reserve(path.parent)  # shows, too, that the folder may be written
     except OSError as error:
         raise StoreConfigError(f"{path}: cannot be made or opened: {error.strerror}") from error
     except sqlite3.Error as error:
-        raise StoreConfigError(_explained(error, path)) from error
-    return connection, num_sessions
+        cause = _CAUSES.get(_code(error), "cannot be used")
+        raise StoreConfigError(f"{path}: {cause} ({error})") from error
+    return OpenedFile(connection, num_sessions, reserve)
 
 
 def _connect(path: Path | str) -> sqlite3.Connection:
@@ -116,6 +136,7 @@ def _make(path: Path) -> None:
             )
         with suppress(FileExistsError):
             os.link(name, path)
+            logger.info("a new session store begins empty", extra={"fields": {"path": str(path)}})
     finally:
         Path(name).unlink()
 
@@ -151,14 +172,14 @@ def explained(path: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         if _code(error) not in _CAUSES:
             raise
-        is_full = _code(error) == sqlite3.SQLITE_FULL
-        raise BackendError(_explained(error, path), is_full=is_full) from error
+        raise BackendError(
+            _CAUSES[_code(error)],
+            place=str(path),
+            detail=str(error),
+            is_full=_code(error) == sqlite3.SQLITE_FULL,
+        ) from error
 
 
 def _code(error: sqlite3.Error) -> int:
     """Return SQLite's primary code; 0 where the error is of Python's own making."""
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
-
-
-def _explained(error: sqlite3.Error, path: Path) -> str:
-    return f"{path}: {_CAUSES.get(_code(error), 'cannot be used')} ({error})"

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 # Calls that wait for a thread or are in one. Openings and writes come in batches: more waiting calls mean a store that
 # does not keep up, and who waits behind them would wait for seconds.
 MAX_CALLS: Final = 256
+# A cause that changes during an outage is logged, but no more often than this.
+_LOG_PAUSE_S: Final = 10.0
 
 T = TypeVar("T")
 
@@ -57,6 +59,8 @@ class ThreadedStore:
         self._max_calls = max_calls
         self._num_calls = 0
         self._is_full = False  # what the last failure says
+        self._logged = ""  # the last line of this outage, and when it was logged
+        self._logged_at_s = 0.0
         self._outage_lock = threading.Lock()
         self._threads = ThreadPoolExecutor(backend.num_threads, "longshort-store")
         self._settling = ThreadPoolExecutor(1, "longshort-settle")
@@ -165,13 +169,17 @@ class ThreadedStore:
             raise errors.StoreUnavailable("the session store is away: try again a little later")
 
     def _note_failure(self, error: BackendError) -> None:
+        now_s = time.monotonic()
         with self._outage_lock:
             is_first = self.away_since_s is None
             self._is_full = error.is_full
             if is_first:
-                self.away_since_s = time.monotonic()
-        if is_first:
-            logger.warning("the session store is away: %s", error)
+                self.away_since_s = now_s
+            is_news = is_first or (str(error) != self._logged and now_s - self._logged_at_s >= _LOG_PAUSE_S)
+            if is_news:
+                self._logged, self._logged_at_s = str(error), now_s
+        if is_news:
+            logger.warning("the session store is %s: %s", "away" if is_first else "still away", error)
 
     def _note_success(self) -> None:
         if self.away_since_s is None:  # as nearly always: without the lock
@@ -184,4 +192,4 @@ class ThreadedStore:
 
 
 def _unavailable(error: BackendError) -> errors.StoreUnavailable:
-    return errors.StoreUnavailable(f"the session store cannot do what was asked: {error}")
+    return errors.StoreUnavailable(f"the session store cannot do what was asked: {error.cause}")
