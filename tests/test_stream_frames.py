@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from frame_wire import FORECAST_PART, OPEN_PART, Frames, opening, refusals_of, rows_of
 from graphs import FATAL
+from histories_backend import BackendLine
 from inside import Gate, service, until
-from longshort.v1 import sequence_pb2, session_pb2
+from longshort.v1 import sequence_pb2, session_pb2, types_pb2
 from longshort_service.handlers import conversation
 from longshort_service.handlers import frames as frames_handler
 from longshort_service.model_loader import SCRATCH_ROWS
-from wire import CREATE, LAST, NONE, OPEN, Caller, key, refused, values_of
+from wire import CREATE, LAST, NONE, OPEN, Caller, Refusal, key, refused, values_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -494,6 +495,42 @@ def test_session_taken_while_a_frame_waits_is_lost_by_its_row(run: Run, adders: 
             assert came.pop(0) == MOVED
             assert came == {1: (1, [1])}
             assert (await opening_elsewhere)[1].step == 1
+            check_rows(app)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("taker", ["elsewhere", "back"])
+def test_session_taken_while_its_row_waits_for_the_store_is_lost_to_its_taker(
+    run: Run, adders: Path, tmp_path: Path, taker: str
+):
+    """By another server; or by a stream of this one, after another server has had it: its memory is given up."""
+
+    async def scenario() -> None:
+        settings: dict[str, Any] = {"store": f"sqlite:///{tmp_path}/sessions.db", "checkpoint_interval_s": 60}
+        async with (
+            asyncio.timeout(20),
+            service(adders, **settings) as (app, caller),
+            service(adders, **settings) as (_, other),
+        ):
+            frames = Frames(caller)
+            await frames.open("taken", "kept", durability=types_pb2.DURABILITY_SYNC)
+            async with BackendLine.of(app).holding("write") as hold:
+                await frames.send(handles=[0, 1], steps=[0, 0], values=[1, 2])
+                await hold.arrival()
+                await other.open("taken", "", mode=OPEN, client_id="elsewhere")
+                if taker == "back":  # the store is asked behind the write
+                    opening_here = asyncio.ensure_future(
+                        caller.open("taken", "", mode=OPEN, client_id="back")
+                    )
+                    await until(lambda: not app._keeper.turns.is_free("taken"))
+            came = rows_of(await frames.receive())
+            if taker == "back":
+                assert (await opening_here)[1].step == 0
+            lost = came.pop(0)
+            assert isinstance(lost, Refusal)
+            assert (lost, lost.metadata["client_id"]) == (MOVED, taker)
+            assert came == {1: (1, [2])}
             check_rows(app)
 
     run(scenario())
