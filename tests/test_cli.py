@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 from concurrent import futures
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
 import grpc
@@ -15,6 +17,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from longshort_service.cli import main
 from longshort_service.config import options
 from program import NOWHERE, ROOT, SHIPPED, longshort, the_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 def commands(group: click.Group = main, path: tuple[str, ...] = ()):
@@ -95,18 +103,44 @@ def test_health_asks_the_port_that_the_service_on_this_machine_was_given(server)
     assert done.returncode == 0
 
 
-def test_health_of_a_service_that_is_not_serving_is_exit_code_one():
+@contextmanager
+def peer_that_says(**statuses: int) -> Iterator[str]:
+    """Give the address of a service whose health is this, by name: `store` is longshort.store, `all` is ""."""
     servicer = health.HealthServicer()
-    servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+    for name, status in statuses.items():
+        servicer.set("" if name == "all" else f"longshort.{name}", status)
     peer = grpc.server(futures.ThreadPoolExecutor(1))
     health_pb2_grpc.add_HealthServicer_to_server(servicer, peer)
     port = peer.add_insecure_port("127.0.0.1:0")
     peer.start()
     try:
-        done = longshort("health", f"127.0.0.1:{port}")
+        yield f"127.0.0.1:{port}"
     finally:
         peer.stop(0).wait()
+
+
+def test_health_of_a_service_that_is_not_serving_is_exit_code_one():
+    with peer_that_says(all=NOT_SERVING, store=NOT_SERVING) as address:
+        done = longshort("health", address)
     assert (done.returncode, done.stdout) == (1, "NOT_SERVING\n")
+
+
+def test_health_without_the_session_store_is_degraded_and_exit_code_zero():
+    with peer_that_says(all=SERVING, store=NOT_SERVING, live=SERVING) as address:
+        done = longshort("health", address)
+        store, live = (longshort("health", address, "--service", f"longshort.{n}") for n in ("store", "live"))
+    assert (done.returncode, done.stdout) == (0, "SERVING, degraded: the session store is away\n")
+    assert (store.returncode, store.stdout) == (1, "NOT_SERVING\n")
+    assert (live.returncode, live.stdout) == (0, "SERVING\n")
+
+
+def test_health_of_a_service_that_knows_no_session_store_is_plain():
+    with peer_that_says(all=SERVING) as address:
+        done = longshort("health", address)
+        unknown = longshort("health", address, "--service", "longshort.stor")
+    assert (done.returncode, done.stdout) == (0, "SERVING\n")
+    assert unknown.returncode == 2
+    assert "there is no service 'longshort.stor'" in the_line(unknown)
 
 
 def test_health_where_nobody_listens_is_one_line_and_exit_code_one():

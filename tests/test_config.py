@@ -187,6 +187,15 @@ def test_settings_that_contradict_each_other_are_refused():
     assert "max_queued_steps" in error_of({"max_queued_steps": "10"}, {})
 
 
+@pytest.mark.parametrize("durability", ["sync", "behind"])
+def test_durability_that_is_asked_of_a_store_that_keeps_nothing_is_refused(durability: str):
+    flags: dict[str, object] = {"store": "memory://"}
+    assert "memory:// keeps nothing" in error_of(flags | {"durability": durability}, {})
+    assert "memory:// keeps nothing" in error_of(flags, {"LONGSHORT_DURABILITY": durability})
+    assert load(flags, {}).store == "memory://"
+    assert load(flags | {"durability": "none"}, {}).durability == "none"
+
+
 def test_the_command_line_takes_every_setting_and_shows_its_default():
     @click.command()
     @serve_options

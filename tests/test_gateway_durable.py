@@ -75,6 +75,27 @@ def test_server_that_is_killed_goes_on_from_its_file(
         followed.check(server)
 
 
+def test_gateway_says_what_a_session_has_and_how_far_it_is_stored(
+    start_server: Callable[..., Server], tmp_path: Path
+):
+    server = start_server("--store", f"sqlite:///{tmp_path}/sessions.db", "--checkpoint-interval", "1h")
+    with longshort.Gateway(server.address, "metro", durability="behind", timeout_s=20) as gateway:
+        with pytest.raises(longshort.errors.FailedPrecondition):
+            gateway.durability("s")
+        gateway.step("s", 1.0)
+        assert (gateway.durability("s"), gateway.durable_step("s")) == ("behind", 0)
+        gateway.flush(["s"])
+        assert gateway.durable_step("s") == 1
+        with longshort.Client(server.address) as client:
+            client.delete("s")
+        with pytest.raises(longshort.errors.RowsFailed):
+            gateway.steps(["s"], [1.0])
+        assert gateway.durable_step("s") == 0  # it has ended: what its opening said
+    with longshort.Gateway(server.address, "metro", durability="none", timeout_s=20) as gateway:
+        gateway.step("t", 1.0)
+        assert (gateway.durability("t"), gateway.durable_step("t")) == ("none", 0)
+
+
 def test_little_is_kept_where_the_server_is_asked_to_store(
     start_server: Callable[..., Server], tmp_path: Path
 ):

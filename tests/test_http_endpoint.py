@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 @dataclass
 class Health:
     alive: bool = True
-    ready: bool = True
+    why_not_ready: str = ""
 
 
 @dataclass
@@ -51,7 +51,7 @@ def running() -> Iterator[Running]:
         0,
         registry=metrics.registry,
         is_alive=lambda: health.alive,
-        is_ready=lambda: health.ready,
+        why_not_ready=lambda: health.why_not_ready,
     )
     endpoint.start()
     yield Running(endpoint, metrics, health)
@@ -83,10 +83,10 @@ def test_healthz_is_200_while_alive_and_503_when_the_engine_is_dead(running: Run
     assert running.ask("/healthz")[::2] == (503, "the engine is dead\n")
 
 
-def test_readyz_is_200_only_while_serving(running: Running):
-    assert running.ask("/readyz")[0] == 200
-    running.health.ready = False
-    assert running.ask("/readyz")[0] == 503
+def test_readyz_is_200_only_while_serving_and_says_why_not(running: Running):
+    assert running.ask("/readyz")[::2] == (200, "ready\n")
+    running.health.why_not_ready = "draining"
+    assert running.ask("/readyz")[::2] == (503, "not ready: draining\n")
     assert running.ask("/healthz")[0] == 200
 
 
@@ -106,7 +106,7 @@ def test_a_taken_port_is_an_error_of_one_line(running: Running):
             running.endpoint.port,
             registry=running.metrics.registry,
             is_alive=lambda: True,
-            is_ready=lambda: True,
+            why_not_ready=lambda: "",
         )
     assert f"port {running.endpoint.port} of 127.0.0.1 is taken" in str(caught.value)
     assert running.ask("/healthz")[0] == 200
@@ -115,7 +115,7 @@ def test_a_taken_port_is_an_error_of_one_line(running: Running):
 def test_an_address_that_is_not_ours_is_an_error_of_one_line(running: Running):
     with pytest.raises(ConfigError, match=r"port 0 of 192\.0\.2\.1 cannot be had"):
         HttpEndpoint(
-            "192.0.2.1", 0, registry=running.metrics.registry, is_alive=lambda: True, is_ready=lambda: True
+            "192.0.2.1", 0, registry=running.metrics.registry, is_alive=lambda: True, why_not_ready=lambda: ""
         )
 
 
@@ -125,7 +125,7 @@ def test_it_listens_on_ipv6_where_told_to():
     except OSError:
         pytest.skip("this machine has no IPv6")
     endpoint = HttpEndpoint(
-        "::1", 0, registry=Metrics().registry, is_alive=lambda: True, is_ready=lambda: True
+        "::1", 0, registry=Metrics().registry, is_alive=lambda: True, why_not_ready=lambda: ""
     )
     endpoint.start()
     connection = http.client.HTTPConnection("::1", endpoint.port, timeout=5)

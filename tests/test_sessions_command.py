@@ -18,7 +18,7 @@ def test_sessions_can_be_listed_read_forked_reset_and_deleted(server):
     listed = longshort(
         "sessions", "list", "--model", "metro", "--prefix", session_id, *at
     ).stdout.splitlines()
-    assert listed[0].split()[:3] == ["SESSION", "MODEL", "STEP"]
+    assert listed[0].split() == ["SESSION", "MODEL", "STEP", "DURABLE", "LAG", "WHERE", "IDLE", "STREAM"]
     assert [line.split()[:3] for line in listed[1:]] == [
         [session_id, "metro/1", "3"],
         [f"{session_id}-fork", "metro/1", "3"],
@@ -30,11 +30,28 @@ def test_sessions_can_be_listed_read_forked_reset_and_deleted(server):
     assert {name: np.shape(tensor) for name, tensor in memory.items()} == {"c0": (1, 32), "h0": (1, 32)}
     assert "c0            (1, 32) float32" in longshort("sessions", "get", session_id, "--memory", *at).stdout
     assert longshort("sessions", "reset", session_id, *at).stdout == f"{session_id}: metro/1 at step 0\n"
-    assert [line.split()[3] for line in listed[1:]] == ["memory", "memory"]
+    assert [line.split()[5] for line in listed[1:]] == ["memory", "memory"]
     gone = longshort("sessions", "delete", session_id, "cli-nope", f"{session_id}-fork", *at)
     assert gone.stdout == f"{session_id}: deleted\n{session_id}-fork: deleted\n"
     assert gone.returncode == 2
     assert "Error: cli-nope: SESSION_NOT_FOUND" in the_line(gone)
+
+
+def test_how_far_a_session_is_stored_and_where_it_is_are_told_in_the_same_words(start_server, tmp_path):
+    store = ("--store", f"sqlite:///{tmp_path}/sessions.db")
+    server = start_server(*store)
+    at = ("--address", server.address)
+    longshort("stream", "-m", "metro", "-s", "s", "--durability", "sync", *at, text="1\n2\n3\n")
+    server.stop()
+    at = ("--address", start_server(*store).address)
+    row = longshort("sessions", "list", *at).stdout.splitlines()[1].split()
+    assert row[:6] == ["s", "metro/1", "3", "3", "0", "store"]
+    described = json.loads(longshort("sessions", "get", "s", "--json", *at).stdout)
+    assert (described["durable_step"], described["lag_steps"], described["location"]) == (3, 0, "store")
+    said = longshort("sessions", "get", "s", *at).stdout
+    assert "durable_step  3\n" in said
+    assert "lag_steps     0\n" in said
+    assert "location      store\n" in said
 
 
 def test_an_exported_session_goes_on_under_another_id_to_the_bit(server, tmp_path):

@@ -53,6 +53,18 @@ def test_stream_goes_on_where_the_session_is_and_says_what_id_a_new_one_got(serv
     assert at_step(anonymous.stderr.removeprefix("session ").strip(), server) == 1
 
 
+def test_stream_moves_a_session_to_another_model_version_where_it_is_told_to(start_server, tmp_path):
+    for version in (1, 2):
+        write_random_model(tmp_path / f"metro/{version}/model.onnx", name="metro", hidden=4, seed=version)
+    server = start_server(models=tmp_path)
+    flags = ("-m", "metro", "-s", "s", "--format", "json", "--address", server.address)
+    longshort("stream", *flags, "--version", "1", text="1\n2\n")
+    refused = longshort("stream", *flags, "--version", "2", text="3\n")
+    assert "MODEL_MISMATCH" in the_line(refused)
+    anew = longshort("stream", *flags, "--version", "2", "--model-change", "reset", text="3\n")
+    assert json.loads(anew.stdout)["step"] == 0
+
+
 def test_stream_finds_columns_by_the_names_in_a_header_and_writes_one(server):
     text = '\ufefftime,x2,x0,note,x1\n\n#,"a comment\n08:00,3,1,a,2\n08:30,,1,b,nan\n'
     flags = ("--model", "wide", "--address", server.address)

@@ -133,7 +133,7 @@ class App:
         self._streams = sequence.SequenceHandler(self._edge)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._is_engine_dead = False
-        self._is_ready = False
+        self._why_not_ready = "starting"  # empty from the end of `start` to `stop`
         self._sweeper: asyncio.Task[None] | None = None
         self.grpc_port = 0
         self.metrics_port = 0
@@ -156,7 +156,7 @@ class App:
             self._config.metrics_port,
             registry=self.metrics.registry,
             is_alive=lambda: not self._is_engine_dead,
-            is_ready=lambda: self._is_ready and self._can_serve(),
+            why_not_ready=self._why_not_serving,
         )
         self._watch()
         self._server.start()
@@ -165,12 +165,12 @@ class App:
         self._checkpointer.start()
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep_regularly())
         self._watch_of_models.start()
-        self._is_ready = True
+        self._why_not_ready = ""
         await self._say_health()
 
     async def stop(self) -> None:
         """Drain: answer what is in flight, store the sessions, end the streams; at most `drain_timeout_s` for that."""
-        self._is_ready = False
+        self._why_not_ready = "draining"
         self._watch_of_models.stop()
         await self._say_health()
         self._edge.is_draining = True
@@ -184,6 +184,7 @@ class App:
         except TimeoutError:
             self._end_streams()
             logger.warning("calls did not end in time", extra={"fields": {"calls": self._edge.num_calls}})
+        self._checkpointer.log_what_is_lost()
         await self._server.stop(STOP_GRACE_S)
         if self._sweeper is not None:
             self._sweeper.cancel()
@@ -218,7 +219,7 @@ class App:
             live=lambda: len(table) - table.num_idle, idle=lambda: table.num_idle, spilled=store.num_records
         )
         self.metrics.watch_streams(self._streams.num_streams)
-        self.metrics.watch_serving(lambda: self._is_ready and self._can_serve())
+        self.metrics.watch_serving(lambda: not self._why_not_serving())
         self.metrics.watch_store(lambda: not self._checkpointer.outage.is_away)
         self.metrics.watch_checkpoint_lag(lambda: self._checkpointer.lag_s)
 
@@ -268,19 +269,23 @@ class App:
 
     def _engine_died(self) -> None:
         self._is_engine_dead = True
-        self._is_ready = False
         self._store_changed()
 
     def _store_changed(self) -> None:
         # Kept, as the loop itself keeps only a weak reference.
         self._telling = asyncio.get_running_loop().create_task(self._say_health())
 
-    def _can_serve(self) -> bool:
-        return not self._is_engine_dead and not self._checkpointer.outage.is_over_limit
+    def _why_not_serving(self) -> str:
+        """Return in a few words why no new work is taken; empty where it is."""
+        if self._is_engine_dead:
+            return "the engine is dead"
+        if not self._why_not_ready and self._checkpointer.outage.is_over_limit:
+            return "the session store is away for too long"
+        return self._why_not_ready
 
     async def _say_health(self) -> None:
         """Tell all who watch: of the service, and of its store, which may be away while the service goes on."""
-        is_serving = self._is_ready and self._can_serve()
+        is_serving = not self._why_not_serving()
         for name in ("", *SERVICE_NAMES):
             await self._health.set(name, _serving_status(is_serving=is_serving))
         is_stored = is_serving and not self._checkpointer.outage.is_away

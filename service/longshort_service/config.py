@@ -52,7 +52,9 @@ class ServeConfig:
     store: Annotated[str, kinds.STORE, "Where sessions are kept: sqlite://, redis://... or memory://."] = (
         "sqlite://"
     )
-    durability: Annotated[str, kinds.DURABILITY, "What a session has whose opening asks for none."] = "behind"
+    durability: Annotated[str, kinds.DURABILITY, "What a session has whose opening names no durability."] = (
+        "behind"
+    )
     checkpoint_interval_s: Annotated[float, kinds.TIME, "BEHIND is stored at least so often."] = 1.0
     # Less than the 16,384 steps that our client keeps for a session.
     checkpoint_steps: Annotated[int, kinds.STEPS, "BEHIND is at most so many steps behind."] = 8192
@@ -86,7 +88,9 @@ class ServeConfig:
         float, kinds.TIME, "Without a stream for so long: from memory to the store."
     ] = 300.0
     session_ttl_s: Annotated[float, kinds.TIME, "A session that nobody used for so long ends."] = 7 * DAY_S
-    tombstone_ttl_s: Annotated[float, kinds.TIME, "For so long after its end: SESSION_EXPIRED."] = 7 * DAY_S
+    tombstone_ttl_s: Annotated[
+        float, kinds.TIME, "For so long a session that has expired is known as such (SESSION_EXPIRED)."
+    ] = 7 * DAY_S
     max_stream_age_s: Annotated[
         float, kinds.TIME_OR_ZERO, "Streams end after so long, for replicas to share anew; 0: never."
     ] = 0.0
@@ -177,6 +181,11 @@ def load(
             except ValueError as error:
                 told = kinds.without_password(repr(raw))
                 raise ConfigError(f"{source}: {told} will not do: give {error}") from None
+    if values.get("store") == "memory://" and values.get("durability", "none") != "none":
+        raise ConfigError(
+            f"durability is {values['durability']}, but memory:// keeps nothing: take a durable store or leave "
+            "--durability out"
+        )
     return ServeConfig(**values)
 
 

@@ -34,8 +34,8 @@ _SILENCE_LIMIT_S: Final = 5.0
 class HttpEndpoint:
     """Serves in a daemon thread from `start` to `stop`.
 
-    `is_alive` says whether the process is worth keeping (false: the engine is dead), `is_ready` whether new
-    work may be sent here (false while starting and draining). Both are called from other threads and must
+    `is_alive` says whether the process is worth keeping (false: the engine is dead), `why_not_ready` in a few
+    words why no new work may be sent here, and nothing where it may. Both are called from other threads and must
     return at once. Construction binds the port, 0 for any free one; ConfigError where it cannot be had.
     """
 
@@ -46,10 +46,10 @@ class HttpEndpoint:
         *,
         registry: CollectorRegistry,
         is_alive: Callable[[], bool],
-        is_ready: Callable[[], bool],
+        why_not_ready: Callable[[], str],
     ) -> None:
         try:
-            self._server = _Server(host, port, registry, is_alive, is_ready)
+            self._server = _Server(host, port, registry, is_alive, why_not_ready)
         except OSError as error:
             why = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be had: {error.strerror}"
             raise ConfigError(f"metrics_port: port {port} of {host} {why}; give another, or 0") from error
@@ -80,11 +80,11 @@ class _Server(ThreadingHTTPServer):
         port: int,
         registry: CollectorRegistry,
         is_alive: Callable[[], bool],
-        is_ready: Callable[[], bool],
+        why_not_ready: Callable[[], str],
     ) -> None:
         self.registry = registry
         self.is_alive = is_alive
-        self.is_ready = is_ready
+        self.why_not_ready = why_not_ready
         self.address_family, _, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
@@ -113,9 +113,10 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/metrics":
             self._answer_metrics()
         elif path == "/healthz":
-            self._answer_whether(self.server.is_alive(), "alive", "the engine is dead")
+            self._answer_whether("alive", "" if self.server.is_alive() else "the engine is dead")
         elif path == "/readyz":
-            self._answer_whether(self.server.is_ready(), "ready", "not ready: starting, draining or dead")
+            why = self.server.why_not_ready()
+            self._answer_whether("ready", f"not ready: {why}" if why else "")
         else:
             self._answer(HTTPStatus.NOT_FOUND, _PLAIN, b"there is /metrics, /healthz and /readyz\n")
 
@@ -133,9 +134,9 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer(HTTPStatus.OK, content_type, body)
 
-    def _answer_whether(self, is_so: bool, yes: str, no: str) -> None:  # noqa: FBT001  (a private switch)
-        status = HTTPStatus.OK if is_so else HTTPStatus.SERVICE_UNAVAILABLE
-        self._answer(status, _PLAIN, f"{yes if is_so else no}\n".encode())
+    def _answer_whether(self, yes: str, why_not: str) -> None:
+        status = HTTPStatus.SERVICE_UNAVAILABLE if why_not else HTTPStatus.OK
+        self._answer(status, _PLAIN, f"{why_not or yes}\n".encode())
 
     def _answer(self, status: HTTPStatus, content_type: str, body: bytes) -> None:
         self.send_response(status)

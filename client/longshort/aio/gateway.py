@@ -19,6 +19,7 @@ from longshort.gateway.group import Group
 from longshort.gateway.values import session_rows
 from longshort.opening import Durability, Mode, ModelChange, Opening, own_client_id
 from longshort.options import DEFAULT_GIVE_UP_S, DEFAULT_TIMEOUT_S
+from longshort.results import durability_name
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable, Sequence
@@ -242,6 +243,22 @@ class Gateway:
         self._check_open()
         table = self._lanes.of(session_id).core.table
         return int(table.position[table.opened_slot(session_id)[0]])
+
+    def durability(self, session_id: str) -> str:
+        """Return what the server gives the session, "none", "behind" or "sync"; NOT_OPEN before its first use."""
+        self._check_open()
+        return durability_name(self._lanes.of(session_id).core.table.opened_slot(session_id)[1].durability)
+
+    def durable_step(self, session_id: str) -> int:
+        """Return the step that would survive the server, as last heard; NOT_OPEN before its first use.
+
+        Under durability NONE, and of a session that has ended, as it was at the last opening.
+        """
+        self._check_open()
+        table = self._lanes.of(session_id).core.table
+        slot, opened = table.opened_slot(session_id)
+        is_followed = table.keeps[slot] and slot not in table.ends
+        return int(table.durable_step[slot]) if is_followed else opened.durable_step
 
     def created(self, session_id: str) -> bool:
         """Return whether its first opening here has created the session; NOT_OPEN before that."""

@@ -132,6 +132,14 @@ class Gateway:
         """Return the session's next step, the number of its steps answered; NOT_OPEN before its first use."""
         return self._gateway.position(session_id)
 
+    def durability(self, session_id: str) -> str:
+        """Return what the server gives the session, "none", "behind" or "sync"; NOT_OPEN before its first use."""
+        return self._gateway.durability(session_id)
+
+    def durable_step(self, session_id: str) -> int:
+        """Return the step that would survive the server, as last heard; NOT_OPEN before its first use."""
+        return self._gateway.durable_step(session_id)
+
     def created(self, session_id: str) -> bool:
         """Return whether its first opening here has created the session; NOT_OPEN before that."""
         return self._gateway.created(session_id)

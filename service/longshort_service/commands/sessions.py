@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     from longshort.results import SessionInfo
 
-# `live` is said of open streams elsewhere, by the metric too.
+# `live` is said of open streams elsewhere, by the metric, which also has `stored` as `spilled`.
 PLACES: Final = {"live": "memory", "stored": "store"}
-COLUMNS: Final = "{:40} {:16} {:>10} {:>8} {:>8} {}"
+COLUMNS: Final = "{:40} {:16} {:>10} {:>10} {:>8} {:>8} {:>8} {}"
 
 
 @click.group(short_help="List, read and manage sessions.")
@@ -59,7 +59,9 @@ def list_sessions(model: str, prefix: str, address: str, timeout_s: float, *, as
         found = client.sessions(model=model, id_prefix=prefix)
         first = next(found, None)  # an error comes before the table's head
         if not as_json:
-            click.echo(COLUMNS.format("SESSION", "MODEL", "STEP", "WHERE", "IDLE", "STREAM"))
+            click.echo(
+                COLUMNS.format("SESSION", "MODEL", "STEP", "DURABLE", "LAG", "WHERE", "IDLE", "STREAM")
+            )
         for session in itertools.chain(() if first is None else (first,), found):
             click.echo(_as_json(session) if as_json else _as_row(session))
 
@@ -193,8 +195,14 @@ def _tell(session: SessionInfo, *, as_json: bool) -> None:
 
 def _facts(session: SessionInfo) -> dict[str, Any]:
     facts = {field.name: getattr(session, field.name) for field in dataclasses.fields(session)}
+    place = PLACES.get(session.location, session.location)
     memory = {name: tensor.tolist() for name, tensor in session.memory.items()}
-    return facts | {"memory": memory}
+    return facts | {"lag_steps": _lag_steps(session), "location": place, "memory": memory}
+
+
+def _lag_steps(session: SessionInfo) -> int:
+    """Return how many steps the loss of the server would cost."""
+    return session.step - session.durable_step
 
 
 def _as_json(session: SessionInfo) -> str:
@@ -208,7 +216,8 @@ def _as_row(session: SessionInfo) -> str:
     model = f"{session.model}/{session.version}"
     place = PLACES.get(session.location, session.location)
     stream = "open" if session.streaming else "-"
-    return COLUMNS.format(session.id, model, session.step, place, f"{session.idle_s:.0f}s", stream)
+    steps = (session.step, session.durable_step, _lag_steps(session))
+    return COLUMNS.format(session.id, model, *steps, place, f"{session.idle_s:.0f}s", stream)
 
 
 def _where(session: SessionInfo) -> str:

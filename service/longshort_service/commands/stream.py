@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import longshort
     import numpy as np
-    from longshort.opening import Mode
+    from longshort.opening import Durability, Mode, ModelChange
     from longshort.results import ModelInfo
     from numpy.typing import NDArray
 
@@ -52,6 +52,18 @@ FIRST_TIMEOUT_S: Final = 5.0
     help="Whether the session may, or must, be there already.",
 )
 @click.option(
+    "--durability",
+    type=click.Choice(["none", "behind", "sync"]),
+    help="What the session shall have. [default: as the service gives it]",
+)
+@click.option(
+    "--model-change",
+    type=click.Choice(["refuse", "move", "reset"]),
+    default="refuse",
+    show_default=True,
+    help="For a session that is on another model or version: refuse it, move its state, or begin anew.",
+)
+@click.option(
     "--format",
     "form",
     type=click.Choice(["csv", "json"]),
@@ -67,6 +79,8 @@ def stream(
     session_id: str | None,
     version: int | None,
     mode: Mode,
+    durability: Durability | None,
+    model_change: ModelChange,
     form: str,
     address: str,
     timeout_s: float,
@@ -92,7 +106,14 @@ def stream(
                 raise click.UsageError("give --model, or the --session of one that exists")
             model = _model_of(client, session_id, mode, min(FIRST_TIMEOUT_S, timeout_s))
         described = client.model(model, version or 0, timeout_s=min(FIRST_TIMEOUT_S, timeout_s))
-        with client.session(session_id, model=model, version=version, mode=mode) as session:
+        with client.session(
+            session_id,
+            model=model,
+            version=version,
+            mode=mode,
+            durability=durability,
+            model_change=model_change,
+        ) as session:
             if session_id is None:
                 click.echo(f"session {session.id}", err=True)
             if session.version != described.version:
