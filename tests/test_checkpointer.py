@@ -1030,17 +1030,37 @@ def test_all_is_stored_also_while_idle_sessions_are_spilled():
     play(scenario)
 
 
-def test_what_could_not_be_stored_at_the_end_is_logged(caplog: pytest.LogCaptureFixture):
+def test_last_words_wait_for_a_store_that_is_away():
     async def scenario(desk: Desk, store: FlakyStore) -> None:
-        for name in "stu":
-            desk.step(await desk.open(name))
+        for name, durability in (("s", NONE), ("t", BEHIND), ("u", SYNC)):
+            desk.step(await desk.open(name, durability))
         store.is_down = True
-        await desk.checkpointer.store_all()
-        assert len(desk.table) == 3
+        storing = asyncio.ensure_future(desk.checkpointer.store_all())
+        await asyncio.sleep(3)
+        assert not storing.done()
+        store.is_down = False
+        await storing
+        assert [store.step_of(name) for name in "stu"] == [1, 1, 1]
+        assert all(map(store.is_clean, "stu"))
+
+    play(scenario)
+
+
+def test_what_is_not_stored_at_the_end_is_logged(caplog: pytest.LogCaptureFixture):
+    async def scenario(desk: Desk, store: FlakyStore) -> None:
+        for number in range(12):
+            desk.step(await desk.open(f"s{number}"))
+        await desk.open("new")
+        store.is_down = True
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(2):
+                await desk.checkpointer.store_all()
+        desk.checkpointer.log_what_is_lost()
 
     with caplog.at_level(logging.ERROR):
         play(scenario)
-    assert caplog.records[-1].fields == {"sessions": 3}  # type: ignore[attr-defined]
+    fields = caplog.records[-1].fields  # type: ignore[attr-defined]
+    assert fields == {"sessions": 12, "first": ", ".join(f"s{number}" for number in range(10))}
 
 
 def test_open_sessions_that_are_silent_do_not_look_unused():

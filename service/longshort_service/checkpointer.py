@@ -240,16 +240,27 @@ class Checkpointer:
     async def store_all(self) -> None:
         """Write every live session as its owner's last word, so that it goes on elsewhere.
 
-        The caller lets nothing new come to them. What the store does not take stays where it is; it is logged.
+        The caller lets nothing new come to them, and sets a limit: while the store is away this waits for it.
         """
-        if not self.is_active:
-            return
-        everything = list(self._table)
-        for begin in range(0, len(everything), WRITE_BATCH):
-            await self._writer.write_each(everything[begin : begin + WRITE_BATCH], all_clean)
-        num_behind = sum(session.step > session.durable_step for session in self._table)
-        if num_behind:
-            logger.error("sessions could not be stored", extra={"fields": {"sessions": num_behind}})
+        left = list(self._table) if self.is_active else []
+        while left:
+            part = left[:WRITE_BATCH]
+            failures = await self._writer.write_each(part, all_clean)
+            del left[:WRITE_BATCH]
+            left += [
+                session
+                for session, failure in zip(part, failures, strict=True)
+                if isinstance(failure, errors.StoreUnavailable)
+            ]
+            if self.outage.is_away:
+                await first_of(self._stopping, TICK_S)
+
+    def log_what_is_lost(self) -> None:
+        """Say which sessions have steps that are not stored: this server is about to end."""
+        lost = [session.id for session in self._table if session.step > session.durable_step]
+        if self.is_active and lost:
+            fields = {"sessions": len(lost), "first": ", ".join(lost[:10])}
+            logger.error("sessions could not be stored", extra={"fields": fields})
 
     # -- what the writer tells -----------------------------------------------------------------------------------
 
