@@ -7,14 +7,20 @@ import random
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import longshort
 import pytest
-from longshort import errors
+from longshort import errors, operations
 from longshort.addresses import parsed
+from longshort.attempts import Attempts
+from longshort.patience import Patience
+from longshort.placement import Placement
+from longshort.route import Route
 from longshort.servers import FAILURE_INTERVAL_S, Servers
+from longshort.v1 import session_pb2, session_pb2_grpc
 from replicas import BEHIND, SYNC, UNSTORED, Replica, Store, answers_to
 
 if TYPE_CHECKING:
@@ -465,7 +471,7 @@ def test_all_who_come_during_the_first_lookup_wait_for_it(name_server: dict[str,
             for number in range(4):
                 group.create_task(opened(client, number))
             await asyncio.sleep(1.0)
-            return client.servers.channels()
+            return list(client.servers._channels)
 
     async def opened(client: longshort.aio.Client, number: int) -> None:
         async with client.session(f"a-{number}", model="metro"):
@@ -482,7 +488,7 @@ def test_all_who_come_during_the_first_lookup_wait_for_it(name_server: dict[str,
                 thread.start()
             for thread in threads:
                 thread.join()
-            assert len(client.servers.channels()) == 1  # and none by the name
+            assert len(client.servers._channels) == 1  # and none by the name
         assert len(asyncio.run(open_all(target))) == 1
         assert len(replica.opens) == 8
         assert name_server["asked"] == 2
@@ -521,6 +527,7 @@ def test_name_is_due_at_first_then_after_failures_and_now_and_then(monkeypatch: 
     assert servers.begin_lookup() is None
     servers.failed("10.0.0.1:1")
     assert servers.begin_lookup() == 2.0
+    servers.end_lookup([])
     now["s"] += FAILURE_INTERVAL_S
     assert servers.begin_lookup() is None
     now["s"] += 30
@@ -529,16 +536,162 @@ def test_name_is_due_at_first_then_after_failures_and_now_and_then(monkeypatch: 
     assert fixed.begin_lookup() is None
 
 
-def test_channel_of_an_address_that_left_its_name_goes_with_its_last_call():
-    made: list[str] = []
-    servers: Servers[Any] = Servers(
-        parsed("dns:///replicas.test:1"),
-        lambda address: made.append(address) or grpc.insecure_channel(address),
-    )
+class Unused:
+    """A channel on which nothing is called."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_arguments, **_options: None
+
+
+def named_servers() -> Servers[Any]:
+    return Servers(parsed("dns:///replicas.test:1"), lambda _address: Unused())
+
+
+def test_no_lookup_is_due_while_one_is_under_way(monkeypatch: pytest.MonkeyPatch):
+    now = {"s": 100.0}
+    monkeypatch.setattr("longshort.servers.time.monotonic", lambda: now["s"])
+    servers = named_servers()
+    assert servers.begin_lookup() == 2.0
+    for _ in range(3):
+        servers.failed(servers.place("key"))
+        now["s"] += FAILURE_INTERVAL_S
+        assert servers.begin_lookup() is None
     servers.end_lookup(["10.0.0.1:1"])
-    assert servers.channel("10.0.0.1:1") is servers.channel("10.0.0.1:1")
+    assert servers.begin_lookup() == 2.0
+
+
+@pytest.mark.parametrize("fails_first", [True, False])
+def test_channel_of_an_address_that_left_its_name_is_let_go(*, fails_first: bool):
+    servers = named_servers()
+    for number in range(1, 50):
+        address = f"10.0.0.{number}:1"
+        servers.begin_lookup()
+        servers.end_lookup([address])
+        servers.channel(address)
+        if fails_first:
+            servers.failed(address)
+    assert list(servers._channels) == ["10.0.0.49:1"]
+
+
+def test_channel_of_an_address_that_left_its_name_is_kept_for_who_is_still_there():
+    servers = named_servers()
+    servers.end_lookup(["10.0.0.1:1"])
+    route = Route(servers, "key")
+    channel = servers.channel(route.take())
     servers.end_lookup(["10.0.0.2:1"])
-    assert len(servers.channels()) == 1
-    servers.failed("10.0.0.1:1")
-    assert servers.channels() == []
-    assert made == ["10.0.0.1:1"]
+    servers.failed("10.0.0.1:1")  # another one's stream
+    assert servers.channel("10.0.0.1:1") is channel
+    route.moves_on()
+    assert servers.channel(route.take()) is not channel
+    servers.end_lookup([])
+    assert list(servers._channels) == ["10.0.0.2:1"]
+
+
+def test_closed_client_makes_no_channel():
+    servers = named_servers()
+    channel = servers.channel("10.0.0.1:1")
+    assert servers.close() == [channel]
+    for address in ("10.0.0.1:1", "10.0.0.2:1"):
+        with pytest.raises(errors.SessionClosed, match="the client is closed"):
+            servers.stubs(address)
+
+
+def test_change_tries_the_server_whose_time_is_over_and_not_again_the_one_that_failed():
+    servers: Servers[Any] = Servers(parsed("a:1,b:1"), lambda _address: Unused())
+    servers.failed("a:1")
+    servers._placement._down["a:1"].until_s = 0.0
+    for number in range(50):
+        attempts = Attempts(
+            operations.delete(f"s{number}"), servers, f"s{number}", "b:1", Patience(time.monotonic(), 10, 10)
+        )
+        assert attempts.route.take() == "b:1"
+        attempts.pause_after(errors.Unavailable("failed to connect to all addresses; refused"))
+        assert attempts.route.take() == "a:1"
+        servers._placement._down["a:1"].until_s = 0.0
+
+
+class Slow(session_pb2_grpc.SessionServiceServicer):
+    """A server that takes its time for every call."""
+
+    def __init__(self, takes_s: float) -> None:
+        self.takes_s = takes_s
+
+    def Delete(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802 - as gRPC calls it
+        time.sleep(self.takes_s)
+        return session_pb2.DeleteResponse()
+
+    def GetSession(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
+        time.sleep(self.takes_s)
+        return session_pb2.GetSessionResponse()
+
+
+@pytest.fixture
+def slow_server() -> Iterator[str]:
+    """A server whose answers take longer than a call goes on without any server."""
+    server = grpc.server(ThreadPoolExecutor(4))
+    session_pb2_grpc.add_SessionServiceServicer_to_server(Slow(0.8), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None).wait()
+
+
+def test_slow_server_has_the_time_of_the_call(slow_server: str, make_client: Any):
+    with make_client(slow_server, timeout_s=20, give_up_s=0.2) as client:
+        assert client.get_session("s").step == 0
+        client.delete("s")
+        with pytest.raises(errors.DeadlineExceeded, match=r"within 0\.4 s"):
+            client.get_session("s", timeout_s=0.4)
+
+
+def test_slow_server_that_comes_after_a_failure_has_the_time_of_the_call(
+    slow_server: str, make_client: Any, unused_address: str
+):
+    with make_client([slow_server, unused_address], timeout_s=20, give_up_s=0.2) as client:
+        for number in range(4):  # some have their place where nobody is
+            assert client.get_session(f"s{number}").step == 0
+    with (
+        make_client([slow_server, unused_address], give_up_s=0.2) as client,
+        pytest.raises(errors.DeadlineExceeded, match=r"within 0\.6 s"),
+    ):
+        client.get_session(next(at_place_of(slow_server, unused_address)), timeout_s=0.6)
+
+
+@pytest.fixture
+def unused_address() -> Iterator[str]:
+    with socket.socket() as held:  # bound, so that nobody else gets it, and not listening
+        held.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{held.getsockname()[1]}"
+
+
+def at_place_of(other: str, address: str) -> Iterator[str]:
+    """Return session ids whose place is the second address."""
+    placement = Placement([other, address])
+    return (f"k{number}" for number in range(99) if placement.place(f"k{number}", 0) == address)
+
+
+def test_call_waits_for_a_name_server_no_longer_than_its_own_time(
+    make_client: Any, name_server: dict[str, Any]
+):
+    name_server.update(hosts=["127.0.0.1"], delay_s=1.5)
+    with make_client("dns:///replicas.test:1", timeout_s=0.2) as client:
+        started_s = time.monotonic()
+        with pytest.raises((errors.Unavailable, errors.DeadlineExceeded)):
+            client.get_session("s")
+        assert time.monotonic() - started_s < 1
+
+
+def test_lookup_that_takes_longer_than_it_is_due_again_is_not_cancelled(
+    make_client: Any, name_server: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("longshort.servers.FAILURE_INTERVAL_S", 0.1)
+    monkeypatch.setattr("longshort.servers.LOOKUP_TIMEOUT_S", 0.05)
+    with Replica(Store()) as replica:
+        port = replica.address.rpartition(":")[2]
+        name_server.update(hosts=["127.0.0.1"], delay_s=0.8)
+        with (
+            make_client(f"dns:///replicas.test:{port}", timeout_s=10) as client,
+            client.session("s", model="metro") as session,
+        ):
+            assert stepped(session, VALUES) == answers_to(VALUES)
+        assert name_server["asked"] <= 2  # and not every tenth of a second

@@ -256,6 +256,18 @@ def test_session_stays_new_when_the_answer_to_its_creation_is_lost(mode: str):
     assert play.core.table.opened_slot("a")[1].created
 
 
+def test_session_that_was_to_be_there_is_not_new_when_the_answer_to_its_opening_is_lost():
+    before = Play()
+    before.forecast("a", 1)
+    before.run()
+    play = Play(before.server, mode="open")
+    play.forecast("a", 1)
+    play.send()
+    play.cut()
+    play.run()
+    assert not play.core.table.opened_slot("a")[1].created
+
+
 def test_session_of_another_shape_than_the_first_is_told_so():
     play = Play()
     play.step("a", 1.0)

@@ -219,6 +219,68 @@ def test_call_that_is_cancelled_leaves_all_that_was_sent_in_doubt(peers: list[Fr
     play(peers, scenario)
 
 
+def test_lanes_are_spread_over_all_servers_and_by_each_gateway_in_its_own_way(peers: list[FramePeer]):
+    async def scenario(gateway: longshort.aio.Gateway) -> None:
+        await gateway.steps(IDS, np.ones(40))
+        held = [{key for key in IDS if key in peer.server.sessions} for peer in peers]
+        for own in held:
+            assert len({lane_of(key, 8) for key in own}) == 4
+        seen.append(frozenset(held[0]))
+        await gateway.close_session(IDS)
+
+    seen: list[frozenset[str]] = []
+    for _ in range(6):  # the same for all of them: once in 70 to the 5
+        for peer in peers:
+            peer.server.crash()
+        play(peers, scenario)
+    assert len(set(seen)) > 1
+
+
+def test_lane_that_ends_by_a_bug_leaves_the_others_their_room(
+    peers: list[FramePeer], monkeypatch: pytest.MonkeyPatch
+):
+    broken, whole = (
+        [key for key in IDS if (lane_of(key, 8) == 0) is is_broken] for is_broken in (True, False)
+    )
+
+    async def scenario(gateway: longshort.aio.Gateway) -> None:
+        await gateway.steps(IDS, np.ones(40))
+        lane = gateway._lanes.of(broken[0])
+
+        def fail(_now_s: float) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(lane.core, "next_action", fail)
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # it is told as a traceback
+        outcomes = await asyncio.gather(*(gateway.step(key, 1.0) for key in broken), return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} <= {errors.ServerFault, errors.StepInDoubt}
+        calls = [gateway.step(key, 1.0) for key in whole]
+        late = [gateway.step(key, 1.0, timeout_s=10) for key in broken]
+        assert sum(isinstance(call, asyncio.Future) for call in calls) == 4, (
+            "there is no more room than before"
+        )
+        np.testing.assert_array_equal(
+            await asyncio.gather(*calls), np.tile(alone([1, 1])[1], (len(whole), 1))
+        )
+        outcomes = await asyncio.gather(*late, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} <= {errors.ServerFault, errors.StepInDoubt}
+
+    play(peers, scenario, max_waiting_steps=4)
+
+
+def test_calls_that_ask_nothing_keep_no_other_waiting(peers: list[FramePeer]):
+    async def scenario(gateway: longshort.aio.Gateway) -> None:
+        await gateway.steps(IDS, np.ones(40))
+        calls = [gateway.step(IDS[0], 1.0), gateway.step(IDS[1], 1.0)]
+        calls += [
+            gateway.step(key, [1.0, 2.0], timeout_s=5) for key in IDS[2:12]
+        ]  # refused when it is their turn
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes[2:]} == {errors.InvalidRequest}
+
+    play(peers, scenario, max_waiting_steps=2)
+
+
 def test_room_is_shared_by_all_lanes(peers: list[FramePeer]):
     async def scenario(gateway: longshort.aio.Gateway) -> None:
         calls = [gateway.step(key, 1.0) for key in IDS]

@@ -37,24 +37,28 @@ class Attempts:
         self._servers = servers
         self._patience = patience
         self._backoff = Backoff(random.random)
-        patience.alone(time.monotonic())
 
     @property
     def left_s(self) -> float:
-        """What is left of the call's time."""
-        return max(self._patience.ends_at_s - time.monotonic(), 0)
+        """What is left of the call's own time: a server that has taken it may use all of it, however slow."""
+        return max(self._patience.deadline_s - time.monotonic(), 0)
 
     def pause_after(self, error: LongshortError) -> float:
         """Return the pause in seconds before the next attempt, or raise what the last one has ended with."""
         text = self._servers.target.text
         self.route.failed(error)
-        if not self._is_read and not (recovery.was_not_taken(error) and self.route.moves_on()):
+        if recovery.blames_server(error):
+            self._patience.alone(time.monotonic())
+        else:  # one that is slow is there
+            self._patience.served()
+        has_other = self.route.moves_on()
+        if not self._is_read and not (recovery.was_not_taken(error) and has_other):
             raise recovery.untold(error, text, None)
         if not recovery.is_transient(error):
             raise error
         asked_s = error.retry_delay_s
-        delay_s = self._backoff.next_delay_s(asked_s)
-        pause = pause_s(*self.route.pause(delay_s, asked_s), self.left_s)
+        left_s = self._patience.ends_at_s - time.monotonic()
+        pause = pause_s(self._backoff.next_delay_s(asked_s), asked_s, left_s, has_other=has_other)
         if pause is None:
             if self._patience.gives_up:
                 error = recovery.time_is_up(error, in_doubt=False, gave_up=True)

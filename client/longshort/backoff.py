@@ -38,12 +38,15 @@ class Backoff:
         self._bound_s = FIRST_DELAY_S
 
 
-def pause_s(delay_s: float, asked_s: float | None, left_s: float) -> float | None:
+def pause_s(delay_s: float, asked_s: float | None, left_s: float, *, has_other: bool = False) -> float | None:
     """Return how long to wait before the next try, or None where the time left is too short for one.
 
+    `has_other` is whether that goes to another server, which is up and has not asked for anything.
     Near the end of the time the pauses halve, so that a server that comes back late is still met; what the
     server asked for (`asked_s`) is kept as long as that leaves time for a last try.
     """
     if left_s <= LAST_TRY_S:
         return None
+    if has_other:
+        delay_s, asked_s = min(delay_s - (asked_s or 0.0), FIRST_DELAY_S), None
     return max(min(delay_s, left_s / 2), min(asked_s or 0.0, left_s - LAST_TRY_S))

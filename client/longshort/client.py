@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import grpc
 
-from longshort import arrays, operations, view
+from longshort import arrays, operations
 from longshort.addresses import parsed
 from longshort.attempts import Attempts
 from longshort.deadlines import Watchdog
@@ -157,7 +157,7 @@ class Client:
         """Close the channels. Sessions still open raise SessionClosed from then on."""
         if not self._is_closed:
             self._is_closed = True
-            for channel in self.servers.channels():
+            for channel in self.servers.close():
                 channel.close()
             self.watchdog.stop()
 
@@ -178,8 +178,6 @@ class Client:
 
     def stubs(self, address: str) -> operations.Stubs:
         """Return where calls to one of the servers go."""
-        if self._is_closed:
-            raise view.closed_error("client")
         return self.servers.stubs(address)
 
     def new_stream(self, session_id: str, address: str) -> Stream:

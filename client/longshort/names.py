@@ -40,6 +40,6 @@ class Lookups:
         target = self._servers.target
         try:
             infos = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError):  # no such name, no name server, no name at all: what is known must do
+        except (OSError, ValueError):  # no such name, no name server, no name at all: what is known must do
             infos = []
         self._servers.end_lookup(resolved(infos))

@@ -6,14 +6,14 @@ from __future__ import annotations
 class Patience:
     """The end of one call, in seconds of time.monotonic().
 
-    A call that begins without a server, or loses it, has `give_up_s` from then on to find one.
+    `deadline_s` is that of the call itself. One that is without a server has `give_up_s` from then on to find one.
     """
 
-    __slots__ = ("_alone_since_s", "_deadline_s", "_give_up_s", "_timeout_s")
+    __slots__ = ("_alone_since_s", "_give_up_s", "_timeout_s", "deadline_s")
 
     def __init__(self, now_s: float, timeout_s: float, give_up_s: float) -> None:
         self._timeout_s = timeout_s
-        self._deadline_s = now_s + timeout_s
+        self.deadline_s = now_s + timeout_s
         self._give_up_s = give_up_s
         self._alone_since_s: float | None = None
 
@@ -21,13 +21,13 @@ class Patience:
     def ends_at_s(self) -> float:
         """When it ends, as things are."""
         if self._alone_since_s is None:
-            return self._deadline_s
-        return min(self._deadline_s, self._alone_since_s + self._give_up_s)
+            return self.deadline_s
+        return min(self.deadline_s, self._alone_since_s + self._give_up_s)
 
     @property
     def gives_up(self) -> bool:
         """Whether it ends before the call's own time is up."""
-        return self.ends_at_s < self._deadline_s
+        return self.ends_at_s < self.deadline_s
 
     @property
     def limit_s(self) -> float:
@@ -40,5 +40,5 @@ class Patience:
             self._alone_since_s = now_s
 
     def served(self) -> None:
-        """Note that a server has taken the session."""
+        """Note that a server has taken the call."""
         self._alone_since_s = None

@@ -14,9 +14,24 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    # Returns which of some addresses, at least one, a key goes to: always the same for the same ones.
+    Choose = Callable[[str, Sequence[str]], str]
+
 FIRST_PAUSE_S: Final = 0.5  # a restarted server is back after about this time
 MAX_PAUSE_S: Final = 10.0  # what a trial of a dead server may cost one caller, it costs no oftener than this
 FACTOR: Final = 2.0
+
+
+def weight(address: str, key: str) -> bytes:
+    """Return how much an address is a key's own."""
+    # BLAKE2b is the same in every process, unlike hash(), and mixes well, unlike CRC-32, whose linearity would rank
+    # addresses of one pattern alike for all keys. An address has no "|" in it.
+    return blake2b(f"{address}|{key}".encode(), digest_size=8).digest()
+
+
+def heaviest(key: str, addresses: Sequence[str]) -> str:
+    """Return the address with the highest hash of both (highest random weight)."""
+    return max(addresses, key=lambda address: weight(address, key))
 
 
 @dataclass(slots=True)
@@ -30,19 +45,25 @@ class _Down:
 class Placement:
     """Places keys on addresses.
 
-    A key goes to the address with the highest hash of both (highest random weight): every client, in any process and
-    with the addresses in any order, finds the same one; where an address goes or is down, only its keys move, spread
-    evenly over the others, and they come back with it. `draw` returns a random number in [0, 1).
+    A key goes to its `heaviest` address, unless told to `choose` otherwise: every client, in any process and with the
+    addresses in any order, finds the same one; where an address goes or is down, only its keys move, spread evenly over
+    the others, and they come back with it. `draw` returns a random number in [0, 1).
 
     At least one address. Where all are down, the key goes to the one whose time is over first, so that in a row of
     failures each has its turn.
     """
 
-    __slots__ = ("_down", "_draw", "addresses")
+    __slots__ = ("_choose", "_down", "_draw", "addresses")
 
-    def __init__(self, addresses: Sequence[str], draw: Callable[[], float] = random.random) -> None:
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        draw: Callable[[], float] = random.random,
+        choose: Choose = heaviest,
+    ) -> None:
         self.addresses = tuple(dict.fromkeys(addresses))
         self._draw = draw
+        self._choose = choose
         self._down: dict[str, _Down] = {}
 
     def place(self, key: str, now_s: float) -> str:
@@ -52,7 +73,7 @@ class Placement:
         up = [address for address in self.addresses if self.is_up(address, now_s)]
         if not up:
             return min(self.addresses, key=lambda address: self._down[address].until_s)
-        address = max(up, key=lambda address: _weight(address, key))
+        address = self._choose(key, up)
         down = self._down.get(address)
         if down is not None:  # this caller tries it: the others need not all wait for a dead server
             down.pause_s = min(down.pause_s * FACTOR, MAX_PAUSE_S)
@@ -88,9 +109,3 @@ class Placement:
 
     def _jittered(self, pause_s: float) -> float:
         return pause_s * (0.5 + 0.5 * self._draw())
-
-
-def _weight(address: str, key: str) -> bytes:
-    # BLAKE2b is the same in every process, unlike hash(), and mixes well, unlike CRC-32, whose linearity would rank
-    # addresses of one pattern alike for all keys. An address has no "|" in it.
-    return blake2b(f"{address}|{key}".encode(), digest_size=8).digest()

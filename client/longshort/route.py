@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from longshort import recovery
-from longshort.backoff import FIRST_DELAY_S
 
 if TYPE_CHECKING:
     from longshort.errors import LongshortError
@@ -18,13 +17,14 @@ class Route:
     The key stays where it is until its call fails there. `address` is where the last call went; None before the first.
     """
 
-    __slots__ = ("_key", "_next", "_servers", "address")
+    __slots__ = ("__weakref__", "_key", "_next", "_servers", "address")
 
     def __init__(self, servers: Servers[Any], key: str, address: str | None = None) -> None:
         self.address = address
         self._servers = servers
         self._key = key
         self._next: str | None = address
+        servers.follow(self)
 
     def take(self) -> str:
         """Return where the next call goes: where the last pause has led to, or the key's place."""
@@ -41,13 +41,10 @@ class Route:
         if self.address is not None:
             self._servers.succeeded(self.address)
 
-    def pause(self, delay_s: float, asked_s: float | None) -> tuple[float, float | None]:
-        """Return the pause before the next call, and what of it a server asks for: little where another is up."""
-        if self.moves_on():
-            return min(delay_s - (asked_s or 0.0), FIRST_DELAY_S), None
-        return delay_s, asked_s
-
     def moves_on(self) -> bool:
-        """Choose where the next call goes; return whether that is another server, and up."""
+        """Choose where the next call goes; return whether that is another server, and up. Once a failure.
+
+        A server whose time is over is given to one caller: a second choice would already be another one.
+        """
         self._next, is_up = self._servers.place_after(self._key, self.address or "")
         return is_up

@@ -8,14 +8,18 @@ from __future__ import annotations
 import threading
 import time
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from weakref import WeakSet
 
+from longshort import view
 from longshort.operations import Stubs
-from longshort.placement import Placement
+from longshort.placement import Placement, heaviest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from longshort.addresses import Target
+    from longshort.placement import Choose
+    from longshort.route import Route
 
 C = TypeVar("C")
 
@@ -29,16 +33,21 @@ LOOKUP_TIMEOUT_S: Final = 2.0  # what a caller waits for a name server; the form
 class Servers(Generic[C]):
     """Places keys on a target's servers. `new_channel` makes a channel to an address when it is first needed.
 
+    Behind a name it lets a channel go when its address has left the name and no route leads there any more.
+
     It may be shared by threads. Its methods do not block.
     """
 
-    def __init__(self, target: Target, new_channel: Callable[[str], C]) -> None:
+    def __init__(self, target: Target, new_channel: Callable[[str], C], choose: Choose = heaviest) -> None:
         self.target = target
         self._new_channel = new_channel
         self._lock = threading.Lock()
-        self._placement = Placement(target.addresses)
+        self._placement = Placement(target.addresses, choose=choose)
         self._channels: dict[str, tuple[C, Stubs]] = {}
+        self._routes = WeakSet["Route"]()
+        self._is_closed = False
         self._looked_up_at_s = float("-inf")
+        self._is_looking_up = False
         self._has_failed = True  # nothing is known yet
 
     def place(self, key: str) -> str:
@@ -62,8 +71,6 @@ class Servers(Generic[C]):
         with self._lock:
             self._has_failed = True
             self._placement.failed(address, time.monotonic())
-            if address not in self._placement.addresses:  # it has left the name, and its last call has ended
-                self._channels.pop(address, None)
 
     def succeeded(self, address: str) -> None:
         """Note that a server has taken a call."""
@@ -78,19 +85,29 @@ class Servers(Generic[C]):
         """Return the stubs of the channel to an address."""
         return self._connected(address)[1]
 
-    def channels(self) -> list[C]:
-        """Return all channels, to be closed."""
+    def follow(self, route: Route) -> None:
+        """Keep the channel to where a route leads, as long as there is that route."""
         with self._lock:
+            self._routes.add(route)
+
+    def close(self) -> list[C]:
+        """Make no channel from now on; return those that there are, to be closed."""
+        with self._lock:
+            self._is_closed = True
             return [channel for channel, _ in self._channels.values()]
 
     def begin_lookup(self) -> float | None:
-        """Return None, or how long to wait for a lookup of the name that is to be begun now."""
+        """Return None, or how long to wait for a lookup of the name that is to be begun now, in seconds.
+
+        None while one is under way: with a dead name server it takes longer than the time until the next is due.
+        """
         if not self.target.has_name:
             return None
         with self._lock:
             interval_s = FAILURE_INTERVAL_S if self._has_failed else REFRESH_INTERVAL_S
-            if time.monotonic() < self._looked_up_at_s + interval_s:
+            if self._is_looking_up or time.monotonic() < self._looked_up_at_s + interval_s:
                 return None
+            self._is_looking_up = True
             self._looked_up_at_s = time.monotonic()
             wait_s = LOOKUP_TIMEOUT_S if self._has_failed else 0.0
             self._has_failed = False
@@ -99,10 +116,17 @@ class Servers(Generic[C]):
     def end_lookup(self, addresses: Sequence[str]) -> None:
         """Take what the name server has answered; nothing where it has not."""
         with self._lock:
+            self._is_looking_up = False
             self._placement.set_addresses(addresses)
+            kept = {*self._placement.addresses, *(route.address for route in self._routes)}
+            self._channels = {
+                address: connected for address, connected in self._channels.items() if address in kept
+            }
 
     def _connected(self, address: str) -> tuple[C, Stubs]:
         with self._lock:
+            if self._is_closed:
+                raise view.closed_error("client")
             if address not in self._channels:
                 channel = self._new_channel(address)
                 self._channels[address] = channel, Stubs(channel)

@@ -147,10 +147,9 @@ class SessionView:
 
     def _pause_s(self, action: Wait) -> float | None:
         """Return how long to wait before the next action, or None where the time is up."""
-        delay_s, asked_s = action.delay_s, action.asked_s
-        if action.failure is not None:
-            delay_s, asked_s = self._route.pause(delay_s, asked_s)
-        return pause_s(delay_s, asked_s, self._patience.ends_at_s - time.monotonic())
+        has_other = action.failure is not None and self._route.moves_on()
+        left_s = self._patience.ends_at_s - time.monotonic()
+        return pause_s(action.delay_s, action.asked_s, left_s, has_other=has_other)
 
     def _time_is_up(self) -> errors.LongshortError:
         """Return what to raise once the call under way has come to its end; its stream is to be dropped."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import grpc
 
-from longshort import arrays, operations, view
+from longshort import arrays, operations
 from longshort.addresses import parsed
 from longshort.aio.channel import new_channel
 from longshort.aio.names import Lookups
@@ -155,7 +155,7 @@ class Client:
         if not self._is_closed:
             self._is_closed = True
             self.lookups.close()
-            for channel in self.servers.channels():
+            for channel in self.servers.close():
                 await channel.close(None)
 
     async def __aenter__(self) -> Self:
@@ -174,8 +174,6 @@ class Client:
 
     def stubs(self, address: str) -> operations.Stubs:
         """Return where calls to one of the servers go."""
-        if self._is_closed:
-            raise view.closed_error("client")
         return self.servers.stubs(address)
 
     def new_stream(self, session_id: str, address: str) -> Any:
@@ -191,7 +189,7 @@ class Client:
         key = operation.session_id or self.client_id
         attempts = Attempts(operation, self.servers, key, address, patience)
         while True:
-            await self.lookups.look_up()
+            await self.lookups.look_up(attempts.left_s)
             method = self.stubs(attempts.route.take()).method(operation)
             metadata = routing_header(operation.session_id)
             try:

@@ -20,6 +20,7 @@ from longshort.aio.room import Room
 from longshort.backoff import Backoff
 from longshort.gateway.shape import Shape
 from longshort.gateway.shares import lane_of, merged
+from longshort.gateway.spread import Spread
 from longshort.gateway.stream import FrameStream
 from longshort.gateway.table import ENDED
 from longshort.servers import Servers
@@ -65,9 +66,11 @@ class Lanes:
         max_kept_steps: int,
         give_up_s: float,
     ) -> None:
-        self._servers = Servers(target, new_channel)
-        self._lookups = Lookups(self._servers)
         num_lanes, shape = _num_lanes(target), Shape()
+        # Each gateway has keys of its own: with the same ones all gateways would load the same servers.
+        keys = [f"{opening.client_id}:lane-{number}" for number in range(num_lanes)]
+        self._servers = Servers(target, new_channel, Spread(keys))
+        self._lookups = Lookups(self._servers)
         cores = [
             FrameStream(
                 opening,
@@ -78,23 +81,29 @@ class Lanes:
                 give_up_s=give_up_s,
                 store_patience_s=STORE_PATIENCE_S if num_lanes > 1 else math.inf,
             )
-            for _ in range(num_lanes)
+            for _ in keys
         ]
         self.shape = shape
         self.room = Room([core.turns for core in cores], max_waiting_steps)
-        self._all = tuple(self._lane(core, number) for number, core in enumerate(cores))
+        self._all = tuple(map(self._lane, cores, keys))
         self._only = self._all[0] if num_lanes == 1 else None
 
-    def _lane(self, core: FrameStream, number: int) -> Lane:
+    def _lane(self, core: FrameStream, key: str) -> Lane:
         pump = FramePump(
             core,
             self._servers,
             self._lookups,
-            f"lane-{number}",  # the same for all gateways: where one has been, its sessions are hot for another
+            key,
             on_answer=self.room.let_in,
-            on_end=self.room.close,
+            on_end=self._lane_ended,
         )
         return Lane(core, pump, Deadlines(core, self._servers.target.text, self.room.let_in))
+
+    def _lane_ended(self) -> None:
+        if all(lane.core.has_ended for lane in self._all):
+            self.room.close()
+        else:  # the others go on, and their calls still have to wait for room
+            self.room.let_in()
 
     def __iter__(self) -> Iterator[Lane]:
         return iter(self._all)
@@ -151,7 +160,7 @@ class Lanes:
         await asyncio.gather(*(lane.pump.close(error) for lane in self._all))
         self.room.close()
         self._lookups.close()
-        for channel in self._servers.channels():
+        for channel in self._servers.close():
             await channel.close(None)
 
 

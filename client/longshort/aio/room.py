@@ -40,12 +40,17 @@ class Room:
 
     def let_in(self) -> None:
         """Let calls in while there is room, each for one step until it has said how many it is."""
-        free = self._num_free()
+        free, num_let_in = self._num_free(), 0
         while self._outside and (free > 0 or self._is_closed):
             waiter = self._outside.popleft()
             if not waiter.done():
                 waiter.set_result(None)
                 free -= 1
+                num_let_in += 1
+        if (
+            self._outside and num_let_in
+        ):  # some may ask nothing after all: no answer will let the next ones in
+            asyncio.get_running_loop().call_soon(self.let_in)
 
     def _num_free(self) -> int:
         num_free = self._max_waiting_steps

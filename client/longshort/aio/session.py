@@ -240,7 +240,7 @@ class Session(view.SessionView):
         """Note that there is no server, and learn where there may be one."""
         self._patience.alone(time.monotonic())
         self._limit_anew()
-        await self._client.lookups.look_up()
+        await self._client.lookups.look_up(self._patience.ends_at_s - time.monotonic())
 
     def _limit_anew(self) -> None:
         left_s = self._patience.ends_at_s - time.monotonic()

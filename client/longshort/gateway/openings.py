@@ -102,8 +102,9 @@ class Openings:
         before = self._table.opened[slot]
         if before is not None:
             return before.created
-        by_lost_try = slot in self._ours or (slot in self._lost_tries and opened.step == 0)
-        return opened.created or by_lost_try
+        may_create = self._template.mode != types_pb2.OPEN_MODE_OPEN
+        by_lost_try = may_create and slot in self._lost_tries and opened.step == 0
+        return opened.created or slot in self._ours or by_lost_try
 
     def _fits(self, opened: sequence_pb2.Opened) -> bool:
         """Take the shape of the first session for that of all."""

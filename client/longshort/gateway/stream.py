@@ -168,6 +168,11 @@ class FrameStream:
             raise recovery.again(self._end)
 
     @property
+    def has_ended(self) -> bool:
+        """Whether nothing can be asked any more."""
+        return self._end is not None
+
+    @property
     def is_quiet(self) -> bool:
         """Whether no answer is awaited on the stream."""
         return self._inflight is None
