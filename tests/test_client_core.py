@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from longshort import errors
+from longshort import errors, status
 from longshort.actions import RECEIVE, Connect, Done, Failed, Send, Wait
 from longshort.backoff import Backoff
 from longshort.core import SessionCore
@@ -33,11 +33,11 @@ class StreamEndError(Exception):
 
 
 def cut(code: Code = Code.UNAVAILABLE):
-    return StreamEndError(errors.make(code, "cut", "", {}, None))
+    return StreamEndError(status.make(code, "cut", "", {}, None))
 
 
 def refused(code: Code, reason: str, metadata: Any = None, retry_delay_s: float | None = None):
-    return StreamEndError(errors.make(code, "refused", reason, metadata or {}, retry_delay_s))
+    return StreamEndError(status.make(code, "refused", reason, metadata or {}, retry_delay_s))
 
 
 def model(history: Any):
@@ -472,7 +472,7 @@ def test_whoever_gave_up_is_told_that_no_server_is_there_whatever_the_last_failu
         core = a_core()
         core.next_action()
         if code is not None:
-            core.disconnected(errors.make(code, "cut", "", {}, None))
+            core.disconnected(status.make(code, "cut", "", {}, None))
         error = core.timed_out(gave_up=True)
         assert isinstance(error, errors.Unavailable)
 
@@ -736,7 +736,7 @@ def test_pauses_grow_with_failures_and_shrink_with_an_answer():
 def test_timeout_without_a_connection_says_why_there_is_none():
     core = a_core()
     core.next_action()
-    core.disconnected(errors.make(Code.UNAVAILABLE, "Connection refused", "", {}, None))
+    core.disconnected(status.make(Code.UNAVAILABLE, "Connection refused", "", {}, None))
     error = core.timed_out()
     assert isinstance(error, errors.Unavailable)
     assert "Connection refused" in str(error)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from frame_play import Play, Promise
 from frame_server import BEHIND, SYNC, UNSTORED, FrameServer, Refusal, alone
-from longshort import errors
+from longshort import errors, status
 from longshort.errors import Code
 from longshort.gateway.actions import CONNECT, Idle
 from longshort.gateway.filling import MAX_FRAME_STEPS, MAX_LONG_STEPS, MAX_ROW_STEPS
@@ -16,8 +16,8 @@ from longshort.gateway.group import Group
 from longshort.v1 import sequence_pb2, types_pb2
 
 
-def status(code: Code, reason: str = "") -> errors.LongshortError:
-    return errors.make(code, "the stream has ended", reason, {}, None)
+def ended(code: Code, reason: str = "") -> errors.LongshortError:
+    return status.make(code, "the stream has ended", reason, {}, None)
 
 
 def test_first_call_opens_all_that_waits_in_one_frame_and_sends_the_values_in_the_next():
@@ -307,7 +307,7 @@ def test_stream_that_is_refused_fails_its_callers_and_the_next_call_tries_anew()
     play = Play()
     calls = [play.step("a", 1.0), play.forecast("b", 3)[0], play.close_session("c"), play.close_session("a")]
     play.move()
-    play.cut(status(Code.UNIMPLEMENTED, "NOT_BUILT"))
+    play.cut(ended(Code.UNIMPLEMENTED, "NOT_BUILT"))
     assert [type(call.outcome).__name__ for call in calls] == [
         "Unimplemented",
         "RowsFailed",
@@ -326,7 +326,7 @@ def test_frame_that_the_server_refuses_has_moved_nothing():
     waiter, _ = play.steps("ab", [3, 4])
     single = play.step("a", 5.0)
     play.core.next_action(0.0)
-    play.cut(status(Code.INVALID_ARGUMENT, "INVALID_MESSAGE"))
+    play.cut(ended(Code.INVALID_ARGUMENT, "INVALID_MESSAGE"))
     assert {type(error) for error in waiter.outcome.errors.values()} == {errors.InvalidRequest}
     assert isinstance(single.outcome, errors.InvalidRequest)
     assert not play.core.turns.doubts
@@ -341,7 +341,7 @@ def test_row_that_the_server_has_taken_is_in_doubt_where_its_answer_is_refused()
     play.cut()
     play.send()  # the opening, whose answer says that the row was taken
     play.send()  # the row again
-    play.cut(status(Code.PERMISSION_DENIED))
+    play.cut(ended(Code.PERMISSION_DENIED))
     assert isinstance(call.outcome, errors.AccessDenied)
     assert isinstance(play.step("a", 3.0).outcome, errors.StepInDoubt)
     again = play.retry("a")
@@ -383,14 +383,14 @@ def test_stream_that_ends_for_good_under_values_leaves_them_in_doubt():
     waiter, _ = play.steps("ab", [3, 4])
     single = play.step("c", 5.0)
     play.send()
-    play.cut(status(Code.RESOURCE_EXHAUSTED))
+    play.cut(ended(Code.RESOURCE_EXHAUSTED))
     assert isinstance(single.outcome, errors.ResourceExhausted)
     assert {type(error) for error in waiter.outcome.errors.values()} == {errors.ResourceExhausted}
     for key, values in (("a", [1, 3]), ("b", [2, 4]), ("c", [3, 5])):
         assert isinstance(play.step(key, 0.0).outcome, errors.StepInDoubt)
         first = play.retry(key)
         play.send()
-        play.cut(status(Code.UNAUTHENTICATED))
+        play.cut(ended(Code.UNAUTHENTICATED))
         assert isinstance(first.outcome, errors.AccessDenied)
         second = play.retry(key)
         play.run()
@@ -775,7 +775,7 @@ def test_without_a_server_what_waits_fails_in_time_and_the_next_call_has_its_own
     play.now_s = 1000.0
     calls = [play.step("a", 2.0), play.step("b", 1.0), play.flush()]
     play.send()
-    play.cut(status(Code.UNAVAILABLE))
+    play.cut(ended(Code.UNAVAILABLE))
     for _ in range(500):
         if calls[1].done():
             break
@@ -784,7 +784,7 @@ def test_without_a_server_what_waits_fails_in_time_and_the_next_call_has_its_own
             play.now_s = action.until_s
         elif action is CONNECT:
             play.now_s += 0.01
-            play.cut(status(Code.UNAVAILABLE))
+            play.cut(ended(Code.UNAVAILABLE))
     assert 1060 < play.now_s < 1065
     for outcome in (calls[0].outcome, calls[1].outcome, calls[2].outcome.errors[0]):
         assert isinstance(outcome, errors.Unavailable)
@@ -793,7 +793,7 @@ def test_without_a_server_what_waits_fails_in_time_and_the_next_call_has_its_own
     play.now_s = 2000.0
     again = play.retry("a")
     play.move()
-    play.cut(status(Code.UNAVAILABLE))
+    play.cut(ended(Code.UNAVAILABLE))
     assert not again.done(), "it has time of its own"
     play.run()
     np.testing.assert_array_equal(again.outcome, alone([1, 2])[1])
@@ -804,7 +804,7 @@ def test_first_try_of_another_server_does_not_wait_as_long_as_the_last_one_asked
     play.step("a", 1.0)
     play.move()
     play.core.disconnected(
-        errors.make(Code.UNAVAILABLE, "draining", "DRAINING", {}, 5.0), 0.0, has_other=True
+        status.make(Code.UNAVAILABLE, "draining", "DRAINING", {}, 5.0), 0.0, has_other=True
     )
     action = play.move()
     assert isinstance(action, Idle)

@@ -12,7 +12,7 @@ from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from longshort import errors, recovery
+from longshort import errors, recovery, status
 from longshort.actions import RECEIVE, Action, Connect, Done, Failed, Send, Wait
 from longshort.arrays import answer_rows, whole_number
 from longshort.journal import Journal, Message
@@ -190,9 +190,9 @@ class SessionCore:
         elif kind == "flushed" and self._expected is Expected.FLUSHED:
             self._on_flushed(response.flushed.durable_step)
         elif kind == "error" and self._phase is Phase.OPENING:
-            self.disconnected(errors.from_message(response.error))
+            self.disconnected(status.from_message(response.error))
         elif kind == "error" and self._expected is not Expected.NOTHING:
-            self._on_error(errors.from_message(response.error))
+            self._on_error(status.from_message(response.error))
         else:
             self._violated(f"{kind} came where {self._expected.value} was awaited")
 

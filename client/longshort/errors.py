@@ -1,28 +1,18 @@
-"""The errors that a caller of the client meets, and how a server's error becomes one of them.
+"""The errors that a caller of the client meets.
 
-It owns the tree, the tables from reason and code to class, and the reading of google.rpc.Status. It does not
-decide what is tried again: that is `core` for a session's stream and `operations` for unary calls.
+It owns the tree. How a server's error becomes one of them is `status`; what is tried again is `recovery`.
 """
 
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, ClassVar, Self
-
-from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2, status_pb2
+from typing import TYPE_CHECKING, ClassVar, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     import numpy as np
-    from google.protobuf.duration_pb2 import Duration
     from numpy.typing import NDArray
-
-    from longshort.v1 import types_pb2
-
-DOMAIN = "longshort"  # ErrorInfo.domain of our own reasons
-DETAILS_KEY = "grpc-status-details-bin"
 
 
 class Code(IntEnum):
@@ -234,77 +224,3 @@ class ServerFault(LongshortError):
     """A bug or a failure on the other side."""
 
     default_code = Code.INTERNAL
-
-
-_BY_REASON: dict[str, type[LongshortError]] = {
-    "STEP_CONFLICT": StepConflict,
-    "STEP_GAP": StepGap,
-    "VALUES_DIFFER": ValuesDiffer,
-    "STEP_REQUIRED": StepRequired,
-    "MODEL_MISMATCH": ModelMismatch,
-    "MODEL_CHANGED": ModelMismatch,
-    "STALE": Stale,
-    "SESSION_NOT_FOUND": SessionNotFound,
-    "SESSION_EXPIRED": SessionExpired,
-    "SESSION_EXISTS": SessionExists,
-    "SESSION_MOVED": SessionTaken,
-    "MODEL_NOT_FOUND": ModelNotFound,
-}
-_BY_CODE: dict[Code, type[LongshortError]] = {
-    Code.INVALID_ARGUMENT: InvalidRequest,
-    Code.OUT_OF_RANGE: InvalidRequest,
-    Code.FAILED_PRECONDITION: FailedPrecondition,
-    Code.NOT_FOUND: NotFound,
-    Code.ALREADY_EXISTS: SessionExists,
-    Code.RESOURCE_EXHAUSTED: ResourceExhausted,
-    Code.UNAVAILABLE: Unavailable,
-    Code.CANCELLED: Unavailable,
-    Code.DEADLINE_EXCEEDED: DeadlineExceeded,
-    Code.UNIMPLEMENTED: Unimplemented,
-    Code.PERMISSION_DENIED: AccessDenied,
-    Code.UNAUTHENTICATED: AccessDenied,
-}
-
-
-def make(
-    code: int, message: str, reason: str, metadata: Mapping[str, str], retry_delay_s: float | None
-) -> LongshortError:
-    """Return the error for a reason, or for a code where the reason is unknown or empty."""
-    known = Code(code) if Code.OK <= code <= Code.UNAUTHENTICATED else Code.UNKNOWN
-    cls = _BY_REASON.get(reason) or _BY_CODE.get(known, ServerFault)
-    return cls(message, reason=reason, code=known, metadata=metadata, retry_delay_s=retry_delay_s)
-
-
-def from_message(error: types_pb2.Error) -> LongshortError:
-    """Return the error that a stream's in-band `error` says."""
-    delay_s = _seconds(error.retry_delay) if error.HasField("retry_delay") else None
-    return make(error.code, error.message, error.reason, error.metadata, delay_s)
-
-
-def from_status(code: int, message: str, trailers: Iterable[tuple[str, str | bytes]]) -> LongshortError:
-    """Return the error that a call ended with: its status and the details in its trailing metadata.
-
-    Details that are not ours or cannot be read are left out: `reason` is then empty.
-    """
-    reason, metadata, delay_s = "", dict[str, str](), None
-    for detail in _details(trailers):
-        info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-        if detail.Unpack(info) and info.domain == DOMAIN:
-            reason, metadata = info.reason, dict(info.metadata)
-        elif detail.Unpack(retry):
-            delay_s = _seconds(retry.retry_delay)
-    return make(code, message, reason, metadata, delay_s)
-
-
-def _details(trailers: Iterable[tuple[str, str | bytes]]) -> list[Any]:
-    for key, value in trailers:
-        if key == DETAILS_KEY and isinstance(value, bytes):
-            try:
-                return list(status_pb2.Status.FromString(value).details)
-            except DecodeError:  # a proxy's trailer of the same name; the status alone must do
-                return []
-    return []
-
-
-def _seconds(duration: Duration) -> float:
-    return duration.seconds + duration.nanos / 1e9

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import grpc
 
-from longshort import arrays, errors, results
+from longshort import arrays, errors, results, status
 from longshort.results import ModelInfo, SessionInfo
 from longshort.v1 import (
     model_pb2,
@@ -61,7 +61,7 @@ def error_of(call: Any) -> errors.LongshortError:
     """Return the error that a finished call (or the exception of one) ended with."""
     code = call.code()
     number, name = (errors.Code.UNKNOWN, "unknown") if code is None else (code.value[0], code.name.lower())
-    return errors.from_status(number, call.details() or name, call.trailing_metadata() or ())
+    return status.from_status(number, call.details() or name, call.trailing_metadata() or ())
 
 
 def ended_early() -> errors.LongshortError:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from longshort import errors
+from longshort import errors, status
 from longshort.errors import Code
 from longshort.v1 import sequence_pb2, types_pb2
 
@@ -39,7 +39,7 @@ class Refusal(Exception):
     @property
     def error(self) -> errors.LongshortError:
         """The same as the status of a stream."""
-        return errors.from_message(self.message)
+        return status.from_message(self.message)
 
 
 def model(history: Iterable[Iterable[float]]) -> list[float]:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Self
 import grpc
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
-from longshort.errors import DETAILS_KEY, Code
+from longshort.errors import Code
+from longshort.status import DETAILS_KEY
 from longshort.v1 import sequence_pb2, sequence_pb2_grpc, session_pb2, session_pb2_grpc, types_pb2
 
 if TYPE_CHECKING:

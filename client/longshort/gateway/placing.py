@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from longshort import errors
+from longshort import errors, status
 from longshort.v1 import sequence_pb2
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def place(frame: Frame, answer: FrameAnswer, num_outputs: int) -> Placed:
 def errors_of(answer: FrameAnswer, part: sequence_pb2.FramePart) -> dict[int, LongshortError]:
     """Return the errors of one part of a frame by handle."""
     return {
-        failure.handle: errors.from_message(failure.error)
+        failure.handle: status.from_message(failure.error)
         for failure in answer.messages.errors
         if failure.part == part
     }
