@@ -38,13 +38,13 @@ ALL_STORES = {"memory": ("NONE",), "sqlite": tuple(DURABILITIES), "redis": tuple
 STORES = {
     "stream": ALL_STORES,
     "frames": {"sqlite": ("BEHIND", "SYNC"), "redis": ("SYNC",)},
-    "step": {"sqlite": ("BEHIND", "SYNC"), "redis": ("SYNC",)},
+    "step": {"sqlite": ("BEHIND", "SYNC")},
 }
 ARRIVALS = {
     # The first opening and the one after the half-close; messages of two steps and of one, which go different ways.
     "stream": {Phase.OPENING: (1, 2), Phase.MESSAGE: (2, 5), Phase.WRITE: (2,)},
     # The second job of a frame that makes two; one of the frame after the next.
-    "frames": {Phase.OPENING: (1, 2), Phase.MESSAGE: (3, 6), Phase.WRITE: (2,)},
+    "frames": {Phase.MESSAGE: (3, 6), Phase.WRITE: (2,)},
     "step": {Phase.MESSAGE: (2,), Phase.WRITE: (2,)},  # one way for all
 }
 
