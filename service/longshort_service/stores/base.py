@@ -46,6 +46,7 @@ class Birth:
 
     origin: Origin
     incarnation: int
+    record: SessionRecord | None = None  # stored in the place of step 0, with the epoch that is drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,10 @@ class StoreOpening:
     epoch: int = 0
     record: SessionRecord | None = None
     is_settled: bool = False
+    # The epoch from which on this very process has opened it, with no other between; 0: another did last. Memory of that
+    # epoch or a later one is the newest there is, also where the reply to an opening was lost.
+    owned_since: int = 0
+    client_id: str = ""  # where it EXISTS and has not begun: of the opening that created it
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,8 @@ class Refusal:
 
     is_gone: bool
     client_id: str = ""  # of the opening that raised it
+    epoch: int = 0  # that it was raised to
+    owned_since: int = 0  # as in StoreOpening: an opening of this process raised it, and its reply was lost
 
 
 class Store(Protocol):
@@ -103,7 +110,8 @@ class Store(Protocol):
     async def write(self, records: Sequence[SessionRecord], *, settled: bool = True) -> list[Refusal | None]:
         """Store each record whose entry has the record's very epoch; say for each why it was not.
 
-        Its mark `is_gapless` is stored with it. With `settled` the call returns when what was stored is durable, as
+        One that was given up and arrives late changes nothing: of two writes under one epoch the later call holds. Its
+        mark `is_gapless` is stored with it. With `settled` the call returns when what was stored is durable, as
         far as the store can tell; without, when it was accepted. `records` may be built in another thread, when they
         are first looked at.
         """
@@ -114,8 +122,8 @@ class Store(Protocol):
         SessionExpired at a tombstone, RecordDamaged where what is stored cannot be read.
         """
 
-    async def delete_many(self, session_ids: Sequence[str]) -> list[bool]:
-        """Remove entries without a tombstone; say for each whether there was one."""
+    async def delete_many(self, entries: Sequence[tuple[str, int | None]]) -> list[bool]:
+        """Remove entries without a tombstone, of given ids and epochs (None: whatever it is); say which there were."""
 
     async def bury_many(
         self, entries: Sequence[tuple[str, int]], before_s: float, now_s: float
