@@ -102,6 +102,7 @@ class Core:
             table=self.table,
             store=self.store,
             turns=turns,
+            waiters=checkpointer.waiters,
             limits=limits,
             clock=lambda: self.now_s,
             observer=observer,

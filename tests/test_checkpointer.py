@@ -1049,7 +1049,7 @@ def test_last_words_wait_for_a_store_that_is_away():
 def test_what_is_not_stored_at_the_end_is_logged(caplog: pytest.LogCaptureFixture):
     async def scenario(desk: Desk, store: FlakyStore) -> None:
         for number in range(12):
-            desk.step(await desk.open(f"s{number}"))
+            desk.step(await desk.open(f"s{number:02}"))
         await desk.open("new")
         store.is_down = True
         with pytest.raises(TimeoutError):
@@ -1060,7 +1060,7 @@ def test_what_is_not_stored_at_the_end_is_logged(caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.ERROR):
         play(scenario)
     fields = caplog.records[-1].fields  # type: ignore[attr-defined]
-    assert fields == {"sessions": 12, "first": ", ".join(f"s{number}" for number in range(10))}
+    assert fields == {"sessions": 12, "first": ", ".join(f"s{number:02}" for number in range(10))}
 
 
 def test_open_sessions_that_are_silent_do_not_look_unused():

@@ -7,6 +7,7 @@ whoever opens a session finds at least what anybody was told of it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import defaultdict
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -207,7 +208,9 @@ class Play:
         desk.checkpointer.refresh(desk.clock() - 1)
 
     async def _store_all(self, desk: Desk, _name: None, _argument: None) -> None:
-        await desk.checkpointer.store_all()
+        with contextlib.suppress(TimeoutError):  # a drain has a limit too
+            async with asyncio.timeout(2 * INTERVAL_S):
+                await desk.checkpointer.store_all()
 
     # -- what must be true ----------------------------------------------------------------------------------------
 
@@ -236,7 +239,7 @@ class Play:
     def _check_end(self) -> None:
         """The store was well for long: who still has a session has it stored, and nobody waits."""
         for desk in self.desks:
-            assert desk.checkpointer._waiters.sessions() == []
+            assert desk.checkpointer.waiters.sessions() == []
             assert not desk.checkpointer._urgent
             assert desk.checkpointer.lag_s < 2 * INTERVAL_S + TICK_S
             for session in desk.table:

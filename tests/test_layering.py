@@ -170,7 +170,7 @@ MAY_KNOW: dict[str, set[str]] = {
         "version_folder",
     },
     "repository_watch": {"repository", "version_folder"},
-    "eviction": {"errors", "record", "repository", "session", "sessions", "stores.base", "turns"},
+    "eviction": {"errors", "record", "repository", "session", "sessions", "stores.base", "turns", "waiters"},
     "model_change": {"errors", "record", "repository"},
     "model_exchange": {
         "errors",

@@ -98,6 +98,7 @@ class App:
             table=self._table,
             store=self._store,
             turns=turns,
+            waiters=self._checkpointer.waiters,
             limits=Limits(
                 config.max_sessions, config.idle_timeout_s, config.session_ttl_s, config.tombstone_ttl_s
             ),

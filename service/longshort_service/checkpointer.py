@@ -24,7 +24,7 @@ from longshort_service.turns import first_of
 from longshort_service.waiters import Waiters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from longshort_service.behind import CheckpointLimits
     from longshort_service.record import SessionRecord
@@ -91,11 +91,12 @@ class Checkpointer:
             interval_s=limits.interval_s,
             monotonic=monotonic,
         )
-        self._waiters = Waiters()
+        self.waiters = Waiters()
         self._urgent: dict[Session[Model], None] = {}  # to be written now, in the order of their asking
         self._wake = asyncio.Event()  # somebody waits for a write
         self._stopping = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._has_last_words = False  # a drain has begun
 
     @property
     def lag_s(self) -> float:
@@ -108,8 +109,17 @@ class Checkpointer:
         """Begin to write."""
         if self.is_active:
             loop = asyncio.get_running_loop()
-            duties = (self._write_on_request(), self._interval_writer.run(), self._watch(), self._ask_store())
-            self._tasks = [loop.create_task(duty) for duty in duties]
+            duties = (self._write_on_request, self._interval_writer.run, self._watch, self._ask_store)
+            self._tasks = [loop.create_task(self._keep_up(duty)) for duty in duties]
+
+    async def _keep_up(self, duty: Callable[[], Awaitable[None]]) -> None:
+        """Do a duty until `stop`; a bug in it is logged, and it begins again."""
+        while not self._stopping.is_set():
+            try:
+                await duty()
+            except Exception:
+                logger.exception("a duty of the checkpointer has failed")
+                await first_of(self._stopping, TICK_S)
 
     async def stop(self) -> None:
         """Write no more; what waits is told that the store is unavailable."""
@@ -118,7 +128,7 @@ class Checkpointer:
         self._interval_writer.stop()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._writer.close()
-        self._waiters.fail_all(_stopped())
+        self.waiters.fail_all(_stopped())
 
     def take_on(self, session: Session[Model], wanted: Durability) -> None:
         """Have a session, whose `durable_step` is what is known to be stored, written as a durability says.
@@ -136,6 +146,8 @@ class Checkpointer:
         """Have sessions written that a stream has left: their last step, so that they go on elsewhere."""
         if self.is_active:
             left = [each for each in sessions if not each.is_ended and each.durability is not Durability.NONE]
+            if self._has_last_words:  # they are written, and marked as no write from here would mark them
+                left = [each for each in left if each.step > each.durable_step]
             self._urgent.update(dict.fromkeys(left))
             self._wake.set()
 
@@ -168,7 +180,7 @@ class Checkpointer:
             self.outage.is_away
         ):  # nobody shall wait long for what is known not to be there: a frame waits as a whole
             timeout_s = min(timeout_s, AWAY_WAIT_S)
-        self._waiters.add(session, step, told, begin_s + timeout_s, strictly=strictly)
+        self.waiters.add(session, step, told, begin_s + timeout_s, strictly=strictly)
         self._urgent[session] = None
         self._wake.set()
 
@@ -204,24 +216,34 @@ class Checkpointer:
 
     async def store_parts(self, sessions: Sequence[Session[Model]], *, before_stream: bool = False) -> bool:
         """Write any number of sessions as `store_many` does; return whether the store was there for all of them."""
+        if not self.is_active:
+            return True
         for begin in range(0, len(sessions), WRITE_BATCH):
             part = sessions[begin : begin + WRITE_BATCH]
-            failures = await self.store_many(part, before_stream=before_stream)
+            # Nobody has its turn at them: another opening may be on its way.
+            is_clean = partial(self._writer.is_clean, before_stream=True)
+            failures = await self._writer.write_each(
+                part, is_clean if before_stream else self._writer.is_clean_now
+            )
             if any(isinstance(failure, errors.StoreUnavailable) for failure in failures):
                 return False
         return True
 
-    async def store_instead(self, session: Session[Model], record: SessionRecord) -> None:
-        """Write a record in the place of a live session's own, which it is about to become.
+    async def store_instead(
+        self, session: Session[Model], record: SessionRecord, become: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Write a record in the place of a live session's own; then `become` makes the session what is written.
 
         Raises StoreUnavailable or SessionMoved, and then the session is as it was.
         """
         if self.is_active:
-            await self._writer.write_instead(session, record)
+            await self._writer.write_instead(session, record, become)
+        else:
+            await become()
 
     def give_up(self, session: Session[Model], error: errors.ServiceError) -> None:
         """See Asker: those who wait for a session are told that what they wait for will not be stored."""
-        self._waiters.fail(session, error)
+        self.waiters.fail(session, error)
 
     def refresh(self, before_s: float) -> None:
         """Have sessions written that the store has not heard of since `before_s`: to it they would look unused.
@@ -240,24 +262,32 @@ class Checkpointer:
     async def store_all(self) -> None:
         """Write every live session as its owner's last word, so that it goes on elsewhere.
 
-        The caller lets nothing new come to them, and sets a limit: while the store is away this waits for it.
+        The caller lets nothing new come to them, and sets a limit: while the store is away this waits for it, until
+        `stop`. A caller that is cancelled cuts no write off half-way.
         """
-        left = list(self._table) if self.is_active else []
-        while left:
+        self._has_last_words = True
+        if self.is_active:
+            storing = asyncio.get_running_loop().create_task(self._store_all())
+            self._tasks.append(storing)
+            await asyncio.shield(storing)
+
+    async def _store_all(self) -> None:
+        left = list(self._table)
+        while left and not self._stopping.is_set():
             part = left[:WRITE_BATCH]
             failures = await self._writer.write_each(part, all_clean)
-            del left[:WRITE_BATCH]
-            left += [
+            refused = [
                 session
                 for session, failure in zip(part, failures, strict=True)
                 if isinstance(failure, errors.StoreUnavailable)
             ]
-            if self.outage.is_away:
+            left = left[WRITE_BATCH:] + refused
+            if refused:  # away, or without a place in its queue
                 await first_of(self._stopping, TICK_S)
 
     def log_what_is_lost(self) -> None:
         """Say which sessions have steps that are not stored: this server is about to end."""
-        lost = [session.id for session in self._table if session.step > session.durable_step]
+        lost = sorted(session.id for session in self._table if session.step > session.durable_step)
         if self.is_active and lost:
             fields = {"sessions": len(lost), "first": ", ".join(lost[:10])}
             logger.error("sessions could not be stored", extra={"fields": fields})
@@ -267,7 +297,7 @@ class Checkpointer:
     def written(self, session: Session[Model]) -> None:
         """See Asker: those who waited for it may go, and it may be written anew."""
         self._wake.set()
-        self._waiters.tell(session, partial(self._behind.may_go, session))
+        self.waiters.tell(session, partial(self._behind.may_go, session))
 
     def ask_again(self, sessions: Iterable[Session[Model]]) -> None:
         """See Asker: as soon as the store is there."""
@@ -335,15 +365,15 @@ class Checkpointer:
         away = errors.StoreUnavailable(
             "the session store does not answer; the values were taken and are not stored yet: send them again"
         )
-        self._waiters.fail_overdue(now_s, away)
-        for session in self._waiters.sessions():
+        self.waiters.fail_overdue(now_s, away)
+        for session in self.waiters.sessions():
             if session.is_ended:
-                self._waiters.fail(session, ended(session))
+                self.waiters.fail(session, ended(session))
 
     def _note_outage(self) -> None:
         if self.outage.has_changed():
             self._behind.set_all_waits()
-            for session in self._waiters.sessions():
+            for session in self.waiters.sessions():
                 self.written(session)
             self._on_store_change()
             self._wake.set()

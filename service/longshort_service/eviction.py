@@ -10,6 +10,7 @@ import itertools
 import operator
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from longshort_service.sessions import SessionTable
     from longshort_service.stores.base import Store
     from longshort_service.turns import Turns
+    from longshort_service.waiters import Waiters
 
 EVICTION_BATCH: Final = 256  # sessions spilled or buried between two looks at the event loop, some 4 ms
 SWEEP_SCAN: Final = 4096  # idle sessions found at once: a look at a million rows takes 1 ms
@@ -37,6 +39,9 @@ class EvictionObserver(Protocol):
 
     def eviction(self, cause: str) -> None:
         """Note that a session left memory: "idle", "capacity" or "expired"."""
+
+    def move(self) -> None:
+        """Note that a session turned out to be another server's."""
 
     def store_seconds(self, operation: str, seconds: float) -> None:
         """Note that a call of the store took so long."""
@@ -62,6 +67,7 @@ class Evictor:
         store: Store,
         turns: Turns,
         limits: Limits,
+        waiters: Waiters,
         clock: Callable[[], float],
         observer: EvictionObserver,
     ) -> None:
@@ -69,6 +75,7 @@ class Evictor:
         self._store = store
         self._turns = turns
         self._limits = limits
+        self._waiters = waiters  # for sessions to be stored
         self._clock = clock
         self._observer = observer
 
@@ -109,12 +116,13 @@ class Evictor:
         if not idle:
             return
         with self._turns.of_free([session.id for session in idle]):
+            records = [session.record() for session in idle]
             for session in idle:
                 session.model.columns.is_writing[session.row] = True
-            records = [session.record() for session in idle]
             begin_s = time.perf_counter()
+            is_awaited = any(session in self._waiters for session in idle)
             try:
-                refusals = await self._store.write(records, settled=False)
+                refusals = await self._store.write(records, settled=is_awaited)
             finally:
                 for session in idle:
                     if not session.is_ended:
@@ -125,10 +133,14 @@ class Evictor:
             # Where an opening on this server came first, or a step, what is here is newer than what was written.
             unused = [pair for pair, is_accepted in zip(written, accepted, strict=True) if is_accepted]
             self._take_off([session for session, record in unused if _is_as_written(session, record)], cause)
+            for session, record in unused:
+                if session.is_ended:  # an answer of a unary call waited for what is stored now
+                    self._waiters.tell(session, partial(_reaches, record.step))
             for session, record in itertools.compress(written, map(operator.not_, accepted)):
                 await until_settled(session)
                 if not session.is_ended and session.epoch == record.epoch:
                     self._take_off([session], cause)  # another server has it: what is here is old
+                    self._observer.move()
 
     def _take_off(self, sessions: Sequence[Session[Model]], cause: str) -> None:
         self._table.remove_many(sessions)
@@ -175,3 +187,7 @@ def _is_as_written(session: Session[Model], record: SessionRecord) -> bool:
         and not session.is_busy
         and session.step == record.step
     )
+
+
+def _reaches(stored_step: int, step: int, *, strictly: bool) -> bool:  # noqa: ARG001  as a MayGo
+    return step <= stored_step

@@ -78,6 +78,7 @@ class IntervalWriter:
                 await first_of(self._has_copies, pause_s)
             # A store that is slower than the interval does not keep the loop to itself.
             await asyncio.sleep(0)
+        await self._write_copies()
 
     async def _write_copies(self) -> None:
         while self._copies:
@@ -108,10 +109,11 @@ class IntervalWriter:
         is_free = ~columns.is_busy[rows]
         awaited.difference_update(rows[is_free].tolist())
         rows = rows[is_free]
-        rows = rows[~columns.is_writing[rows] & (columns.step[rows] > columns.durable[rows])]
         index = dict(self._table.by_model()).get(model)
         if index is not None:
-            self._copy(index.at(rows[rows < index.num_rows]))
+            rows = rows[rows < index.num_rows]
+            is_due = self._behind.is_behind(columns, index.num_rows)[rows] & ~columns.is_writing[rows]
+            self._copy(index.at(rows[is_due]))
 
     def _copy(self, sessions: list[Session[Model]]) -> None:
         for begin in range(0, len(sessions), WRITE_BATCH):

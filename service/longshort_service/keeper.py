@@ -313,18 +313,20 @@ class Keeper:
         """
         await self.raise_epoch(live)
         incarnation = self.draw_incarnation()
-        await self.checkpointer.store_instead(
-            live, birth(live.id, live.model.origin, incarnation, live.epoch, self.clock())
-        )
-        end_stream()
-        await until_free(live)
-        # An answer that waits still is of what is given up here: the steps of what follows do not store it.
-        self.checkpointer.give_up(
-            live, errors.SessionMoved(f"session {live.id} was reset", cause="reset", client_id="")
-        )
-        wanted = live.durability
-        live.restart(states, incarnation, self.clock())
-        self.checkpointer.take_on(live, wanted)
+
+        async def begin_again() -> None:
+            end_stream()
+            await until_settled(live)
+            # An answer that waits still is of what is given up here: the steps of what follows do not store it.
+            self.checkpointer.give_up(
+                live, errors.SessionMoved(f"session {live.id} was reset", cause="reset", client_id="")
+            )
+            wanted = live.durability
+            live.restart(states, incarnation, self.clock())
+            self.checkpointer.take_on(live, wanted)
+
+        blank = birth(live.id, live.model.origin, incarnation, live.epoch, self.clock())
+        await self.checkpointer.store_instead(live, blank, begin_again)
 
     async def close(self) -> None:
         """End the writing, and close the store. What is behind by then was to be stored by a drain, or is lost."""

@@ -19,7 +19,7 @@ from longshort_service.snapshot import Snapshot
 from longshort_service.turns import until_free, until_settled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -96,13 +96,13 @@ class SessionWriter:
 
     def copy(self, sessions: list[Session[Model]], is_clean: NDArray[np.bool_]) -> Snapshot:
         """Copy settled sessions of one model that are to be written; no other write of them begins meanwhile."""
-        snapshot = Snapshot(sessions, is_clean)
+        snapshot = Snapshot(sessions, is_clean, self._monotonic())
         sessions[0].model.columns.is_writing[snapshot.rows] = True
         return snapshot
 
     def copies(self, sessions: Iterable[Session[Model]]) -> list[tuple[list[Session[Model]], Snapshot]]:
         """Copy settled sessions of any models; each part is to be given to `write`."""
-        return [(part, self.copy(part, self._is_clean_now(part))) for part in by_model(sessions)]
+        return [(part, self.copy(part, self.is_clean_now(part))) for part in by_model(sessions)]
 
     def is_clean(
         self, sessions: Sequence[Session[Model]], *, before_stream: bool = False
@@ -119,7 +119,7 @@ class SessionWriter:
             is_clean |= columns.is_idle[rows]
         return is_clean
 
-    def _is_clean_now(self, sessions: Sequence[Session[Model]]) -> NDArray[np.bool_]:
+    def is_clean_now(self, sessions: Sequence[Session[Model]]) -> NDArray[np.bool_]:
         """Return the same, but none where somebody is at the session: an opening that has raised its epoch already."""
         is_clean = self.is_clean(sessions)
         for place in np.flatnonzero(is_clean).tolist():
@@ -146,7 +146,9 @@ class SessionWriter:
             self._asker.ask_again(sessions)
             return None
         accepted = live & np.array([refusal is None for refusal in refusals], np.bool_)
-        self._behind.stored(model, snapshot.rows[accepted], snapshot.steps[accepted], begin_s, self._clock())
+        self._behind.stored(
+            model, snapshot.rows[accepted], snapshot.steps[accepted], snapshot.copied_s, self._clock()
+        )
         for place in np.flatnonzero(accepted).tolist():
             session = sessions[place]
             self._asker.written(session)
@@ -186,8 +188,13 @@ class SessionWriter:
         """Write sessions as `write_each` does; `before_stream`: a stream is about to have them open."""
         return await self.write_each(sessions, partial(self.is_clean, before_stream=before_stream))
 
-    async def write_instead(self, session: Session[Model], record: SessionRecord) -> None:
-        """Write a record in the place of a session's own. Raises StoreUnavailable or SessionMoved."""
+    async def write_instead(
+        self, session: Session[Model], record: SessionRecord, become: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Write a record in the place of a session's own; then `become` makes the session what is written.
+
+        No other write of it begins meanwhile. Raises StoreUnavailable or SessionMoved.
+        """
         await until_free(session)
         if session.is_ended:
             raise ended(session)
@@ -195,11 +202,19 @@ class SessionWriter:
         columns.is_writing[rows] = True
         try:
             (refusal,) = await self._store.write([record])
+            if refusal is not None or session.is_ended:
+                raise ended(session)
+            await become()
+        except errors.StoreUnavailable:
+            # It may have been written nevertheless: what the session is has to be written over it.
+            if not session.is_ended:
+                columns.durable[rows] = 0
+                self._behind.set_waits(session.model, rows)
+                self._asker.ask_again([session])
+            raise
         finally:
             if not session.is_ended:
                 columns.end_writing(rows)
-        if refusal is not None or session.is_ended:
-            raise ended(session)
 
     async def _judge(self, session: Session[Model], epoch: int, refusal: Refusal) -> None:
         """End a session that another server has, unless an opening here has come between."""
@@ -208,6 +223,8 @@ class SessionWriter:
             await until_settled(session)
             if session.is_ended:
                 return
+            if session.epoch == epoch and 0 < refusal.owned_since <= epoch:
+                session.epoch = refusal.epoch  # raised by an opening of this server whose reply was lost
             if session.epoch != epoch:
                 self._asker.ask_again([session])
                 return

@@ -28,7 +28,10 @@ class Snapshot(Sequence[SessionRecord]):
     writes their last step. The caller has seen that nothing of theirs is in flight.
     """
 
-    def __init__(self, sessions: Sequence[Session[ModelT]], is_clean: NDArray[np.bool_]) -> None:
+    def __init__(
+        self, sessions: Sequence[Session[ModelT]], is_clean: NDArray[np.bool_], copied_s: float = 0.0
+    ) -> None:
+        self.copied_s = copied_s  # by a clock of the caller's
         model = sessions[0].model
         columns = model.columns
         rows = np.array([session.row for session in sessions], np.intp)

@@ -34,6 +34,10 @@ class Waiters:
     def __init__(self) -> None:
         self._waiting: dict[Session[Model], list[_Waiter]] = {}
 
+    def __contains__(self, session: Session[Model]) -> bool:
+        """Whether anyone waits for a session."""
+        return session in self._waiting
+
     def sessions(self) -> list[Session[Model]]:
         """Return the sessions that anyone waits for."""
         return list(self._waiting)

@@ -71,6 +71,7 @@ class Desk:
             table=self.table,
             store=store,
             turns=self.turns,
+            waiters=self.checkpointer.waiters,
             limits=Limits(max_sessions, idle_timeout_s=60, session_ttl_s=86_400, tombstone_ttl_s=86_400),
             clock=self.clock,
             observer=self.notes,
@@ -108,7 +109,7 @@ class Desk:
         assert [task.exception() for task in self.checkpointer._tasks] == [None] * len(
             self.checkpointer._tasks
         )
-        assert self.checkpointer._waiters.sessions() == []
+        assert self.checkpointer.waiters.sessions() == []
         assert len(self.turns) == 0
         for model in self.models:
             model.arena.check_integrity()

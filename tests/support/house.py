@@ -117,6 +117,7 @@ class House:
             table=self.table,
             store=self.store,
             turns=turns,
+            waiters=self.checkpointer.waiters,
             limits=Limits(max_sessions, idle_timeout_s=10, session_ttl_s=100, tombstone_ttl_s=1000),
             clock=lambda: self.now_s,
             observer=self.notes,
