@@ -229,10 +229,10 @@ def test_lanes_are_spread_over_all_servers_and_by_each_gateway_in_its_own_way(pe
         await gateway.close_session(IDS)
 
     seen: list[frozenset[str]] = []
-    for _ in range(6):  # the same for all of them: once in 70 to the 5
+    for number in range(6):
         for peer in peers:
             peer.server.crash()
-        play(peers, scenario)
+        play(peers, scenario, client_id=f"gateway-{number}")
     assert len(set(seen)) > 1
 
 

@@ -81,6 +81,7 @@ class Gateway:
             target,
             lambda address: new_channel(address, credentials, settings),
             opening,
+            name=self.client_id,
             max_waiting_steps=arrays.whole_number(max_waiting_steps, "max_waiting_steps", 2**63) or 1,
             max_kept_steps=arrays.whole_number(max_kept_steps, "max_kept_steps", 2**63) or 1,
             give_up_s=arrays.seconds(give_up_s, "give_up_s"),

@@ -53,7 +53,8 @@ STORE_PATIENCE_S: Final = 10.0
 class Lanes:
     """All lanes of a gateway, over the same servers and in the same room. The kept values are divided among them.
 
-    One server: one lane. Otherwise their number is fixed from the beginning, as a session's lane depends on it.
+    `name` is the gateway's: it says where its lanes go. One server: one lane. Otherwise their number is fixed from the
+    beginning, as a session's lane depends on it.
     """
 
     def __init__(
@@ -62,13 +63,15 @@ class Lanes:
         new_channel: Callable[[str], grpc.aio.Channel],
         opening: Opening,
         *,
+        name: str,
         max_waiting_steps: int,
         max_kept_steps: int,
         give_up_s: float,
     ) -> None:
         num_lanes, shape = _num_lanes(target), Shape()
-        # Each gateway has keys of its own: with the same ones all gateways would load the same servers.
-        keys = [f"{opening.client_id}:lane-{number}" for number in range(num_lanes)]
+        # With the same keys all gateways would load the same servers. A name may outlive a gateway: one that is started
+        # anew under it finds its sessions where they are hot, and what no store has of them.
+        keys = [f"{name}:lane-{number}" for number in range(num_lanes)]
         self._servers = Servers(target, new_channel, Spread(keys))
         self._lookups = Lookups(self._servers)
         cores = [
