@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 START_TIMEOUT_S = 20.0
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A service that is not told where to keep sessions keeps them for the tests alone, not among the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @dataclass
 class Server:
     """A running `longshort serve`."""
