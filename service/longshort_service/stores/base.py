@@ -73,8 +73,8 @@ class StoreOpening:
     epoch: int = 0
     record: SessionRecord | None = None
     is_settled: bool = False
-    # The epoch from which on this very process has opened it, with no other between; 0: another did last. Memory of that
-    # epoch or a later one is the newest there is, also where the reply to an opening was lost.
+    # The epoch from which on this very process has opened it, with no other between; 0: another did last. Memory of
+    # that epoch or a later one is the newest there is, also where the reply to an opening was lost.
     owned_since: int = 0
     client_id: str = ""  # where it EXISTS and has not begun: of the opening that created it
 
