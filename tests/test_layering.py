@@ -126,7 +126,9 @@ MAY_KNOW: dict[str, set[str]] = {
     "stores.settler": set(),
     "stores.threaded": {"errors", "record", "stores.backend", "stores.base", "stores.settler"},
     "stores.reading": {"errors", "record"},
-    "stores.sqlite_file": {"stores.backend"},
+    "stores.reserve": set(),
+    "stores.sqlite_health": set(),
+    "stores.sqlite_file": {"stores.backend", "stores.reserve", "stores.sqlite_health"},
     "stores.sqlite": {
         *("errors", "record", "stores.backend", "stores.base", "stores.reading", "stores.sqlite_file"),
     },
