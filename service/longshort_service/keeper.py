@@ -7,14 +7,16 @@ one after the other. Does not know gRPC.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from longshort_service import errors
 from longshort_service.model_change import ModelChange, check_model, model_for
 from longshort_service.model_exchange import ModelExchange
-from longshort_service.opener import Opened, Opener, OpenRequest, refuse_unfound, superseded
+from longshort_service.opener import Opened, Opener, OpenRequest, is_newest, refuse_unfound, superseded
 from longshort_service.record import birth
+from longshort_service.served_model import check_fit
 from longshort_service.stores.base import Birth, OpenMode, StoreRequest, open_one
 from longshort_service.turns import until_free, until_settled
 
@@ -101,7 +103,10 @@ class Keeper:
         """Open a session for a stream; return it and whether it is new.
 
         A stream that has it open loses it first. Raises SessionNotFound, SessionExpired, SessionExists, ModelNotFound,
-        ModelMismatch, ModelChanged, SessionsExhausted; then no session and no stream has changed.
+        ModelMismatch, ModelChanged, SessionsExhausted, RecordDamaged, StoreUnavailable; then no session and no stream
+        has changed. A `model_change` alone may fail later, the session taken from its stream: it is still on the model
+        that it had, or, after StoreUnavailable or SessionMoved, live on the other one and not stored there yet; asked
+        for again it is carried through.
         """
         (opened,) = await self.open_many([request], owner)
         return _unless_refused(opened)
@@ -243,73 +248,117 @@ class Keeper:
         Raises what `open` raises, and QueueFull where many wait for the session already.
         """
         while True:
-            live = self.table.get(request.session_id)
-            if live is not None and request.mode is not OpenMode.CREATE:
-                check_model(request, live.model.name, live.model.version)
-                if live.num_waiting >= MAX_WAITING:
-                    raise errors.QueueFull(
-                        f"{live.num_waiting} calls wait for session {live.id} already: one writer a session is enough"
-                    )
-                session, created = live, False
-            else:
-                brought = await self.turns.through(request.session_id, lambda: self._bring([request]))
-                session, created = _unless_refused(brought[0])
+            session, created = self._live_for(request), False
+            if session is None:
+                opened = await self.turns.through(request.session_id, lambda: self._bring_absent(request))
+                session, created = _unless_refused(opened)
             await until_settled(session)
             if not session.is_ended:
                 self.table.touch(session, self.clock())
                 return session, created
 
+    def _live_for(self, request: OpenRequest) -> Session[Model] | None:
+        """Return the live session that a unary call goes on with; None where the store is to be asked.
+
+        Raises ModelMismatch or QueueFull.
+        """
+        live = self.table.get(request.session_id)
+        if live is None or request.mode is OpenMode.CREATE:
+            return None
+        check_model(request, live.model.name, live.model.version)
+        if live.num_waiting >= MAX_WAITING:
+            raise errors.QueueFull(
+                f"{live.num_waiting} calls wait for session {live.id} already: one writer a session is enough"
+            )
+        return live
+
+    async def _bring_absent(self, request: OpenRequest) -> Opened:
+        """Have a session live for a unary call, which has its turn."""
+        # Looked up again: a stream may have brought it meanwhile, and then it is that stream's, stored as that asked.
+        live = self._live_for(request)
+        if live is not None:
+            return live, False
+        (brought,) = await self._bring([request])
+        return brought
+
     async def raise_epoch(self, live: Session[Model]) -> None:
-        """Raise a live session's epoch, as an opening does. The caller has its turn."""
-        request = StoreRequest(live.id, OpenMode.OPEN)
-        live.epoch = (await open_one(self.store, request, self.clock())).epoch
+        """Raise a live session's epoch, as an opening does. The caller has its turn.
+
+        Raises SessionNotFound, SessionExpired, or SessionMoved where another server has had it since; it has ended
+        here then. Raises StoreUnavailable or RecordDamaged too.
+        """
+        opening = await open_one(self.store, StoreRequest(live.id, OpenMode.OPEN), self.clock())
+        if is_newest(live, opening):
+            live.epoch = opening.epoch
+            return
+        await self._end_stale(live)
+        refuse_unfound(opening, live.id, None)
+        raise errors.SessionMoved(f"session {live.id} was opened elsewhere", cause="opened", client_id="")
+
+    async def _end_stale(self, live: Session[Model]) -> None:
+        """Take a session off its row that another server has moved or ended since: what is here is old."""
+        await until_free(live)
+        if not live.is_ended:
+            self.table.give_up(live, superseded(live.id, ""), self.clock())
 
     async def create_from(self, record: SessionRecord, model: Model) -> Session[Model]:
         """Make a live session of a record, with an epoch and an incarnation of its own. The caller has its turn.
 
         It is stored when this returns, where the store is durable. Raises SessionExists, SessionsExhausted,
-        ModelChanged or StoreUnavailable, and then there is no such session.
+        ModelChanged, SessionMoved or StoreUnavailable, and then it is not live here. After StoreUnavailable the store
+        may have it, as a whole; after the others it has no such session of this call's.
         """
-        fresh = dataclasses.replace(record, incarnation=self.draw_incarnation())
-        request = StoreRequest(
-            record.session_id, OpenMode.CREATE, birth=Birth(model.origin, fresh.incarnation)
+        check_fit(record, model)
+        now_s = self.clock()
+        fresh = dataclasses.replace(
+            record, origin=model.origin, incarnation=self.draw_incarnation(), last_used_s=now_s
         )
-        opening = await open_one(self.store, request, self.clock())
+        # With the record, at once: nobody shall find a session at step 0 where this goes no further.
+        birth_of_it = Birth(model.origin, fresh.incarnation, fresh)
+        opening = await open_one(
+            self.store, StoreRequest(record.session_id, OpenMode.CREATE, birth=birth_of_it), now_s
+        )
         stale = self.table.get(record.session_id)
         refuse_unfound(opening, record.session_id, stale)
-        if stale is not None:  # it was ended elsewhere; what is here is old
-            await until_settled(stale)
-            if not stale.is_ended:
-                self.table.give_up(stale, superseded(stale.id, ""), self.clock())
+        if stale is not None:
+            await self._end_stale(stale)
         session = None
         try:
             await self._evictor.make_room(1)
             session = self.table.restore(fresh, model, epoch=opening.epoch, now_s=self.clock())
             self.checkpointer.take_on(session, self._durability)
+            # Accepted is not durable: this waits until it is.
             await self.checkpointer.store(session)
         except errors.ServiceError:
-            if session is not None and not session.is_ended:
-                self.table.remove(session)
-            await self.store.delete_many([record.session_id])
+            if session is not None:
+                await until_free(session)  # a unary call may have found it
+                if not session.is_ended:
+                    self.table.remove(session)
+            with contextlib.suppress(errors.StoreUnavailable):
+                await self.store.delete_many([(record.session_id, opening.epoch)])
             raise
         return session
 
     async def uncreate(self, session: Session[Model]) -> None:
         """Take back a session that was created for a message that was then refused, unless anyone uses it by now."""
         epoch = session.epoch
-        async with self.turns.of(session.id):
-            await until_settled(session)
+
+        async def uncreate() -> None:
             await until_free(session)
             is_unused = session.owner is None and session.step == 0 and session.epoch == epoch
             if is_unused and not session.is_ended:
                 self.table.remove(session)
-                await self.store.delete_many([session.id])
+                # What another server has opened since has another epoch, and stays.
+                await self.store.delete_many([(session.id, epoch)])
+
+        await self.turns.through(session.id, uncreate)
 
     async def restart(self, live: Session[Model], states: States, end_stream: Callable[[], None]) -> None:
         """Put a live session back to step 0, with another incarnation. The caller has its turn.
 
         `end_stream` is called when that is certain: it is stored by then, where the store is durable. Raises
-        StoreUnavailable, and then the session goes on as it was, or SessionMoved.
+        StoreUnavailable or RecordDamaged, and then the session goes on as it was, or what `raise_epoch` raises where it
+        is not this server's any more.
         """
         await self.raise_epoch(live)
         incarnation = self.draw_incarnation()

@@ -14,6 +14,7 @@ import numpy as np
 
 from longshort_service import errors
 from longshort_service import record as records
+from longshort_service.opener import refuse_unfound
 from longshort_service.stores.base import OpenMode, StoreRequest, open_one
 from longshort_service.turns import until_free
 
@@ -109,8 +110,8 @@ class Management:
     async def reset(self, session_id: str) -> SessionView:
         """Put a session back to step 0 with a new incarnation, where it is; its stream is ended.
 
-        Raises SessionNotFound, SessionExpired or ModelNotFound, and then nothing has changed. A stored state of another
-        model file is no obstacle.
+        Raises SessionNotFound, SessionExpired, ModelNotFound or StoreUnavailable, and then nothing has changed, or
+        SessionMoved where it was opened elsewhere meanwhile. A stored state of another model file is no obstacle.
         """
         return await self._keeper.turns.through(session_id, lambda: self._reset(session_id))
 
@@ -123,6 +124,7 @@ class Management:
             return self._view(live.record(), live)
         now_s = self._keeper.clock()
         opening = await open_one(self._store, StoreRequest(session_id, OpenMode.OPEN), now_s)
+        refuse_unfound(opening, session_id, None)
         blank = records.birth(session_id, model.origin, self._keeper.draw_incarnation(), opening.epoch, now_s)
         (refusal,) = await self._store.write([blank])
         if refusal is not None:
@@ -159,7 +161,7 @@ class Management:
         live = self._table.get(session_id)
         if live is not None:
             await until_free(live)  # who waits for what is on its way to the store has an answer
-        (was_there,) = await self._store.delete_many([session_id])
+        (was_there,) = await self._store.delete_many([(session_id, None)])
         if live is not None:
             self._end_stream(live, "deleted")
             await until_free(live)

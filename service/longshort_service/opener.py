@@ -99,6 +99,10 @@ class Opener:
         try:
             openings = await self._ask(asked)
         except errors.StoreUnavailable as error:
+            for request in requests:
+                live = self._table.get(request.session_id)
+                if live is not None:
+                    await until_settled(live)
             return [self._without_store(request, error) for request in requests]
         outcomes: dict[int, Opened] = {}
         newcomers = []
@@ -143,6 +147,8 @@ class Opener:
         ):
             return error
         # The mark in the store stays as it is: a step without a number would be missed by nobody after a crash here.
+        # What remains: the next numbered message takes this back, also one of the stream that is about to lose the
+        # session. Steps without a number that follow it, before anything is written again, are not protected.
         live.model.columns.is_gapless[live.row] = False
         return live, False
 
@@ -168,7 +174,7 @@ class Opener:
             self._refuse_model(request)
         refuse_unfound(opening, request.session_id, live)
         if live is not None:
-            if opening.previous_epoch == live.epoch:
+            if is_newest(live, opening):
                 live.epoch = opening.epoch
                 return live
             await until_settled(live)
@@ -278,7 +284,7 @@ class Opener:
         try:
             await self._store.write(records, settled=False)
             await self._store.delete_many(
-                [name for name, opening in refused if opening.found is Found.CREATED]
+                [(name, opening.epoch) for name, opening in refused if opening.found is Found.CREATED]
             )
         except errors.StoreUnavailable:
             pass  # what is left begins at step 0, or has to be opened by number: no harm comes of it
@@ -293,6 +299,13 @@ def _fitted(newcomer: _Newcomer, model: Model) -> _Newcomer:
     if record is not None:
         check_fit(record, model)
     return dataclasses.replace(newcomer, opening=dataclasses.replace(opening, record=record))
+
+
+def is_newest(live: Session[Model], opening: StoreOpening) -> bool:
+    """Whether nobody had a session elsewhere before an opening here, so that what is live is its newest state."""
+    # An earlier opening of this process whose reply was lost has raised the epoch in the store alone.
+    is_own = 0 < opening.owned_since <= live.epoch
+    return opening.found is Found.OPENED and (opening.previous_epoch == live.epoch or is_own)
 
 
 def superseded(session_id: str, client_id: str) -> errors.SessionMoved:
@@ -313,7 +326,7 @@ def refuse_unfound(opening: StoreOpening, session_id: str, live: Session[Model] 
         )
     if opening.found is Found.EXISTS:
         # A client whose CREATE succeeded and whose answer was lost knows by this that the session is its own.
-        client_id = "" if live is None else live.created_by
+        client_id = opening.client_id if live is None else live.created_by
         raise errors.SessionExists(
             f"there is a session {session_id} already: open it, delete it first, or take another id",
             session_id=session_id,
