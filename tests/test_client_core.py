@@ -437,6 +437,30 @@ def test_time_that_ends_in_a_wait_for_the_store_says_so():
     assert caught.value.reason == "STORE_UNAVAILABLE"
 
 
+def test_time_that_ends_after_a_reopening_without_the_store_says_what_is_away():
+    """A session in memory is opened again while the store is away: that answer says nothing of the store."""
+    core = a_core()
+
+    def opened(step: int) -> sequence_pb2.StreamResponse:
+        return sequence_pb2.StreamResponse(
+            opened=sequence_pb2.Opened(
+                step=step, num_features=1, max_steps=MAX_STEPS, durability=types_pb2.DURABILITY_SYNC
+            )
+        )
+
+    core.begin_steps(np.ones((1, 1), np.float32), ALL, None)
+    core.next_action()
+    core.received(opened(0))
+    core.next_action()
+    core.disconnected(status.make(Code.UNAVAILABLE, "away", "STORE_UNAVAILABLE", {}, 1.0))
+    while not isinstance(core.next_action(), Connect):
+        pass
+    core.received(opened(1))
+    error = core.timed_out()
+    assert (type(error), error.reason) == (errors.Unavailable, "STORE_UNAVAILABLE")
+    assert core.in_doubt
+
+
 def test_store_that_went_back_behind_what_is_kept_is_told_apart_from_a_server_without_one():
     server, core, shell = a_session()
     for value in (1, 2, 3):

@@ -237,7 +237,8 @@ class SessionCore:
         before, self.opened = self.opened, opened
         self._epoch = max(self._epoch, opened.epoch)
         self._phase = Phase.OPEN
-        self._failure = None
+        if self._failure is not None and self._failure.reason != "STORE_UNAVAILABLE":
+            self._failure = None  # that of the store it may still be: a session in memory is opened without it
         self._journal.keeps = opened.durability != types_pb2.DURABILITY_NONE
         if not self._was_open:
             self._was_open = True
