@@ -7,6 +7,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from flaky_store import FlakyStore
 from house import House, SlowStore, reason_of
 from inside import Gate
 from longshort_service import errors
@@ -332,7 +333,7 @@ def test_sweep_goes_through_more_sessions_than_it_takes_at_once(play: Play, monk
 # -- at the same time -----
 
 
-@pytest.mark.parametrize("num_turns", range(12))
+@pytest.mark.parametrize("num_turns", range(1, 12))
 def test_session_opened_while_it_is_spilled_is_not_taken_from_its_stream(play: Play, num_turns: int):
     async def scenario(house: House) -> None:
         session = await house.open("s")
@@ -355,7 +356,7 @@ def test_session_opened_while_it_is_spilled_is_not_taken_from_its_stream(play: P
     play(scenario, store=SlowStore())
 
 
-@pytest.mark.parametrize("num_turns", range(12))
+@pytest.mark.parametrize("num_turns", range(1, 12))
 def test_session_stepped_while_it_is_spilled_does_not_lose_the_step(play: Play, num_turns: int):
     async def scenario(house: House) -> None:
         session = await house.open("s")
@@ -394,6 +395,32 @@ def test_opening_waits_for_a_unary_call_that_comes_while_the_store_is_asked(play
         assert await opening is False
 
     play(scenario, store=SlowStore())
+
+
+@pytest.mark.parametrize("num_turns", range(1, 12))
+@pytest.mark.parametrize("before", ["absent", "stored"])
+def test_unary_call_that_races_an_opening_leaves_the_stream_its_session(
+    play: Play, num_turns: int, before: str
+):
+    async def scenario(house: House) -> None:
+        if before == "stored":
+            session = await house.open("s")
+            await house.step(session, 5)
+            house.leave(session)
+            await house.checkpointer.until_stored(session, 1)
+            await house.spill(session)
+        owner = RecordingOwner()
+        opening = asyncio.ensure_future(house.open("s", owner, durability=Durability.SYNC))
+        for _ in range(num_turns):
+            await asyncio.sleep(0)
+        ensured, created = await house.keeper.ensure(OpenRequest("s", model="adder"))
+        session = await opening
+        assert not created
+        assert ensured is session
+        assert (session.owner, owner.lost) == (owner, [])
+        assert session.durability is Durability.SYNC
+
+    play(scenario, store=FlakyStore())
 
 
 def test_refused_opening_of_a_stored_session_leaves_it_in_the_store(play: Play, store: MemoryStore):
