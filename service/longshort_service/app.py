@@ -8,6 +8,7 @@ import os
 import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -50,6 +51,9 @@ logger = logging.getLogger(__name__)
 HARD_LIMIT_FACTOR: Final = 4
 # How long calls of other services (health watches, reflection) may take to end once ours have.
 STOP_GRACE_S: Final = 0.2
+# Shares of the drain's time after which it is gone on with: who is stuck costs the others' sessions no last word.
+HOLD_SHARE: Final = 0.5
+QUIET_SHARE: Final = 0.75
 # An open session is noted in the store so often in its time to live, lest another server take it for unused.
 REFRESHES_PER_TTL: Final = 8
 # Names for health checks only: whether the store is there, and whether a restart would not help.
@@ -175,12 +179,20 @@ class App:
         self._watch_of_models.stop()
         await self._say_health()
         self._edge.is_draining = True
+        begin_s, limit_s = asyncio.get_running_loop().time(), self._config.drain_timeout_s
         try:
-            async with asyncio.timeout(self._config.drain_timeout_s):
-                await self._streams.hold_streams()
+            async with asyncio.timeout_at(begin_s + limit_s):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(begin_s + HOLD_SHARE * limit_s):
+                        await self._streams.hold_streams()
                 # Before their streams end: their clients open them elsewhere at once.
                 await self._checkpointer.store_all()
                 self._end_streams()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(begin_s + QUIET_SHARE * limit_s):
+                        await self._edge.until_quiet()
+                # What unary calls that were in hand have moved since.
+                await self._checkpointer.store_all()
                 await self._edge.until_quiet()
         except TimeoutError:
             self._end_streams()

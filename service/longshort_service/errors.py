@@ -283,6 +283,12 @@ class StoreUnavailable(PeerFault):
     reason = "STORE_UNAVAILABLE"
 
 
+class TakenUnstored(PeerFault):
+    """Raised for values without a number that were applied and may not be stored: sent again, they count twice."""
+
+    reason = "TAKEN_NOT_STORED"
+
+
 class EngineDead(PeerFault):
     """Raised to all that wait when the engine has failed; the server's health says so too."""
 

@@ -141,6 +141,19 @@ def judge_unnumbered(position: int, *, gapless: bool) -> Verdict:
     )
 
 
+def unstored(error: errors.ServiceError, *, numbered: bool) -> errors.ServiceError:
+    """Return what the sender of applied values is told, whose answer waited for the store in vain.
+
+    A numbered message may be sent again. One without a number would move the session twice.
+    """
+    if numbered or not isinstance(error, errors.StoreUnavailable):
+        return error
+    return errors.TakenUnstored(
+        "the session store does not answer: the values were taken and may not be stored; "
+        "they have no step, so do not send them again: they would count twice"
+    )
+
+
 # Errors after which a stream cannot go on, whatever message caused them.
 _STREAM_ENDING: Final = (
     errors.NotOpen,
@@ -157,7 +170,8 @@ def ends_stream(error: errors.ServiceError, state: StreamState, *, numbered: boo
     """Whether `error` ends the stream instead of being answered in band.
 
     A refused opening ends it: nothing could follow. So does a PeerFault of unnumbered values: they are good values
-    that were not applied, and the next ones, perhaps sent already, would close over the gap unseen.
+    that were not applied, and the next ones, perhaps sent already, would close over the gap unseen; or they were
+    applied and are in danger (TakenUnstored), and who sends them has to know before more follow.
     """
     if state is not StreamState.ANSWERING or isinstance(error, _STREAM_ENDING):
         return True

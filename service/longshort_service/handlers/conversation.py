@@ -39,7 +39,7 @@ class Conversation:
         self._is_answering = False  # a message is in hand
         self._speaks_unasked = False  # it may write while it waits for a message
         self._held: asyncio.Future[None] | None = None  # done when it says and takes nothing more
-        self._kept_back: list[bytes | None] = []  # what came while it was held, one at most; None: its end
+        self._kept_back: list[bytes] = []  # what came while it was held, one at most
         self._end_error: errors.ServiceError | None = None
         self._task: asyncio.Task[None] | None = None
         call.on_closed = self._closed
@@ -92,10 +92,10 @@ class Conversation:
     def _received(self, raw: bytes | None) -> None:
         if self._end_error is not None or not self._call.is_active:
             return  # its sender learns from the status that it was not taken
-        if self._held is not None:
+        if raw is None:
+            self._call.finish()  # also while it is held: its client has had all that it asked for
+        elif self._held is not None:
             self._kept_back.append(raw)  # not taken either, unless the stream goes on after all
-        elif raw is None:
-            self._call.finish()
         else:
             self._is_answering = True
             self._guarded(self._take, raw)

@@ -17,6 +17,7 @@ from longshort_service.handlers.conversation import Conversation
 from longshort_service.handles import MAX_HANDLES, HandleTable
 from longshort_service.keeper import DETACH_BATCH, OPEN_BATCH
 from longshort_service.opener import OpenRequest
+from longshort_service.protocol import unstored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
@@ -39,6 +40,9 @@ _OPEN, _VALUES, _FORECAST, _FLUSH = (
     sequence_pb2.FRAME_PART_FLUSH,
 )
 _NOTHING = sequence_pb2.StreamFramesResponse()
+# Good values without a number that were not applied: the next ones would close over the gap unseen. Or applied and in
+# danger: who sends them has to know before more follow.
+_ENDS_UNNUMBERED: Final = (errors.QueueFull, errors.SessionsExhausted, errors.TakenUnstored)
 # Each takes a row to work on, and 30 us of the loop's turn in which it begins.
 _FORECASTS_AT_ONCE: Final = 64
 
@@ -164,10 +168,7 @@ class FrameConversation(Conversation):
             for position in sorted(work.failures):
                 error = work.failures[position]
                 self._add_error(rest, int(work.frame.handles[position]), _VALUES, error)
-                # Good values that were not applied, without a number: the next ones would close over the gap unseen.
-                if work.frame.steps is None and isinstance(
-                    error, errors.QueueFull | errors.SessionsExhausted
-                ):
+                if work.frame.steps is None and isinstance(error, _ENDS_UNNUMBERED):
                     self._end_error = self._end_error or error
         seconds = time.perf_counter() - begin_s
         for part in work.parts:
@@ -182,17 +183,24 @@ class FrameConversation(Conversation):
         return self._handles.durable_steps(work.found if is_as_found else self._handles.find(answer.handles))
 
     def _waiting_for_store(self, work: FrameWork[Model]) -> list[tuple[int, Session[Model], int]]:
-        """Return position, session and step of the rows whose answers wait for the store."""
+        """Return position, session and step of the rows whose answers wait for the store.
+
+        Those whose session was lost meanwhile have failed: whether their steps are stored is the taker's affair.
+        """
         waiting: list[tuple[int, Session[Model], int]] = []
         if not self._edge.keeper.checkpointer.is_active:
             return waiting
+        is_as_found = work.version == self._handles.version
         for model, rows, positions, steps in work.reached():
-            waits = steps >= model.columns.waits_from[rows]
-            if waits.any():
-                for position, step in zip(positions[waits].tolist(), steps[waits].tolist(), strict=True):
-                    session = self._handles.find_session(int(work.frame.handles[position]))
-                    if session is not None:
-                        waiting.append((position, session, step))
+            # Where a handle was lost, a row may be another session's by now: all are judged by their sessions.
+            chosen = steps >= model.columns.waits_from[rows] if is_as_found else slice(None)
+            for position, step in zip(positions[chosen].tolist(), steps[chosen].tolist(), strict=True):
+                handle = int(work.frame.handles[position])
+                session = self._handles.find_session(handle)
+                if session is None:
+                    work.unstored[position] = self._handles.refusal(handle)
+                elif step >= model.columns.waits_from[session.row]:
+                    waiting.append((position, session, step))
         return waiting
 
     async def _until_stored(
@@ -207,10 +215,11 @@ class FrameConversation(Conversation):
         def told(position: int, error: errors.ServiceError | None) -> None:
             nonlocal num_waiting
             handle = int(work.frame.handles[position])
-            if error is not None:
-                is_open = self._handles.find_session(handle) is not None
+            if error is not None and self._handles.find_session(handle) is None:
                 # Who has taken a session away is known by its loss; the store knows only that it has ended.
-                work.unstored[position] = error if is_open else self._handles.refusal(handle)
+                work.unstored[position] = self._handles.refusal(handle)
+            elif error is not None:
+                work.unstored[position] = unstored(error, numbered=work.frame.steps is not None)
             num_waiting -= 1
             if not num_waiting:
                 all_told.set()

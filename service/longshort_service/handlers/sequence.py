@@ -14,6 +14,7 @@ from longshort_service.handlers import codec, status
 from longshort_service.handlers.frames import FrameConversation
 from longshort_service.handlers.stream import StreamConversation
 from longshort_service.opener import OpenRequest
+from longshort_service.protocol import unstored
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,7 +108,10 @@ class SequenceHandler:
             if created:  # sent again, corrected or later, the call shall find what it found this time
                 await edge.keeper.uncreate(session)
             raise
-        await edge.keeper.checkpointer.until_stored(session, applied.step, strictly=strictly)
+        try:
+            await edge.keeper.checkpointer.until_stored(session, applied.step, strictly=strictly)
+        except errors.StoreUnavailable as error:
+            raise unstored(error, numbered=step is not None) from error
         response = sequence_pb2.StepResponse(created=created, incarnation=session.incarnation)
         codec.fill_answer(
             response.answer,

@@ -62,6 +62,8 @@ TABLE: Final[dict[type[errors.ServiceError], tuple[grpc.StatusCode, float | None
     errors.Draining: (_Code.UNAVAILABLE, 0.2),
     errors.StreamAged: (_Code.UNAVAILABLE, None),
     errors.StoreUnavailable: (_Code.UNAVAILABLE, 1.0),
+    # Not UNAVAILABLE or ABORTED: a proxy or a library would send the values again by itself, and they count twice.
+    errors.TakenUnstored: (_Code.DATA_LOSS, None),
     errors.EngineDead: (_Code.UNAVAILABLE, 1.0),
 }
 

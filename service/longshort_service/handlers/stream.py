@@ -13,7 +13,7 @@ from longshort_service.durability import Durability
 from longshort_service.handlers import codec, status
 from longshort_service.handlers.conversation import Conversation
 from longshort_service.handlers.wire import single_values, varint
-from longshort_service.protocol import StreamEvent, StreamProtocol, StreamState, ends_stream
+from longshort_service.protocol import StreamEvent, StreamProtocol, StreamState, ends_stream, unstored
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,7 +116,7 @@ class StreamConversation(Conversation):
             if error is None:
                 self._guarded(self._write_answer, outputs, step)
             else:
-                self._guarded(self._refuse, error)
+                self._guarded(self._refuse, unstored(error, numbered=self._is_numbered))
 
         self._edge.keeper.checkpointer.when_stored(session, step, told)
 
@@ -197,7 +197,10 @@ class StreamConversation(Conversation):
         applied = await self._edge.stepper.step(
             session, rows, message.step if self._is_numbered else None, wanted
         )
-        await self._edge.keeper.checkpointer.until_stored(session, applied.step, strictly=False)
+        try:
+            await self._edge.keeper.checkpointer.until_stored(session, applied.step, strictly=False)
+        except errors.StoreUnavailable as error:
+            raise unstored(error, numbered=self._is_numbered) from error
         response = sequence_pb2.StreamResponse()
         codec.fill_answer(
             response.answer,
