@@ -13,12 +13,15 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from inside import Gate, service, until
-from longshort.v1 import sequence_pb2
+from longshort.v1 import sequence_pb2, types_pb2
+from longshort_service.stores.sqlite import SqliteBackend
 from wire import Caller, Stream, refusal_of, refused, values_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
+
+    from longshort_service.app import App
 
     Run = Callable[..., Any]
 
@@ -225,3 +228,87 @@ def test_open_is_refused_on_a_stream_that_waited_through_the_signal(run: Run, ad
             app._edge.is_draining = False
 
     run(scenario())
+
+
+@asynccontextmanager
+async def stuck_call(app: App, call: Callable[[], Awaitable[Any]], wait_s: float) -> AsyncIterator[Any]:
+    """Have a call wait for the turn at the session `stuck` until so long after the block has begun."""
+    num_calls = app._edge.num_calls
+    turn = app._keeper.turns.of("stuck")
+    await turn.__aenter__()
+    answer = asyncio.ensure_future(call())
+    await until(lambda: app._edge.num_calls > num_calls and app._keeper.turns._waiting["stuck"])
+
+    async def free() -> None:
+        await asyncio.sleep(wait_s)
+        await turn.__aexit__(None, None, None)
+
+    freeing = asyncio.ensure_future(free())
+    try:
+        yield answer
+    finally:
+        await freeing
+        await asyncio.wait([answer])
+
+
+def test_stream_that_is_stuck_costs_no_other_session_its_last_word(run: Run, adders: Path, tmp_path: Path):
+    async def scenario() -> None:
+        path = tmp_path / "sessions.db"
+        settings: dict[str, Any] = {"store": f"sqlite:///{path}", "checkpoint_interval_s": 60.0}
+        async with (
+            asyncio.timeout(20),
+            service(adders, may_log_errors=True, drain_timeout_s=1.0, **settings) as (app, caller),
+        ):
+            stream, _ = await caller.open("s", "adder", durability=types_pb2.DURABILITY_NONE)
+            await stream.step([1, 2], 0)
+            async with stuck_call(app, lambda: caller.open("stuck", "adder"), wait_s=2.0) as stuck:
+                await app.stop()
+                assert await stream.end() == DRAINING
+            assert stuck.exception() is not None
+        assert stored_step(path, "s") == 2
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("unary_durability", ["session", "sync"])
+def test_unary_step_in_hand_is_stored(run: Run, adders: Path, tmp_path: Path, unary_durability: str):
+    async def scenario() -> None:
+        path = tmp_path / "sessions.db"
+        settings: dict[str, Any] = {"store": f"sqlite:///{path}", "checkpoint_interval_s": 60.0}
+        async with (
+            asyncio.timeout(20),
+            service(adders, unary_durability=unary_durability, **settings) as (app, caller),
+        ):
+            async with stuck_call(app, lambda: caller.step("stuck", [5], 0, "adder"), wait_s=0.3) as step:
+                await app.stop()
+            assert step.result().answer.step == 1
+        assert stored_step(path, "stuck") == 1
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("is_held", [True, False])
+def test_half_close_during_a_drain_ends_a_stream_well(run: Run, adders: Path, *, is_held: bool):
+    async def scenario() -> None:
+        async with asyncio.timeout(20), service(adders) as (app, caller):
+            stream, _ = await caller.open("s", "adder")
+            async with stuck_call(app, lambda: caller.open("stuck", "adder"), wait_s=0.3) as stuck:
+                if is_held:
+                    for each in app._streams._streams:
+                        each.hold()
+                await stream.half_close()
+                with pytest.raises(EOFError):
+                    await stream.receive()
+            assert stuck.exception() is None
+
+    run(scenario())
+
+
+def stored_step(path: Path, session_id: str) -> int | None:
+    """Return the step of a session in a SQLite file; None where it is not there."""
+    backend = SqliteBackend(path, 100)
+    try:
+        record = backend.read(session_id)
+    finally:
+        backend.close()
+    return None if record is None else record.step

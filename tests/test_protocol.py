@@ -18,6 +18,7 @@ from longshort_service.protocol import (
     ends_stream,
     judge,
     judge_unnumbered,
+    unstored,
 )
 
 LAST = MessageIdentity(first_step=7, num_steps=3, crc=99)
@@ -194,6 +195,13 @@ def test_some_errors_end_a_stream_whatever_caused_them(error_type: type[errors.S
 )  # fmt: skip
 def test_callers_fault_is_answered_in_band(error_type: type[errors.ServiceError], *, numbered: bool):
     assert not ends_stream(error_type("x"), StreamState.ANSWERING, numbered=numbered)
+
+
+def test_only_numbered_values_that_wait_for_the_store_in_vain_may_come_again():
+    away, moved = errors.StoreUnavailable("x"), errors.SessionMoved("x")
+    assert unstored(away, numbered=True) is away
+    assert isinstance(unstored(away, numbered=False), errors.TakenUnstored)
+    assert unstored(moved, numbered=False) is moved
 
 
 @pytest.mark.parametrize("error_type", [errors.QueueFull, errors.SessionsExhausted])

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
+import pytest
+from histories_backend import BackendLine
 from inside import Gate, service, until
 from longshort.v1 import sequence_pb2, session_pb2, types_pb2
 from longshort_service.values import check_values
@@ -16,7 +18,6 @@ from wire import ALL, CREATE, LAST, NONE, OPEN, Caller, assert_goes_on, in_band,
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    import pytest
     from numpy.typing import NDArray
 
     Scenario = Callable[[Callable[[Caller], Awaitable[None]]], None]
@@ -190,6 +191,28 @@ def test_full_queue_is_told_in_band_to_numbered_values_and_ends_an_unnumbered_st
             gate.open()
             assert (await streams["busy"].receive()).answer.step == 50
             await assert_goes_on(streams["numbered"], 0, 0)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_values_that_are_taken_and_not_stored_may_come_again_only_with_a_number(
+    run: Callable[..., Any], adders: Any, tmp_path: Any, size: int
+):
+    async def scenario() -> None:
+        settings: dict[str, Any] = {"store": f"sqlite:///{tmp_path}/sessions.db", "store_timeout_s": 0.3}
+        sync = types_pb2.DURABILITY_SYNC
+        async with asyncio.timeout(20), service(adders, **settings) as (app, caller):
+            numbered, _ = await caller.open("numbered", "adder", durability=sync)
+            unnumbered, _ = await caller.open("unnumbered", "adder", durability=sync)
+            async with BackendLine.of(app).holding("write"):
+                refusal, end = await asyncio.gather(
+                    numbered.error(values=values_of([1] * size, 0)),
+                    unnumbered.end(values=values_of([1] * size)),
+                )
+            assert (refusal, refusal.retry_delay_s) == (("UNAVAILABLE", "STORE_UNAVAILABLE"), 1.0)
+            assert (end, end.retry_delay_s) == (("DATA_LOSS", "TAKEN_NOT_STORED"), None)
+            assert (await numbered.step([1] * size, 0)).step == size
 
     run(scenario())
 

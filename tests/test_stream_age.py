@@ -177,6 +177,23 @@ def test_store_that_goes_away_while_an_old_stream_is_written_leaves_the_stream_a
     run(scenario())
 
 
+def test_half_close_of_an_old_stream_that_is_being_written_ends_it_well(
+    run: Run, adders: Path, store: FlakyStore
+):
+    async def scenario() -> None:
+        async with served(adders) as (_, caller):
+            stream, _ = await caller.open("s")
+            await stream.step([1])
+            with store.held("write"):
+                await write_under_way(store, stream)
+                await stream.call.done_writing()
+                with pytest.raises(EOFError):
+                    await stream.receive()
+            await until(lambda: store.step_of("s") == 1 and store.is_clean("s"))
+
+    run(scenario())
+
+
 def test_call_that_ends_while_its_old_stream_is_written_leaves_a_session_that_goes_on(
     run: Run, adders: Path, store: FlakyStore
 ):

@@ -500,6 +500,63 @@ def test_session_taken_while_a_frame_waits_is_lost_by_its_row(run: Run, adders: 
     run(scenario())
 
 
+@pytest.mark.parametrize("is_slow", [False, True])
+def test_session_taken_in_flight_is_lost_by_its_row_and_not_answered_before_it_is_stored(
+    run: Run, adders: Path, tmp_path: Path, *, is_slow: bool
+):
+    """What becomes of its step is the taker's affair. The other rows of its frame are answered when stored."""
+
+    async def scenario() -> None:
+        settings: dict[str, Any] = {"store": f"sqlite:///{tmp_path}/sessions.db", "checkpoint_interval_s": 60}
+        async with asyncio.timeout(20), service(adders, **settings) as (app, caller):
+            frames = Frames(caller)
+            await frames.open("taken", "kept", durability=types_pb2.DURABILITY_SYNC)
+            gate = Gate.before(app.repository.get("adder").lane)
+            await frames.send(handles=[0, 1], steps=[0, 0], values=[1, 2], flushes=[1] if is_slow else [])
+            await gate.arrival()
+            taken = live(app, "taken")
+            opening_here = asyncio.ensure_future(caller.open("taken", "", mode=OPEN, client_id="back"))
+            await until(lambda: taken.owner is None)
+            gate.open()
+            came = rows_of(await frames.receive())
+            assert came == {0: MOVED, 1: (1, [2])}
+            assert live(app, "kept").durable_step == 1
+            assert (await opening_here)[1].step == 1
+            check_rows(app)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("is_slow", [False, True])
+def test_row_of_a_lost_session_that_is_another_s_by_now_is_not_taken_for_it(
+    run: Run, adders: Path, tmp_path: Path, *, is_slow: bool
+):
+    """Two runs of one frame: between them the first one's session ends, and its row is given away."""
+
+    async def scenario() -> None:
+        settings: dict[str, Any] = {"store": f"sqlite:///{tmp_path}/sessions.db", "checkpoint_interval_s": 60}
+        async with asyncio.timeout(20), service(adders, max_batch_rows=1, **settings) as (app, caller):
+            frames = Frames(caller)
+            await frames.open("gone", "late", durability=types_pb2.DURABILITY_NONE)
+            gate = Gate.before(app.repository.get("adder").lane)
+            gone = live(app, "gone")
+            rows = {"handles": [0, 1], "counts": [1, 2], "steps": [0, 0], "values": [1, 2, 3]}
+            await frames.send(**rows, answers=LAST, flushes=[1] if is_slow else [])
+            await gate.arrival()
+            gate.let_through()
+            await gate.arrival()
+            await until(lambda: not gone.is_busy)
+            row = gone.row
+            await caller.sessions.Delete(session_pb2.DeleteRequest(session=key("gone")))
+            await caller.open("heir", "adder", durability=types_pb2.DURABILITY_SYNC)
+            assert live(app, "heir").row == row
+            gate.open()
+            assert rows_of(await frames.receive()) == {0: MOVED, 1: (2, [5])}
+            check_rows(app)
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("taker", ["elsewhere", "back"])
 def test_session_taken_while_its_row_waits_for_the_store_is_lost_to_its_taker(
     run: Run, adders: Path, tmp_path: Path, taker: str
@@ -793,6 +850,24 @@ def test_unnumbered_rows_that_the_queue_does_not_take_end_the_stream(run: Run, a
             } == {2, 3}
             assert await frames.end() == ("RESOURCE_EXHAUSTED", "QUEUE_FULL")
             check_rows(app)
+
+    run(scenario())
+
+
+def test_unnumbered_rows_that_are_taken_and_not_stored_end_the_stream_and_do_not_ask_to_come_again(
+    run: Run, adders: Path, tmp_path: Path
+):
+    async def scenario() -> None:
+        settings: dict[str, Any] = {"store": f"sqlite:///{tmp_path}/sessions.db", "store_timeout_s": 0.3}
+        async with asyncio.timeout(20), service(adders, **settings) as (app, caller):
+            frames = Frames(caller)
+            await frames.open("s", durability=types_pb2.DURABILITY_SYNC)
+            async with BackendLine.of(app).holding("write"):
+                row = (await frames.step([0], [1]))[0]
+                assert row == ("DATA_LOSS", "TAKEN_NOT_STORED")
+                assert isinstance(row, Refusal)
+                assert row.retry_delay_s is None
+                assert await frames.end() == ("DATA_LOSS", "TAKEN_NOT_STORED")
 
     run(scenario())
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import numpy as np
 import pytest
+from histories_backend import BackendLine
+from inside import service
 from longshort.v1 import sequence_pb2, types_pb2
 from wire import CREATE, LAST, NONE, OPEN, Caller, key, refusal_of, refused, values_of
 
@@ -192,6 +194,26 @@ def test_streams_and_steps_of_one_session_at_once_lose_nothing(against: Scenario
         assert position == 3 * sum(1 + k % 12 for k in range(30))
 
     against(scenario)
+
+
+def test_step_that_is_taken_and_not_stored_may_come_again_only_with_a_number(
+    run: Callable[..., Any], adders: Any, tmp_path: Any
+):
+    async def scenario() -> None:
+        settings: dict[str, Any] = {"store": f"sqlite:///{tmp_path}/sessions.db", "store_timeout_s": 0.3}
+        async with asyncio.timeout(20), service(adders, **settings) as (app, caller):
+            for name in ("numbered", "unnumbered"):
+                await caller.step(name, [1], 0, "adder")
+            async with BackendLine.of(app).holding("write"):
+                refusal, end = await asyncio.gather(
+                    refused(caller.step("numbered", [1], 1, "adder")),
+                    refused(caller.step("unnumbered", [1], None, "adder")),
+                )
+            assert (refusal, refusal.retry_delay_s) == (("UNAVAILABLE", "STORE_UNAVAILABLE"), 1.0)
+            assert (end, end.retry_delay_s) == (("DATA_LOSS", "TAKEN_NOT_STORED"), None)
+            assert (await caller.step("numbered", [1], 1, "adder")).answer.step == 2
+
+    run(scenario())
 
 
 def test_bytes_that_are_no_protobuf_are_malformed(against: Scenario):
