@@ -374,7 +374,7 @@ def test_session_that_was_deleted_elsewhere_is_given_up():
         session = await desk.open("s")
         desk.leave(session)
         desk.step(session)
-        await store.delete_many(["s"])
+        await store.delete_many([("s", None)])
         await asyncio.sleep(INTERVAL_S)
         assert session.is_ended
         assert desk.notes.of("move") == [()]

@@ -10,7 +10,16 @@ import pytest
 import valkey
 from longshort_service import errors
 from longshort_service.record import Origin
-from longshort_service.stores.base import Found, OpenMode, Refusal, Store, StoreOpening, open_one
+from longshort_service.stores.base import (
+    Birth,
+    Found,
+    OpenMode,
+    Refusal,
+    Store,
+    StoreOpening,
+    StoreRequest,
+    open_one,
+)
 from longshort_service.stores.opening import make_store
 from store_records import (
     BIRTH,
@@ -204,7 +213,12 @@ def test_write_is_accepted_only_with_the_entry_s_very_epoch(store: Store, run: R
     async def scenario() -> None:
         record = await stored(store, "s")
         newer = await opened(store, "s", OpenMode.OPEN, client_id="other")
-        moved = Refusal(is_gone=False, client_id="other" if store.is_durable else "")
+        moved = Refusal(is_gone=False)
+        if store.is_durable:  # by this very process, without another between
+            moved = Refusal(
+                is_gone=False, client_id="other", epoch=newer.epoch, owned_since=newer.owned_since
+            )
+            assert newer.owned_since == record.epoch
         stale = dataclasses.replace(record, step=99)
         future = dataclasses.replace(record, epoch=newer.epoch + 1)
         nobody = dataclasses.replace(record, session_id="nobody")
@@ -349,7 +363,7 @@ def test_hundreds_go_in_one_call(store: Store, run: Run):
             assert same(opening.record, record)
         refusals = await store.write(records)
         assert [refusal is None for refusal in refusals] == [k % 3 != 0 for k in range(300)]
-        assert await store.delete_many(names) == [True] * 300
+        assert await store.delete_many([(name, None) for name in names]) == [True] * 300
         assert store.num_records() == 0
 
     run(scenario())
@@ -358,7 +372,7 @@ def test_hundreds_go_in_one_call(store: Store, run: Run):
 def test_many_are_deleted_and_buried_and_each_is_told_of(store: Store, run: Run):
     async def scenario() -> None:
         records = [await stored(store, name) for name in "abcd"]
-        assert await store.delete_many(["a", "nobody"]) == [True, False]
+        assert await store.delete_many([("a", None), ("nobody", None)]) == [True, False]
         entries = [("b", records[1].epoch), ("c", records[2].epoch + 99), ("a", records[0].epoch)]
         assert await store.bury_many(entries, 1e12, NOW_S) == [True, False, False]
         assert await store.list_ids("", "", 9) == ["c", "d"]
@@ -480,7 +494,7 @@ def test_two_stores_that_race_never_both_write(make: Make, kind: str, run: Run):
                 if refusal is None:
                     log.append((opening.epoch, k))
                 else:
-                    assert refusal == Refusal(is_gone=False, client_id=refusal.client_id)
+                    assert not refusal.is_gone
         return epochs
 
     async def scenario() -> None:
@@ -503,6 +517,50 @@ def test_what_one_store_has_written_another_opens(make: Make, kind: str, run: Ru
         record = await stored(one, "s")
         opening = await opened(other, "s", OpenMode.OPEN, client_id="thief")
         assert same(opening.record, record)
-        assert await one.write([record]) == [Refusal(is_gone=False, client_id="thief")]
+        assert opening.owned_since == 0
+        refusal = Refusal(is_gone=False, client_id="thief", epoch=opening.epoch)
+        assert await one.write([record]) == [refusal]
+        # The run of openings begins anew with each change of hands, and goes on without one.
+        back = await opened(one, "s", OpenMode.OPEN)
+        again = await opened(one, "s", OpenMode.OPEN)
+        assert (back.owned_since, again.owned_since) == (0, back.epoch)
+
+
+def test_deletion_may_be_of_an_epoch_alone(store: Store, run: Run):
+    async def scenario() -> None:
+        record = await stored(store, "s")
+        newer = await opened(store, "s", OpenMode.OPEN)
+        assert await store.delete_many([("s", record.epoch)]) == [False]
+        assert await store.delete_many([("s", newer.epoch)]) == [True]
+        assert await store.delete_many([("s", None)]) == [False]
+
+    run(scenario())
+
+
+def test_session_is_created_with_the_record_that_it_begins_with(store: Store, run: Run):
+    if not store.is_durable:
+        pytest.skip("its record stays with who creates it")
+
+    async def scenario() -> None:
+        copy = record_of("other", 0, step=7)
+        request = StoreRequest("s", OpenMode.CREATE, birth=Birth(copy.origin, copy.incarnation, copy))
+        opening = await open_one(store, request, 0.0)
+        found = await store.read("s")
+        assert found is not None
+        assert (found.session_id, found.epoch, found.step) == ("s", opening.epoch, 7)
+        assert not found.is_gapless
+
+    run(scenario())
+
+
+def test_creation_that_finds_one_which_has_not_begun_is_told_whose_it_is(store: Store, run: Run):
+    if not store.is_durable:
+        pytest.skip("who is live here is known here")
+
+    async def scenario() -> None:
+        born = await opened(store, "s", OpenMode.CREATE, client_id="me")
+        assert (await opened(store, "s", OpenMode.CREATE, client_id="you")).client_id == "me"
+        await store.write([record_of("s", born.epoch, step=1)])
+        assert (await opened(store, "s", OpenMode.CREATE, client_id="me")).client_id == ""
 
     run(scenario())

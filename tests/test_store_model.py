@@ -90,7 +90,8 @@ class Model:
         for request, opening in zip(requests, await self.store.open_many(requests, self.now_s), strict=True):
             name, entry = request.session_id, self.entries.get(request.session_id)
             if entry is not None and request.mode is OpenMode.CREATE:
-                assert opening == StoreOpening(Found.EXISTS)
+                assert isinstance(opening, StoreOpening)
+                assert opening.found is Found.EXISTS
             elif entry is not None:
                 assert isinstance(opening, StoreOpening)
                 assert (opening.found, opening.previous_epoch) == (Found.OPENED, entry.epoch)
@@ -126,7 +127,9 @@ class Model:
             if entry is None:
                 assert refusal == Refusal(is_gone=True)
             elif entry.epoch != record.epoch:
-                assert refusal == Refusal(is_gone=False, client_id=entry.client_id)
+                assert refusal is not None
+                assert (refusal.is_gone, refusal.client_id) == (False, entry.client_id)
+                assert refusal.epoch == entry.epoch
             else:
                 assert refusal is None
                 entry.record, entry.is_gapless = record, record.is_gapless
@@ -140,7 +143,7 @@ class Model:
             self.tombstones[name] = self.now_s
 
     async def delete(self, name: str) -> None:
-        assert await self.store.delete_many([name]) == [self.entries.pop(name, None) is not None]
+        assert await self.store.delete_many([(name, None)]) == [self.entries.pop(name, None) is not None]
 
     async def forget(self, before_s: int) -> None:
         old = [name for name, made_s in self.tombstones.items() if made_s < before_s]
@@ -189,7 +192,7 @@ def store(
 @given(calls=CALLS)
 def test_store_does_what_a_dictionary_does(store: Store, run: Run, calls: list[tuple[str, ...]]):
     async def scenario() -> None:
-        await store.delete_many(list(IDS))
+        await store.delete_many([(name, None) for name in IDS])
         await store.forget_tombstones(1e12)
         model = Model(store)
         for name, *arguments in calls:

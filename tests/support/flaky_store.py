@@ -28,6 +28,7 @@ class Entry:
     epoch: int
     client_id: str
     record: SessionRecord
+    owned_since: int  # of this process's run of openings; 0: another did last
 
 
 @dataclass
@@ -70,6 +71,8 @@ class FlakyStore:
         """Open a session as another server does, whatever this one is told of the store."""
         opening = self._open(StoreRequest(session_id, OpenMode.OPEN, client_id), 0.0)
         assert isinstance(opening, StoreOpening)
+        if session_id in self.entries:
+            self.entries[session_id].owned_since = 0
         return opening
 
     def step_of(self, session_id: str) -> int | None:
@@ -116,22 +119,26 @@ class FlakyStore:
         epoch = max(self._greatest + 1, int(now_s * 1e6))
         if entry is not None:
             if request.mode is OpenMode.CREATE:
-                return StoreOpening(Found.EXISTS)
+                return StoreOpening(Found.EXISTS, client_id="" if entry.record.step else entry.client_id)
             self._greatest = epoch
             # What another opening took is not clean any more: the mark was for who came first.
             unmarked = dataclasses.replace(entry.record, is_gapless=False, epoch=epoch)
-            self.entries[session_id] = Entry(epoch, request.client_id, unmarked)
-            return StoreOpening(Found.OPENED, entry.epoch, epoch, entry.record, is_settled=True)
+            since = entry.owned_since
+            self.entries[session_id] = Entry(epoch, request.client_id, unmarked, since or epoch)
+            return StoreOpening(
+                Found.OPENED, entry.epoch, epoch, entry.record, is_settled=True, owned_since=since
+            )
         if session_id in self.tombstones and request.mode is not OpenMode.CREATE:
             return StoreOpening(Found.EXPIRED)
         if request.mode is OpenMode.OPEN or request.birth is None:
             return StoreOpening(Found.ABSENT)
         self._greatest = epoch
         self.tombstones.pop(session_id, None)
-        record = birth(session_id, request.birth.origin, request.birth.incarnation, epoch, now_s)
-        self.entries[session_id] = Entry(
-            epoch, request.client_id, dataclasses.replace(record, is_gapless=False)
+        record = request.birth.record or birth(
+            session_id, request.birth.origin, request.birth.incarnation, epoch, now_s
         )
+        record = dataclasses.replace(record, session_id=session_id, epoch=epoch, is_gapless=False)
+        self.entries[session_id] = Entry(epoch, request.client_id, record, epoch)
         return StoreOpening(Found.CREATED, 0, epoch)
 
     async def write(
@@ -156,7 +163,11 @@ class FlakyStore:
     def _write(self, record: SessionRecord) -> Refusal | None:
         entry = self.entries.get(record.session_id)
         if entry is None or entry.epoch != record.epoch:
-            return Refusal(is_gone=entry is None, client_id="" if entry is None else entry.client_id)
+            if entry is None:
+                return Refusal(is_gone=True)
+            return Refusal(
+                is_gone=False, client_id=entry.client_id, epoch=entry.epoch, owned_since=entry.owned_since
+            )
         entry.record = record
         self.stored.append(record)
         return None
@@ -168,9 +179,16 @@ class FlakyStore:
             entry = self.entries.get(session_id)
             return None if entry is None else entry.record
 
-    async def delete_many(self, session_ids: Sequence[str]) -> list[bool]:
+    async def delete_many(self, entries: Sequence[tuple[str, int | None]]) -> list[bool]:
         async with self._call("delete"):
-            return [self.entries.pop(session_id, None) is not None for session_id in session_ids]
+            return [self._delete(session_id, epoch) for session_id, epoch in entries]
+
+    def _delete(self, session_id: str, epoch: int | None) -> bool:
+        entry = self.entries.get(session_id)
+        if entry is None or epoch not in (None, entry.epoch):
+            return False
+        del self.entries[session_id]
+        return True
 
     async def bury_many(
         self, entries: Sequence[tuple[str, int]], before_s: float, now_s: float

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from longshort_service import errors
-from longshort_service.record import birth
 from longshort_service.stores.backend import Accepted
 from longshort_service.stores.base import Found, OpenMode, Refusal, StoreOpening
+from longshort_service.stores.reading import born_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,8 +55,7 @@ class FakeBackend:
             return StoreOpening(Found.ABSENT)
         self.tombstones.pop(name, None)
         epoch = self._draw(now_s)
-        born = birth(name, request.birth.origin, request.birth.incarnation, epoch, now_s)
-        born = dataclasses.replace(born, is_gapless=False)
+        born = dataclasses.replace(born_of(name, request.birth, now_s), epoch=epoch, is_gapless=False)
         self.entries[name] = Entry(epoch, request.client_id, born)
         return StoreOpening(Found.CREATED, 0, epoch)
 
@@ -85,8 +84,15 @@ class FakeBackend:
         entry = self.entries.get(session_id)
         return None if entry is None else entry.record
 
-    def delete_many(self, session_ids: Sequence[str]) -> list[bool]:
-        return [self.entries.pop(name, None) is not None for name in session_ids]
+    def delete_many(self, entries: Sequence[tuple[str, int | None]]) -> list[bool]:
+        return [self._delete(name, epoch) for name, epoch in entries]
+
+    def _delete(self, name: str, epoch: int | None) -> bool:
+        entry = self.entries.get(name)
+        if entry is None or epoch not in (None, entry.epoch):
+            return False
+        del self.entries[name]
+        return True
 
     def bury_many(self, entries: Sequence[tuple[str, int]], before_s: float, now_s: float) -> list[bool]:
         return [self._bury(name, epoch, before_s, now_s) for name, epoch in entries]

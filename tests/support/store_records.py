@@ -79,7 +79,7 @@ async def stored(
 
 async def delete_one(store: Store, session_id: str) -> bool:
     """Delete a session; return whether it was there."""
-    (was_there,) = await store.delete_many([session_id])
+    (was_there,) = await store.delete_many([(session_id, None)])
     return was_there
 
 

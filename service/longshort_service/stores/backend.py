@@ -63,7 +63,7 @@ class Backend(Protocol):
     def read(self, session_id: str) -> SessionRecord | None:
         """See Store.read."""
 
-    def delete_many(self, session_ids: Sequence[str]) -> list[bool]:
+    def delete_many(self, entries: Sequence[tuple[str, int | None]]) -> list[bool]:
         """See Store.delete_many."""
 
     def bury_many(self, entries: Sequence[tuple[str, int]], before_s: float, now_s: float) -> list[bool]:

@@ -43,7 +43,10 @@ class MemoryStore:
         requests: Sequence[StoreRequest],
         now_s: float,  # noqa: ARG002  its epochs are counted: they end with it
     ) -> list[StoreOpening | errors.ServiceError]:
-        """See Store.open_many. A record is handed over: nothing durable is lost with it, no state is held twice."""
+        """See Store.open_many. A record is handed over: nothing durable is lost with it, no state is held twice.
+
+        So the record of a birth stays with who gave it. No reply is lost, and there is no other process.
+        """
         return [self._open(request) for request in requests]
 
     def _open(self, request: StoreRequest) -> StoreOpening | errors.SessionsExhausted:
@@ -100,9 +103,12 @@ class MemoryStore:
             raise errors.SessionExpired(f"session {session_id} was ended because nobody used it")
         return self._records.of(session_id).get(session_id)
 
-    async def delete_many(self, session_ids: Sequence[str]) -> list[bool]:
+    async def delete_many(self, entries: Sequence[tuple[str, int | None]]) -> list[bool]:
         """See Store.delete_many."""
-        return [self._delete(session_id) for session_id in session_ids]
+        return [
+            epoch in (None, self._entries.of(session_id).get(session_id)) and self._delete(session_id)
+            for session_id, epoch in entries
+        ]
 
     def _delete(self, session_id: str) -> bool:
         self._take_record(session_id)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from longshort_service import errors
-from longshort_service.record import SessionRecord, decode
+from longshort_service.record import SessionRecord, birth, decode
+from longshort_service.stores.base import Found, StoreOpening
+
+if TYPE_CHECKING:
+    from longshort_service.stores.base import Birth
 
 
 def read_record(session_id: str, data: bytes, *, is_gapless: bool) -> SessionRecord:
@@ -26,6 +31,22 @@ def read_record(session_id: str, data: bytes, *, is_gapless: bool) -> SessionRec
             session_id=session_id,
         )
     return record if record.is_gapless == is_gapless else dataclasses.replace(record, is_gapless=is_gapless)
+
+
+def born_of(session_id: str, born: Birth, now_s: float) -> SessionRecord:
+    """Return the record that a creation stores, without its epoch."""
+    if born.record is not None:
+        return dataclasses.replace(born.record, session_id=session_id, epoch=0)
+    return birth(session_id, born.origin, born.incarnation, 0, now_s)
+
+
+def exists(session_id: str, data: bytes, client_id: str) -> StoreOpening:
+    """Return what a CREATE finds: of a session that has not begun also who created it."""
+    try:
+        has_begun = read_record(session_id, data, is_gapless=False).step > 0
+    except errors.RecordDamaged:
+        has_begun = True
+    return StoreOpening(Found.EXISTS, client_id="" if has_begun else client_id)
 
 
 def expired(session_id: str) -> errors.SessionExpired:

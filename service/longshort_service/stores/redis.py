@@ -8,17 +8,18 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import secrets
 import time
 from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import RedisError
 
 from longshort_service import errors
-from longshort_service.record import birth, encode
+from longshort_service.record import encode
 from longshort_service.stores import redis_link, redis_scripts
 from longshort_service.stores.backend import Accepted, BackendError, StoreConfigError
 from longshort_service.stores.base import Found, Refusal, StoreOpening
-from longshort_service.stores.reading import exhausted, expired, read_record
+from longshort_service.stores.reading import born_of, exhausted, exists, expired, read_record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -48,6 +49,8 @@ class RedisBackend:
         self._address = address
         self._max_entries = max_entries
         self._num_entries = 0
+        self._server_id = secrets.token_hex(8)  # of this process
+        self._numbers = itertools.count(1)  # of writes: one that was given up may arrive behind a later one
         # Of the server that was connected to last.
         self._settings = redis_link.ServerSettings(
             is_append_only=True, is_always_fsynced=False, has_waitaof=True
@@ -90,9 +93,9 @@ class RedisBackend:
         self, requests: Sequence[StoreRequest], now_s: float
     ) -> list[StoreOpening | errors.ServiceError]:
         """See Store.open_many."""
-        limits = (self._max_entries, now_s)
+        head = (self._max_entries, now_s, self._server_id)
         words = [_opening_words(request, now_s) for request in requests]
-        replies = self._run_counted(redis_scripts.OPEN, limits, words)
+        replies = self._run_counted(redis_scripts.OPEN, head, words)
         return [self._opening(request, reply) for request, reply in zip(requests, replies, strict=True)]
 
     def _opening(self, request: StoreRequest, reply: list[bytes]) -> StoreOpening | errors.ServiceError:
@@ -102,14 +105,23 @@ class RedisBackend:
         found = Found[word]
         if found is Found.CREATED:
             return StoreOpening(found, 0, int(reply[2]))
+        if found is Found.EXISTS:
+            return exists(request.session_id, reply[1] or b"", reply[2].decode())
         if found is not Found.OPENED:
             return StoreOpening(found)
         try:
-            record = _record(request.session_id, *reply[3:])
+            record = _record(request.session_id, *reply[3:6])
         except errors.RecordDamaged as damaged:
             return damaged
         previous_epoch, epoch = int(reply[1]), int(reply[2])
-        return StoreOpening(found, previous_epoch, epoch, record, is_settled=self._is_durable_at_once)
+        return StoreOpening(
+            found,
+            previous_epoch,
+            epoch,
+            record,
+            is_settled=self._is_durable_at_once,
+            owned_since=int(reply[6]),
+        )
 
     def write(self, records: Sequence[SessionRecord]) -> Accepted:
         """See Store.write."""
@@ -124,8 +136,10 @@ class RedisBackend:
             )
             for each in records
         ]
+        head = (next(self._numbers), self._server_id)
         *replies, info = self._run(
-            [("EVAL", redis_scripts.WRITE, 0, *chunk) for chunk in _chunks(words)] + [("INFO", "server")]
+            [("EVAL", redis_scripts.WRITE, 0, *head, *chunk) for chunk in _chunks(words)]
+            + [("INFO", "server")]
         )
         refusals = [_refusal(reply) for reply in itertools.chain.from_iterable(replies)]
         return Accepted(refusals, "" if self._is_durable_at_once else str(info["run_id"]))
@@ -156,9 +170,10 @@ class RedisBackend:
             raise expired(session_id)
         return _record(session_id, *reply)
 
-    def delete_many(self, session_ids: Sequence[str]) -> list[bool]:
+    def delete_many(self, entries: Sequence[tuple[str, int | None]]) -> list[bool]:
         """See Store.delete_many."""
-        replies = self._run_counted(redis_scripts.DELETE, (), [(name,) for name in session_ids])
+        words = [(session_id, "" if epoch is None else epoch) for session_id, epoch in entries]
+        replies = self._run_counted(redis_scripts.DELETE, (), words)
         return [reply == 1 for reply in replies]
 
     def bury_many(self, entries: Sequence[tuple[str, int]], before_s: float, now_s: float) -> list[bool]:
@@ -238,7 +253,7 @@ def _opening_words(request: StoreRequest, now_s: float) -> tuple[object, ...]:
     if request.birth is None:
         return (request.session_id, request.mode.name, request.client_id, "", "")
     # The script draws the epoch: it is kept beside the bytes.
-    born = birth(request.session_id, request.birth.origin, request.birth.incarnation, 0, now_s)
+    born = born_of(request.session_id, request.birth, now_s)
     return (request.session_id, request.mode.name, request.client_id, _model_word(born), encode(born))
 
 
@@ -246,9 +261,12 @@ def _model_word(record: SessionRecord) -> str:
     return f"{record.version}/{record.model}"
 
 
-def _refusal(reply: int | bytes) -> Refusal | None:
-    if isinstance(reply, bytes):
-        return Refusal(is_gone=False, client_id=reply.decode())
+def _refusal(reply: int | list[bytes]) -> Refusal | None:
+    if isinstance(reply, list):
+        client_id, epoch, owned_since = reply
+        return Refusal(
+            is_gone=False, client_id=client_id.decode(), epoch=int(epoch), owned_since=int(owned_since)
+        )
     return None if reply == 1 else Refusal(is_gone=True)
 
 

@@ -1,7 +1,8 @@
 """What Redis or Valkey does at one go: the scripts of the Redis store, and the keys that they use.
 
     longshort:s:<id>      hash: e epoch, c client id of its opening, g the record's mark, m model, r record,
-                          b epoch of its birth
+                          b epoch of its birth, o process of its opening, n the first epoch of that
+                          process's run of openings, w number of the last write under its epoch
     longshort:ids         sorted set of all ids, in their order
     longshort:used        sorted set of all ids by the last use of their records, in seconds since 1970
     longshort:models      hash: how many records each model version has
@@ -47,12 +48,13 @@ local function remove(id)
 end
 """
 
-# max_entries, now_s, then for each session: id, mode, client id, model, birth ('': create nothing).
-# Returns for each: found, previous epoch, epoch, mark, record, epoch of the birth; at the end the number of entries.
+# max_entries, now_s, process, then for each session: id, mode, client id, model, birth ('': create nothing).
+# Returns for each: found, previous epoch, epoch, mark, record, epoch of the birth, begin of the process's own run ('0':
+# another's); for one that exists: found, record, client id. At the end the number of entries.
 OPEN: Final = (
     _KEYS
     + """
-local max_entries, now_s = tonumber(ARGV[1]), ARGV[2]
+local max_entries, now_s, process = tonumber(ARGV[1]), ARGV[2], ARGV[3]
 local time = redis.call('TIME')
 local epoch = tonumber(redis.call('GET', EPOCH) or '0')
 epoch = math.max(epoch, time[1] * 1000000 + time[2] - 1)
@@ -66,7 +68,8 @@ end
 
 local function create(id, client, model, birth)
   local drawn = draw()
-  redis.call('HSET', key_of(id), 'e', drawn, 'b', drawn, 'c', client, 'g', '0', 'm', model, 'r', birth)
+  redis.call('HSET', key_of(id), 'e', drawn, 'b', drawn, 'c', client, 'g', '0', 'm', model, 'r', birth,
+    'o', process, 'n', drawn, 'w', '0')
   redis.call('ZREM', TOMBSTONES, id)
   redis.call('ZADD', IDS, 0, id)
   redis.call('ZADD', USED, now_s, id)
@@ -75,14 +78,16 @@ local function create(id, client, model, birth)
 end
 
 local function open(id, mode, client, model, birth)
-  local entry = redis.call('HMGET', key_of(id), 'e', 'g', 'r', 'b')
+  local entry = redis.call('HMGET', key_of(id), 'e', 'g', 'r', 'b', 'o', 'n', 'c')
   if entry[1] and mode == 'CREATE' then
-    return {'EXISTS'}
+    return {'EXISTS', entry[3], entry[7]}
   end
   if entry[1] then
     local drawn = draw()
-    redis.call('HSET', key_of(id), 'e', drawn, 'c', client, 'g', '0')
-    return {'OPENED', entry[1], drawn, entry[2], entry[3], entry[4]}
+    local is_ours = entry[5] == process
+    local since = is_ours and entry[6] or drawn
+    redis.call('HSET', key_of(id), 'e', drawn, 'c', client, 'g', '0', 'o', process, 'n', since, 'w', '0')
+    return {'OPENED', entry[1], drawn, entry[2], entry[3], entry[4], is_ours and since or '0'}
   end
   if mode ~= 'CREATE' and redis.call('ZSCORE', TOMBSTONES, id) then
     return {'EXPIRED'}
@@ -97,7 +102,7 @@ local function open(id, mode, client, model, birth)
 end
 
 local openings = {}
-for i = 3, #ARGV, 5 do
+for i = 4, #ARGV, 5 do
   openings[#openings + 1] = open(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4])
 end
 openings[#openings + 1] = redis.call('ZCARD', IDS)
@@ -105,20 +110,27 @@ return openings
 """
 )
 
-# For each record: id, epoch, mark, last use, model, record. Returns for each 1: accepted, 0: gone, or the client id of
-# the opening that has raised its epoch.
+# The number of this write among those of its process, the process, then for each record: id, epoch, mark, last use,
+# model, record. Returns for each 1: accepted, 0: gone, or of the opening that has raised its epoch the client id, that
+# epoch, and the begin of the process's own run ('0': another's). A write that arrives behind a later one, from a
+# connection that was given up, changes nothing; nobody waits for its reply.
 WRITE: Final = (
     _KEYS
     + """
+local number, process = ARGV[1], ARGV[2]
+
 local function write(id, epoch, mark, used_s, model, record)
-  local entry = redis.call('HMGET', key_of(id), 'e', 'c', 'm')
+  local entry = redis.call('HMGET', key_of(id), 'e', 'c', 'm', 'w', 'o', 'n')
   if not entry[1] then
     return 0
   end
   if entry[1] ~= epoch then
-    return entry[2]
+    return {entry[2], entry[1], entry[5] == process and entry[6] or '0'}
   end
-  redis.call('HSET', key_of(id), 'g', mark, 'r', record)
+  if tonumber(entry[4]) > tonumber(number) then
+    return 1
+  end
+  redis.call('HSET', key_of(id), 'g', mark, 'r', record, 'w', number)
   redis.call('ZADD', USED, used_s, id)
   if entry[3] ~= model then
     redis.call('HSET', key_of(id), 'm', model)
@@ -129,7 +141,7 @@ local function write(id, epoch, mark, used_s, model, record)
 end
 
 local results = {}
-for i = 1, #ARGV, 6 do
+for i = 3, #ARGV, 6 do
   results[#results + 1] = write(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5])
 end
 return results
@@ -148,13 +160,15 @@ return redis.call('ZSCORE', TOMBSTONES, ARGV[1]) and 1 or 0
 """
 )
 
-# Ids. Returns for each 1: removed, or 0; at the end the number of entries.
+# For each session id and epoch ('': whatever it is). Returns for each 1: removed, or 0; at the end the number of entries.
 DELETE: Final = (
     _KEYS
     + """
 local results = {}
-for i = 1, #ARGV do
-  results[i] = remove(ARGV[i])
+for i = 1, #ARGV, 2 do
+  local id, epoch = ARGV[i], ARGV[i + 1]
+  local is_it = epoch == '' or redis.call('HGET', key_of(id), 'e') == epoch
+  results[#results + 1] = is_it and remove(id) or 0
 end
 results[#results + 1] = redis.call('ZCARD', IDS)
 return results

@@ -5,19 +5,21 @@ Owns the statements. Several servers may share a file on one machine: a call is 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import os
+import secrets
 import sqlite3
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from longshort_service import errors
-from longshort_service.record import birth, encode
+from longshort_service.record import encode
 from longshort_service.stores import sqlite_file
 from longshort_service.stores.backend import Accepted, BackendError
 from longshort_service.stores.base import Found, OpenMode, Refusal, StoreOpening
-from longshort_service.stores.reading import exhausted, expired, read_record
+from longshort_service.stores.reading import born_of, exhausted, exists, expired, read_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -35,13 +37,15 @@ _WRITE: Final = """UPDATE sessions SET record = ?, is_gapless = ?, used_s = ?
     WHERE id = ? AND epoch = ? AND model = ? AND version = ?"""
 _WRITE_MODEL: Final = """UPDATE sessions SET record = ?, is_gapless = ?, used_s = ?, model = ?, version = ?
     WHERE id = ?"""
-_CREATE: Final = """INSERT INTO sessions (id, epoch, client_id, is_gapless, model, version, used_s, record)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
-_FIND: Final = "SELECT epoch, is_gapless, record FROM sessions WHERE id = ?"
+_CREATE: Final = """INSERT INTO sessions
+    (id, epoch, client_id, owner, owned_since, is_gapless, model, version, used_s, record)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+_FIND: Final = "SELECT epoch, is_gapless, record, client_id, owner, owned_since FROM sessions WHERE id = ?"
 _READ: Final = """SELECT is_gapless, record FROM sessions WHERE id = :id
     UNION ALL SELECT NULL, NULL FROM tombstones WHERE id = :id"""
-_RAISE: Final = "UPDATE sessions SET epoch = ?, client_id = ?, is_gapless = 0 WHERE id = ?"
-_OWNER: Final = "SELECT epoch, client_id FROM sessions WHERE id = ?"
+_RAISE: Final = """UPDATE sessions SET epoch = ?, client_id = ?, owner = ?, owned_since = ?, is_gapless = 0
+    WHERE id = ?"""
+_OWNER: Final = "SELECT epoch, client_id, owner, owned_since FROM sessions WHERE id = ?"
 _IS_TOMBSTONE: Final = "SELECT 1 FROM tombstones WHERE id = ?"
 # Ids are printable ASCII: all that begin with a prefix come before the prefix and DEL.
 _LIST: Final = "SELECT id FROM sessions WHERE id >= ? AND id > ? AND id < ? ORDER BY id LIMIT ?"
@@ -61,6 +65,7 @@ class SqliteBackend:
     def __init__(self, path: Path, max_entries: int) -> None:
         self._path = path.absolute()
         self._max_entries = max_entries
+        self._server_id = secrets.token_hex(8)  # of this process
         opened = sqlite_file.open_file(self._path)
         self._connection, self._num_entries, self._reserve = opened
         self._file = self._path.stat()
@@ -134,16 +139,25 @@ class SqliteBackend:
         entry = self._connection.execute(_FIND, (request.session_id,)).fetchone()
         if entry is None:
             return self._open_unknown(request, epochs, now_s)
+        previous_epoch, is_gapless, data, client_id, owner, owned_since = entry
         if request.mode is OpenMode.CREATE:
-            return StoreOpening(Found.EXISTS)
-        previous_epoch, is_gapless, data = entry
+            return exists(request.session_id, data, client_id)
         epoch = next(epochs)
-        self._connection.execute(_RAISE, (epoch, request.client_id, request.session_id))
+        is_ours = owner == self._server_id
+        run = (self._server_id, owned_since if is_ours else epoch)
+        self._connection.execute(_RAISE, (epoch, request.client_id, *run, request.session_id))
         try:
             record = read_record(request.session_id, data, is_gapless=bool(is_gapless))
         except errors.RecordDamaged as damaged:
             return damaged
-        return StoreOpening(Found.OPENED, previous_epoch, epoch, record, is_settled=True)
+        return StoreOpening(
+            Found.OPENED,
+            previous_epoch,
+            epoch,
+            record,
+            is_settled=True,
+            owned_since=owned_since if is_ours else 0,
+        )
 
     def _open_unknown(
         self, request: StoreRequest, epochs: Iterator[int], now_s: float
@@ -154,23 +168,23 @@ class SqliteBackend:
             return StoreOpening(Found.ABSENT)
         if self._num_entries >= self._max_entries:
             return exhausted(self._num_entries, self._max_entries)
-        origin, incarnation = request.birth.origin, request.birth.incarnation
-        born = birth(request.session_id, origin, incarnation, next(epochs), now_s)
+        born = dataclasses.replace(born_of(request.session_id, request.birth, now_s), epoch=next(epochs))
         self._create(born, request.client_id)
         return StoreOpening(Found.CREATED, 0, born.epoch)
 
     def _create(self, born: SessionRecord, client_id: str) -> None:
         self._connection.execute("DELETE FROM tombstones WHERE id = ?", (born.session_id,))
         # Not gapless: its owner may be gone with the first values before it has stored any.
-        values = (born.session_id, born.epoch, client_id, 0, born.model, born.version, born.last_used_s)
-        self._connection.execute(_CREATE, (*values, encode(born)))
+        opening = (born.session_id, born.epoch, client_id, self._server_id, born.epoch)
+        values = (0, born.model, born.version, born.last_used_s, encode(born))
+        self._connection.execute(_CREATE, (*opening, *values))
         self._num_entries += 1
 
     def _has_tombstone(self, session_id: str) -> bool:
         return self._connection.execute(_IS_TOMBSTONE, (session_id,)).fetchone() is not None
 
     def write(self, records: Sequence[SessionRecord]) -> Accepted:
-        """See Store.write. All in one transaction: it is one wait for the disk."""
+        """See Store.write. All in one transaction: it is one wait for the disk. None arrives late: one thread."""
         rows = [
             (
                 encode(each),
@@ -194,9 +208,10 @@ class SqliteBackend:
         entry = self._connection.execute(_OWNER, (record.session_id,)).fetchone()
         if entry is None:
             return Refusal(is_gone=True)
-        epoch, client_id = entry
+        epoch, client_id, owner, owned_since = entry
         if epoch != record.epoch:
-            return Refusal(is_gone=False, client_id=client_id)
+            since = owned_since if owner == self._server_id else 0
+            return Refusal(is_gone=False, client_id=client_id, epoch=epoch, owned_since=since)
         values = (encode(record), record.is_gapless, record.last_used_s, record.model, record.version)
         self._connection.execute(_WRITE_MODEL, (*values, record.session_id))
         return None
@@ -216,9 +231,10 @@ class SqliteBackend:
             raise expired(session_id)
         return read_record(session_id, data, is_gapless=bool(is_gapless))
 
-    def delete_many(self, session_ids: Sequence[str]) -> list[bool]:
+    def delete_many(self, entries: Sequence[tuple[str, int | None]]) -> list[bool]:
         """See Store.delete_many."""
-        return self._make_room(lambda: [self._delete("id = ?", session_id) for session_id in session_ids])
+        condition = "id = ? AND epoch = coalesce(?, epoch)"
+        return self._make_room(lambda: [self._delete(condition, *entry) for entry in entries])
 
     def _delete(self, condition: str, *values: object) -> bool:
         cursor = self._connection.execute(f"DELETE FROM sessions WHERE {condition}", values)  # noqa: S608  ours
@@ -269,7 +285,7 @@ class SqliteBackend:
         """See Backend.ping."""
         self._take_reserve()
         with self._transaction():
-            pad = ("\x7f", 0, "", 0, "", 0, 0.0, bytes(_PAD_BYTES))  # an id that no session can have
+            pad = ("\x7f", 0, "", "", 0, 0, "", 0, 0.0, bytes(_PAD_BYTES))  # an id that no session can have
             self._connection.execute(_CREATE, pad)
             self._connection.execute("DELETE FROM sessions WHERE id = ?", pad[:1])
             self._connection.execute("UPDATE epochs SET greatest = greatest")

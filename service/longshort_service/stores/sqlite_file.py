@@ -35,6 +35,8 @@ CREATE TABLE sessions (
     id TEXT PRIMARY KEY NOT NULL,
     epoch INTEGER NOT NULL,
     client_id TEXT NOT NULL,      -- of the opening that drew the epoch
+    owner TEXT NOT NULL,          -- the process that did
+    owned_since INTEGER NOT NULL, -- the first epoch that it drew, with no other process between
     is_gapless INTEGER NOT NULL,  -- of the record; an opening clears it
     model TEXT NOT NULL,
     version INTEGER NOT NULL,

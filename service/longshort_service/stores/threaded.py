@@ -89,9 +89,9 @@ class ThreadedStore:
         """See Store.read."""
         return await self._call(self._threads, partial(self._backend.read, session_id))
 
-    async def delete_many(self, session_ids: Sequence[str]) -> list[bool]:
+    async def delete_many(self, entries: Sequence[tuple[str, int | None]]) -> list[bool]:
         """See Store.delete_many."""
-        return await self._make_room(partial(self._backend.delete_many, session_ids))
+        return await self._make_room(partial(self._backend.delete_many, entries))
 
     async def bury_many(
         self, entries: Sequence[tuple[str, int]], before_s: float, now_s: float
