@@ -525,6 +525,8 @@ def test_what_one_store_has_written_another_opens(make: Make, kind: str, run: Ru
         again = await opened(one, "s", OpenMode.OPEN)
         assert (back.owned_since, again.owned_since) == (0, back.epoch)
 
+    run(scenario())
+
 
 def test_deletion_may_be_of_an_epoch_alone(store: Store, run: Run):
     async def scenario() -> None:

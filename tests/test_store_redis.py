@@ -289,7 +289,7 @@ def test_sessions_end_in_a_server_without_memory(start: Start, run: Run):
         with pytest.raises(errors.StoreUnavailable, match="out of memory"):
             await store.write([record])
         since_s = store.away_since_s
-        assert await store.delete_many(["a"]) == [True]
+        assert await store.delete_many([("a", None)]) == [True]
         assert await store.idle_since(1e12, 9) == [("b", other.epoch)]
         assert await store.bury_many([("b", other.epoch)], 1e12, NOW_S) == [True]
         assert await store.forget_tombstones(1e12) == 1
@@ -467,7 +467,7 @@ def test_user_with_the_documented_rights_is_enough(start: Start, run: Run):
         idle = await store.idle_since(1e12, 9)
         assert await store.bury_many(idle, 1e12, NOW_S) == [True]
         assert await store.forget_tombstones(1e12) == 1
-        assert await store.delete_many(["s"]) == [False]
+        assert await store.delete_many([("s", None)]) == [False]
         await store.ping()
 
     run(scenario())

@@ -381,7 +381,7 @@ async def main():
             names += more
     except errors.StoreUnavailable as error:
         assert "disk is full" in str(error)
-    assert all(await store.delete_many(names))
+    assert all(await store.delete_many([(name, None) for name in names]))
     assert store.num_records() == 0
     await store.ping()
     assert (await opened(store, "s")).found is Found.CREATED
@@ -441,7 +441,7 @@ def test_torn_record_is_told_and_never_loaded(store: Sqlite, run: Run):
     assert isinstance(opening, errors.RecordDamaged)
     assert other.found is Found.CREATED  # its neighbour does not notice
     assert run(store.write([record]))[0] is not None  # its epoch was raised
-    assert run(store.delete_many(["s"])) == [True]
+    assert run(store.delete_many([("s", None)])) == [True]
     assert run(opened(store, "s")).found is Found.CREATED
 
 
