@@ -15,12 +15,12 @@ import pytest
 import valkey
 from longshort_service import errors
 from longshort_service.stores import redis_link
-from longshort_service.stores.backend import StoreConfigError
+from longshort_service.stores.backend import BackendError, StoreConfigError
 from longshort_service.stores.base import Found, OpenMode, Refusal
 from longshort_service.stores.opening import make_store
 from longshort_service.stores.redis import RedisBackend
 from longshort_service.stores.redis_address import parse_address
-from longshort_service.stores.redis_link import ServerSettings, find_problem, inspect
+from longshort_service.stores.redis_link import ServerSettings, explained, find_problem, inspect, refused
 from redis import exceptions
 from store_records import NOW_S, asks, created, opened, record_of, same, stored
 
@@ -356,7 +356,8 @@ def test_torn_record_is_told_and_never_loaded(start: Start, run: Run):
     opening, other = run(store.open_many([asks("s"), asks("t")], NOW_S))
     assert isinstance(opening, errors.RecordDamaged)
     assert other.found is Found.CREATED
-    assert run(store.write([record])) == [Refusal(is_gone=False, client_id="me")]
+    (refusal,) = run(store.write([record]))  # its epoch was raised, by this very process
+    assert refusal == Refusal(is_gone=False, client_id="me", epoch=refusal.epoch, owned_since=record.epoch)
     server.call("HDEL", "longshort:s:s", "r")
     with pytest.raises(errors.RecordDamaged):
         run(store.read("s"))
@@ -446,6 +447,65 @@ def test_write_accepted_before_a_restart_is_not_called_durable(start: Start, run
     with pytest.raises(errors.StoreUnavailable, match="was restarted or replaced"):
         run(store.write([record]))
     run(store.close())
+
+
+def test_settings_that_are_changed_while_the_server_runs_are_seen_at_the_next_write(
+    start: Start, caplog: pytest.LogCaptureFixture
+):
+    server = start(appendonly=True, appendfsync="always")
+    backend = RedisBackend(parse_address(server.url), 100)
+    (opening,) = backend.open_many([asks("s")], NOW_S)
+    record = record_of("s", opening.epoch)
+    assert backend.write([record]).place == ""
+    server.call("CONFIG", "SET", "appendfsync", "everysec")
+    assert backend.write([record]).place != ""
+    server.call("CONFIG", "SET", "appendonly", "no")
+    with pytest.raises(BackendError, match="its appendonly was set to no while it ran"):
+        backend.settle()
+    assert "has appendonly off" not in caplog.text
+    assert backend.write([record]).place == ""  # no more can be had
+    assert "has appendonly off" in caplog.text
+    server.call("CONFIG", "SET", "appendonly", "yes")
+    assert backend.write([record]).place == backend.settle()
+    backend.close()
+
+
+def test_command_that_a_server_refuses_for_a_reason_unheard_of_is_no_bug():
+    address, error = parse_address("redis://host"), exceptions.ResponseError("unheard of")
+    with pytest.raises(BackendError, match=r"it refuses WAITAOF \(unheard of\)"), explained(address):
+        raise refused("WAITAOF", error)
+    with pytest.raises(exceptions.ResponseError), explained(address):
+        raise refused("EVAL", error)
+
+
+# -- what arrives late -----
+
+
+def test_write_that_was_given_up_and_arrives_late_changes_nothing(backend: RedisBackend):
+    """Its bytes lie in a connection that is closed here and not yet read there."""
+    opening, other = backend.open_many([asks("s"), asks("t")], NOW_S)
+    late, send = [], backend._run
+
+    def hold(commands: list[tuple[object, ...]]) -> list[object]:
+        late.append(commands)
+        raise BackendError("it did not answer")
+
+    backend._run = hold
+    with pytest.raises(BackendError):
+        backend.write([record_of("s", opening.epoch, step=10), record_of("t", other.epoch, step=10)])
+    backend._run = send
+    assert backend.write([record_of("s", opening.epoch, step=12)]).refusals == [None]
+    send(late[0])
+    assert [backend.read(name).step for name in "st"] == [12, 10]  # what nobody has written since takes it
+
+
+def test_writes_are_counted_anew_from_each_opening_on(backend: RedisBackend):
+    other = RedisBackend(backend._address, 100)
+    for number, one in enumerate([backend, backend, other, backend], 1):  # the other's numbers are behind
+        (opening,) = one.open_many([asks("s")], NOW_S)
+        assert one.write([record_of("s", opening.epoch, step=number)]).refusals == [None]
+        assert backend.read("s").step == number
+    other.close()
 
 
 # -- the least that a user must be allowed -----

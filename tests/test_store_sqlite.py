@@ -149,11 +149,18 @@ def test_database_of_another_program_is_refused(path: Path):
         Sqlite(path)
 
 
-def test_file_of_a_newer_longshort_is_refused(path: Path, run: Run):
+@pytest.mark.parametrize(
+    ("version", "problem"),
+    [
+        (3, "a newer longshort .schema 3, this one knows 2"),
+        (1, "an older longshort .schema 1, this one needs 2"),
+    ],
+)
+def test_file_of_another_longshort_is_refused(path: Path, run: Run, version: int, problem: str):
     store = Sqlite(path)
-    store.connection.execute("PRAGMA user_version = 2")
+    store.connection.execute(f"PRAGMA user_version = {version}")
     run(store.close())
-    with pytest.raises(StoreConfigError, match="schema 2, this one knows 1"):
+    with pytest.raises(StoreConfigError, match=problem):
         Sqlite(path)
 
 

@@ -51,7 +51,7 @@ class RedisBackend:
         self._num_entries = 0
         self._server_id = secrets.token_hex(8)  # of this process
         self._numbers = itertools.count(1)  # of writes: one that was given up may arrive behind a later one
-        # Of the server that was connected to last.
+        # As the server said at the last connection or write.
         self._settings = redis_link.ServerSettings(
             is_append_only=True, is_always_fsynced=False, has_waitaof=True
         )
@@ -137,9 +137,14 @@ class RedisBackend:
             for each in records
         ]
         head = (next(self._numbers), self._server_id)
-        *replies, info = self._run(
-            [("EVAL", redis_scripts.WRITE, 0, *head, *chunk) for chunk in _chunks(words)]
-            + [("INFO", "server")]
+        writes = [("EVAL", redis_scripts.WRITE, 0, *head, *chunk) for chunk in _chunks(words)]
+        *replies, info, fsync = self._run([*writes, *redis_link.LOOK])
+        self._note_settings(
+            dataclasses.replace(
+                self._settings,
+                is_append_only=info["aof_enabled"] == 1,
+                is_always_fsynced=redis_link.is_always(fsync),
+            )
         )
         refusals = [_refusal(reply) for reply in itertools.chain.from_iterable(replies)]
         return Accepted(refusals, "" if self._is_durable_at_once else str(info["run_id"]))
@@ -237,9 +242,9 @@ class RedisBackend:
                     pipe.execute_command(*command)  # type: ignore[no-untyped-call]
                 replies = pipe.execute(raise_on_error=False)
             # redis-py would put the command, a record's bytes and all, into the message.
-            for reply in replies:
-                if isinstance(reply, RedisError):
-                    raise reply
+            for (word, *_), reply in zip(commands, replies, strict=True):
+                if isinstance(reply, RedisError) and word != "CONFIG":  # which a user need not be allowed
+                    raise redis_link.refused(word, reply)
         return replies
 
 

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 TIMEOUT_S: Final = 2.0
 _OLDEST_VERSION: Final = (7, 2)  # WAITAOF; Valkey calls itself 7.2.4 to who asks for Redis
 
+# What a server says of itself beside each write: its settings may be changed while it runs.
+LOOK: Final = (("INFO", "server", "persistence"), ("CONFIG", "GET", "appendfsync"))
+
 _NO_RIGHTS: Final = "its user may not do what is needed: docs/stores.md lists the commands"
 # What goes wrong outside this program, as redis-py's types say it, the narrower ones first.
 _CAUSES: Final[dict[type[exceptions.RedisError], str]] = {
@@ -47,6 +50,7 @@ _WORDS: Final = {
     "NOREPLICAS": "it has fewer replicas than its min-replicas-to-write: start them",
     "BUSY": "a script holds it: see its log",
     "DB index is out of range": "it has no database of this number: give a smaller one, or raise its databases",
+    "WAITAOF cannot be used": "its appendonly was set to no while it ran: set it to yes again",
     "WRONGTYPE": "keys that begin with longshort: are not longshort's: give it a database of its own",
 }
 
@@ -105,9 +109,9 @@ def inspect(connection: ConnectionInterface) -> ServerSettings:
     if problem:
         raise UnfitServerError(problem)
     try:
-        (_, fsync) = _ask(connection, "CONFIG", "GET", "appendfsync")
-    except (exceptions.ResponseError, ValueError):
-        fsync = b"everysec"  # a user that may not read it: the weaker of the two usual settings
+        fsync = _ask(connection, "CONFIG", "GET", "appendfsync")
+    except exceptions.ResponseError as error:
+        fsync = error
     try:
         _ask(connection, "WAITAOF", "0", "0", "0")
         has_waitaof = True
@@ -115,9 +119,14 @@ def inspect(connection: ConnectionInterface) -> ServerSettings:
         has_waitaof = False
     return ServerSettings(
         is_append_only=info.get("aof_enabled") == "1",
-        is_always_fsynced=fsync == b"always",
+        is_always_fsynced=is_always(fsync),
         has_waitaof=has_waitaof,
     )
+
+
+def is_always(fsync: object) -> bool:
+    """Whether the reply to CONFIG GET appendfsync says `always`; a user that may not read it gets the weaker words."""
+    return fsync == [b"appendfsync", b"always"]
 
 
 def find_problem(info: dict[str, str]) -> str:
@@ -143,6 +152,13 @@ def _ask(connection: ConnectionInterface, *words: str) -> Any:
 def _fields(info: bytes) -> dict[str, str]:
     lines = (line.partition(":") for line in info.decode("utf-8", "replace").splitlines())
     return {name: value for name, _, value in lines}
+
+
+def refused(command: str, error: exceptions.RedisError) -> exceptions.RedisError:
+    """Return the error of a command to raise: what a script of ours says unheard of is a bug, all else the server's."""
+    if command == "EVAL" or _cause(error) is not None:
+        return error
+    return UnfitServerError(f"it refuses {command} ({error}): see its settings and its log")
 
 
 @contextmanager

@@ -160,7 +160,8 @@ return redis.call('ZSCORE', TOMBSTONES, ARGV[1]) and 1 or 0
 """
 )
 
-# For each session id and epoch ('': whatever it is). Returns for each 1: removed, or 0; at the end the number of entries.
+# For each session id and epoch ('': whatever it is). Returns for each 1: removed, or 0; at the end the number of
+# entries.
 DELETE: Final = (
     _KEYS
     + """

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 # How long another process may hold the file; a call of ours waits no longer before the store counts as away.
 BUSY_S: Final = 2.0
 _APPLICATION_ID: Final = 0x4C530001  # in the file's header: `file` and SQLite's tools show whose it is
-_SCHEMA_VERSION: Final = 1
+_SCHEMA_VERSION: Final = 2
 # A long run of writes leaves a WAL that is kept for reuse; beyond this it is cut.
 _WAL_BYTES: Final = 64 * 1024 * 1024
 
@@ -144,7 +144,7 @@ def _make(path: Path) -> None:
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> None:
-    """Raise StoreConfigError where a file is not ours, or is of a newer longshort."""
+    """Raise StoreConfigError where a file is not ours, or is of another longshort."""
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application_id != _APPLICATION_ID:
@@ -153,6 +153,11 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
         raise StoreConfigError(
             f"{path}: was written by a newer longshort (schema {version}, this one knows {_SCHEMA_VERSION}): "
             "install that one, or give another path"
+        )
+    if version < _SCHEMA_VERSION:
+        raise StoreConfigError(
+            f"{path}: was written by an older longshort (schema {version}, this one needs {_SCHEMA_VERSION}): "
+            "give another path"
         )
 
 
