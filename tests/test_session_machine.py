@@ -19,7 +19,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from histories_backend import BackendLine
-from histories_fake import FakeBackend
+from histories_fake import FakeBackend, Kept
 from house import House
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import (
@@ -449,8 +449,8 @@ class Machine(RuleBasedStateMachine):
 
 
 def fake(_folder: Path) -> Callable[[], Any]:
-    shared = FakeBackend()
-    return lambda: shared
+    kept = Kept()
+    return lambda: FakeBackend(kept)
 
 
 def sqlite(folder: Path) -> Callable[[], Any]:
