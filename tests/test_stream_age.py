@@ -32,7 +32,7 @@ DURABILITIES = [types_pb2.DURABILITY_NONE, types_pb2.DURABILITY_BEHIND, types_pb
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> FlakyStore:
     """The store of every service of the test."""
-    flaky = FlakyStore()
+    flaky = FlakyStore(is_shared=True)
     monkeypatch.setattr("longshort_service.app.make_store", lambda *_, **__: flaky)
     monkeypatch.setattr(conversation, "AGED_AGAIN_S", 0.2)
     return flaky

@@ -200,7 +200,4 @@ class Management:
 
 def _initial_states(model: Model) -> States:
     """Return the states that a session of a model begins in, without the batch axis."""
-    return [
-        np.squeeze(state, axis=spec.batch_axis)
-        for state, spec in zip(model.lane.engine.initial_states(1), model.signature.states, strict=True)
-    ]
+    return [np.full(state.row_shape(), state.initial, np.float32) for state in model.signature.states]

@@ -44,6 +44,7 @@ class FlakyStore:
     delay_s: float = 0.0
     is_down: bool = False
     is_full: bool = False  # its queue of calls: refuses, and is not away
+    is_shared: bool = False  # by several servers of a test: no opening is known as one's own
     loses_replies: bool = False  # what it is asked for is done, and nobody hears of it
     fault: Exception | None = None  # what a write raises, by a bug
     written: list[dict[str, int]] = field(default_factory=list)  # each write: the steps it was given, by id
@@ -51,10 +52,10 @@ class FlakyStore:
     calls: Counter[str] = field(default_factory=Counter)
     entries: dict[str, Entry] = field(default_factory=dict)
     tombstones: dict[str, float] = field(default_factory=dict)
-    overlaps: set[str] = field(default_factory=set)  # sessions of which two writes were under way at once
+    overlaps: set[tuple[str, int]] = field(default_factory=set)  # what two writes of were under way at once
     _greatest: int = 0
     _held: dict[str, asyncio.Event] = field(default_factory=dict)
-    _in_hand: set[str] = field(default_factory=set)
+    _in_hand: set[tuple[str, int]] = field(default_factory=set)
 
     # -- what a test does to it -----------------------------------------------------------------------------------
 
@@ -123,7 +124,7 @@ class FlakyStore:
             self._greatest = epoch
             # What another opening took is not clean any more: the mark was for who came first.
             unmarked = dataclasses.replace(entry.record, is_gapless=False, epoch=epoch)
-            since = entry.owned_since
+            since = 0 if self.is_shared else entry.owned_since
             self.entries[session_id] = Entry(epoch, request.client_id, unmarked, since or epoch)
             return StoreOpening(
                 Found.OPENED, entry.epoch, epoch, entry.record, is_settled=True, owned_since=since
@@ -147,7 +148,8 @@ class FlakyStore:
         *,
         settled: bool = True,  # noqa: ARG002  what it holds is durable at once
     ) -> list[Refusal | None]:
-        ids = {record.session_id for record in records}
+        # By epoch too: two servers that believe in a session may both write it, and one of them is refused.
+        ids = {(record.session_id, record.epoch) for record in records}
         assert len(ids) == len(records)
         self.overlaps |= self._in_hand & ids
         self._in_hand |= ids
@@ -165,9 +167,8 @@ class FlakyStore:
         if entry is None or entry.epoch != record.epoch:
             if entry is None:
                 return Refusal(is_gone=True)
-            return Refusal(
-                is_gone=False, client_id=entry.client_id, epoch=entry.epoch, owned_since=entry.owned_since
-            )
+            since = 0 if self.is_shared else entry.owned_since
+            return Refusal(is_gone=False, client_id=entry.client_id, epoch=entry.epoch, owned_since=since)
         entry.record = record
         self.stored.append(record)
         return None
