@@ -7,7 +7,7 @@ METRICS_PORT ?= 9464
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 PYTEST_FLAGS ?=
-# smoke (1 minute), quick (10), full (an hour), million.
+# smoke (1 minute), quick (10), full (an hour), durable (5), million.
 BENCH ?= quick
 CHAOS_FAULTS ?= 50
 CHAOS_SEED ?=
@@ -56,7 +56,7 @@ stubs: .venv/with-dev ## Generate client/longshort/v1 from proto/.
 	PYTHON=$(BIN)/python tools/generate_stubs.sh
 
 # The load client is C++: Debian's g++, pkg-config and libgrpc++-dev.
-bench: .venv/with-dev ## Measure the service beside its rivals; BENCH=smoke, quick, full or million.
+bench: .venv/with-dev ## Measure the service beside its rivals; BENCH=smoke, quick, full, durable or million.
 	$(BIN)/python -m bench $(BENCH)
 
 clean: ## Remove what was made here, trained models excepted.

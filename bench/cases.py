@@ -92,25 +92,36 @@ def profiles() -> dict[str, Profile]:
         "full": Profile(
             everything + _cases(LARGE, (1, 16, 128, 1024), ()), seconds=5.0, repetitions=3, million=True
         ),
+        "durable": Profile(tuple(_undurable(SMALL) + _durable(SMALL)), seconds=4.0, repetitions=3),
         "million": Profile((), seconds=5.0, repetitions=2, million=True),
     }
+
+
+def _durable(model: Model) -> list[Case]:
+    """Return what is stored on the way: frames, and under SYNC a value a message too."""
+    stored = [Case(FRAMES, model, 1024, store=store, durability=durability) for durability, store in DURABLE]
+    return stored + [
+        Case(LONGSHORT, model, count, store=store, durability=durability)
+        for durability, store in DURABLE
+        if durability == "sync"
+        for count in (1, 128)
+    ]
+
+
+def _undurable(model: Model) -> list[Case]:
+    """Return what that is held against."""
+    return [Case(FRAMES, model, 1024), *(Case(LONGSHORT, model, count) for count in (1, 128))]
 
 
 def _cases(model: Model, streams: tuple[int, ...], rates: tuple[int, ...]) -> tuple[Case, ...]:
     """Return the cases of one model; rivals that are compared stand side by side, and run one after another."""
     found = [Case(BARE, model, batch) for batch in (1, 128, 1024)]
     found += [Case(rival, model, 1024) for rival in (FRAMES, GATEWAY_ARRAYS, GATEWAY_CALLS)]
-    found += [Case(FRAMES, model, 1024, store=store, durability=durability) for durability, store in DURABLE]
+    found += _durable(model)
     for count in streams:
         found += [
             Case(rival, model, count) for rival in STREAMED if rival != THREADS or count <= MOST_THREADS
         ]
-        if count in (1, 128):
-            found += [
-                Case(LONGSHORT, model, count, store=store, durability="sync")
-                for durability, store in DURABLE
-                if durability == "sync"
-            ]
     found += [Case(WINDOW, model, count) for count in streams if count in (1, 128)]
     for rate in (LIGHT_RATE, *rates):
         rivals = STREAMED if rate == LIGHT_RATE else (ASYNCIO, LONGSHORT)
