@@ -84,6 +84,8 @@ def service(model: Model, *flags: str) -> list[str]:
     """Return the command of longshort with one model, `m`; it says where it listens in its log."""
     repository = model_file(model).parents[2]
     ports = ["--grpc-port", "0", "--metrics-port", "0"]
+    # The default is a file of the user's own, with the sessions of the run before.
+    flags = flags if "--store" in flags else ("--store", "memory://", *flags)
     return ["longshort_service", "serve", str(repository), *ports, "--log-format", "json", *flags]
 
 

@@ -27,7 +27,6 @@ POLL_S: Final = 0.1
 PHASE_TIMEOUT_S: Final = 300.0
 SESSIONS: Final = re.compile(r'^longshort_sessions\{state="(\w+)"\} (\S+)$', re.MULTILINE)
 FLAGS: Final = (
-    *("--store", "memory://"),
     *("--max-sessions", str(MANY + 1)),
     *("--max-stored-sessions", str(MANY + 1)),
     *("--idle-timeout", f"{IDLE_TIMEOUT_S}s"),
