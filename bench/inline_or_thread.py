@@ -97,7 +97,7 @@ def run(case: Case, limit: str, seconds: float) -> str:
         path.parent.mkdir(parents=True)
         write_random_model(path, hidden=case.hidden, layers=case.layers, name="m")
         command = [sys.executable, "-m", "longshort_service", "serve", folder, "--inline-run-limit", limit]
-        command += ["--grpc-port", "0", "--metrics-port", "0", "--log-format", "json"]
+        command += ["--grpc-port", "0", "--metrics-port", "0", "--log-format", "json", "--store", "memory://"]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as service:
             try:
                 assert service.stderr is not None

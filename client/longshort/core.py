@@ -238,7 +238,8 @@ class SessionCore:
         self._epoch = max(self._epoch, opened.epoch)
         self._phase = Phase.OPEN
         if self._failure is not None and self._failure.reason != "STORE_UNAVAILABLE":
-            self._failure = None  # that of the store it may still be: a session in memory is opened without it
+            # That of the store it may still be: a session in memory is opened without it.
+            self._failure = None
         self._journal.keeps = opened.durability != types_pb2.DURABILITY_NONE
         if not self._was_open:
             self._was_open = True
