@@ -172,6 +172,19 @@ def test_stream_that_lost_its_session_does_not_take_it_from_the_next():
     assert table.num_idle == 1
 
 
+@pytest.mark.parametrize("is_open", [True, False])
+def test_session_that_is_another_server_s_ends_and_its_stream_hears_why(is_open: bool):  # noqa: FBT001
+    model = TableModel()
+    table, session = new_session(model)
+    owner = RecordingOwner()
+    if is_open:
+        table.attach(session, owner, NOW_S)
+    moved = errors.SessionMoved("it was opened elsewhere", cause="opened", client_id="you")
+    table.give_up(session, moved, NOW_S)
+    assert (owner.lost, owner.ends) == (([session.id], [moved]) if is_open else ([], []))
+    assert (session.is_ended, len(table), table.num_idle, model.arena.num_held) == (True, 0, 0, 0)
+
+
 def test_longest_unused_session_goes_first_and_none_that_is_in_use():
     model = TableModel(num_rows=5)
     table, first = new_session(model, "s0", now_s=0)

@@ -103,3 +103,11 @@ def test_nobody_waits_and_nobody_is_told(waiters: Waiters, session: Session[Any]
     waiters.fail_overdue(9.0, AWAY)
     waiters.fail_all(AWAY)
     assert waiters.sessions() == []
+
+
+def test_it_is_known_for_which_sessions_anyone_waits(waiters: Waiters, session: Session[Any]):
+    assert session not in waiters
+    Told(waiters, session).wait(1)
+    assert session in waiters
+    waiters.fail(session, AWAY)
+    assert session not in waiters
