@@ -7,7 +7,7 @@ METRICS_PORT ?= 9464
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 PYTEST_FLAGS ?=
-# smoke (1 minute), quick (10), full (an hour), durable (5), million.
+# smoke (1 minute), quick (10), full (an hour), durable (3), million.
 BENCH ?= quick
 CHAOS_FAULTS ?= 50
 CHAOS_SEED ?=

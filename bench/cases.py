@@ -92,7 +92,7 @@ def profiles() -> dict[str, Profile]:
         "full": Profile(
             everything + _cases(LARGE, (1, 16, 128, 1024), ()), seconds=5.0, repetitions=3, million=True
         ),
-        "durable": Profile(tuple(_undurable(SMALL) + _durable(SMALL)), seconds=4.0, repetitions=3),
+        "durable": Profile(tuple(_undurable(SMALL) + _durable(SMALL)), seconds=3.0, repetitions=2),
         "million": Profile((), seconds=5.0, repetitions=2, million=True),
     }
 
