@@ -16,6 +16,7 @@ from longshort_service import errors
 from longshort_service.arena import Slots
 from longshort_service.batching import Job
 from longshort_service.columns import Moves
+from longshort_service.record import Origin
 from longshort_service.session import Answers
 from longshort_service.stepper import MAX_EXPLAINS_AT_ONCE
 
@@ -299,7 +300,9 @@ def test_cancelled_forecast_gives_its_row_back(play: Play):
     play(scenario)
 
 
-@pytest.mark.parametrize("change", [{"fingerprint": "another"}, {"states": ()}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"origin": Origin("metro", 1, "another")}, {"states": ()}], ids=["file", "states"]
+)
 def test_record_of_another_file_is_neither_forecast_nor_explained(
     play: Play, explained: Path, change: dict[str, Any]
 ):
