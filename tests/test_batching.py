@@ -32,7 +32,7 @@ def job_of(
     values = np.zeros((num_rows, num_steps, 1), np.float32)
     slots = slots_of(row, num_rows)
     if is_forecast:
-        return Job(values, slots, scratch=slots, feedback=[0])
+        return Job(values, slots, scratch=slots, feedback=([0], [0]))
     return Job(values, slots, scratch=slots_of(row + 1000, num_rows) if is_long else None, owner=Owner())
 
 

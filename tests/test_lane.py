@@ -171,7 +171,7 @@ def test_row_that_failed_before_runs_on_for_nobody(lane: Lane):
 
 def test_last_piece_of_a_job_that_moves_nothing_is_written_nowhere(lane: Lane):
     slots = slots_holding(lane, 7)
-    look = Job(np.array([[[1], [2]]], np.float32), slots, scratch=slots, feedback=[0])
+    look = Job(np.array([[[1], [2]]], np.float32), slots, scratch=slots, feedback=([0], [0]))
     mate = job_of(lane, [4])
     run_batch(lane, batch_of((look, 1), (mate, 1)))
     assert sums_in(lane, slots) == [8]

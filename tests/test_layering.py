@@ -42,6 +42,7 @@ CORE = (
     "frame_answer",
     "values",
     "record",
+    "ports",
     "signature",
     "errors",
 )
@@ -59,7 +60,8 @@ NOT_IN_THE_CORE = {
 # What each room may import of the service. A room that is not named here is above all of these, or beside them.
 MAY_KNOW: dict[str, set[str]] = {
     "errors": set(),
-    "signature": set(),
+    "ports": set(),
+    "signature": {"ports"},
     "arena": set(),
     "host_states": {"arena", "signature"},
     "batching": {"arena", "errors"},

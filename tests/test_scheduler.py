@@ -222,7 +222,7 @@ def test_forecast_feeds_answers_back_and_moves_nothing(run: Run, bench: Bench):
     async def scenario() -> None:
         scratch = bench.slots(2)
         values = np.array([[3, 0, 0], [5, 0, 0]], np.float32)[:, :, None]
-        job = Job(values, scratch, scratch=scratch, feedback=[0])
+        job = Job(values, scratch, scratch=scratch, feedback=([0], [0]))
         assert await bench.answers(job) == [[3, 6, 12], [5, 10, 20]]
         assert bench.lane.arena.num_held == 0
         assert bench.observer.num_applied == 0  # nobody's steps

@@ -160,10 +160,13 @@ def test_what_is_not_alike_makes_another_family(change: dict[str, Any]):
     assert one.family_of_states() != other.family_of_states()
 
 
-def test_model_forecasts_where_every_feature_is_fed():
-    assert not signature().can_forecast
+def test_model_forecasts_where_a_feature_is_fed():
+    assert not signature(forecast=()).can_forecast
+    half = signature()
+    assert half.can_forecast
+    assert [half.features[column].name for column in half.known_features()] == ["rain"]
     fed = signature(forecast=(Feedback("q10", "rain"), Feedback("median", "traffic")))
     assert fed.can_forecast
-    assert fed.feedback_columns() == [0, 1]
+    assert fed.feedback_words() == ([1, 0], [1, 0])
     crossed = signature(forecast=(Feedback("median", "rain"), Feedback("q10", "traffic")))
-    assert crossed.feedback_columns() == [1, 0]
+    assert crossed.feedback_words() == ([0, 1], [1, 0])

@@ -32,10 +32,11 @@ class JobOwner(Protocol):
 class Job:
     """Messages of equal length on their way through the engine, each of another session.
 
-    `values` `[rows, time, features] f32` are run from the states in `slots`. `scratch` are as many rows again, needed
-    where the job takes more than one run or must not move a session: state that is not final goes there. `feedback`
-    is None, or the output columns that make the next step's values: then `values` is filled as the job proceeds and
-    each piece is one step. `owner` is None for a job that moves nothing. `on_end` is called once, after the owner.
+    `values` `[rows, time, features] f32` are run from the states in `slots`. `scratch` are as many rows again,
+    needed where the job takes more than one run or must not move a session: state that is not final goes there.
+    `feedback` is None, or columns of the answers and columns of the next step's values that are made of them: then
+    `values` is filled as the job proceeds and each piece is one step. `owner` is None for a job that moves nothing.
+    `on_end` is called once, after the owner.
     """
 
     __slots__ = (
@@ -62,7 +63,7 @@ class Job:
         *,
         scratch: Slots | None = None,
         owner: JobOwner | None = None,
-        feedback: list[int] | None = None,
+        feedback: tuple[list[int], list[int]] | None = None,
         on_end: Callable[[Job], None] | None = None,
     ) -> None:
         self.values = values

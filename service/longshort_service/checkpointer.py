@@ -176,13 +176,11 @@ class Checkpointer:
             callback(error)
 
         timeout_s = self._limits.answer_timeout_s
-        if (
-            self.outage.is_away
-        ):  # nobody shall wait long for what is known not to be there: a frame waits as a whole
+        # Nobody shall wait long for what is known not to be there: a frame waits as a whole.
+        if self.outage.is_away:
             timeout_s = min(timeout_s, AWAY_WAIT_S)
         self.waiters.add(session, step, told, begin_s + timeout_s, strictly=strictly)
-        self._urgent[session] = None
-        self._wake.set()
+        self._ask_for(session)
 
     async def until_stored(self, session: Session[Model], step: int, *, strictly: bool = True) -> None:
         """Wait until an answer at `step` may go, as `when_stored` says. Raises StoreUnavailable or SessionMoved."""
@@ -212,16 +210,17 @@ class Checkpointer:
         """
         if not self.is_active:
             return [None] * len(sessions)
-        return await self._writer.write_now(sessions, before_stream=before_stream)
+        is_clean = partial(self._writer.is_clean, before_stream=before_stream)
+        return await self._writer.write_each(sessions, is_clean)
 
     async def store_parts(self, sessions: Sequence[Session[Model]], *, before_stream: bool = False) -> bool:
         """Write any number of sessions as `store_many` does; return whether the store was there for all of them."""
         if not self.is_active:
             return True
+        # Nobody has its turn at them: another opening may be on its way.
+        is_clean = partial(self._writer.is_clean, before_stream=True)
         for begin in range(0, len(sessions), WRITE_BATCH):
             part = sessions[begin : begin + WRITE_BATCH]
-            # Nobody has its turn at them: another opening may be on its way.
-            is_clean = partial(self._writer.is_clean, before_stream=True)
             failures = await self._writer.write_each(
                 part, is_clean if before_stream else self._writer.is_clean_now
             )

@@ -243,4 +243,5 @@ def _collect(job: Job, answers: NDArray[np.float32], count: int) -> None:
         job.outputs[:, job.num_done : job.num_done + count] = answers
     job.num_done += count
     if job.feedback is not None and not job.is_done:
-        job.values[:, job.num_done] = answers[:, -1, job.feedback]
+        sources, targets = job.feedback
+        job.values[:, job.num_done, targets] = answers[:, -1, sources]

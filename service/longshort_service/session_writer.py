@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
 from longshort_service import errors
 from longshort_service.durability import Durability
+from longshort_service.sessions import by_model
 from longshort_service.snapshot import Snapshot
 from longshort_service.turns import until_free, until_settled
 
@@ -182,12 +182,6 @@ class SessionWriter:
                 failures |= _failures(part, await self.write(part, copy))
         return [failures.get(session) for session in sessions]
 
-    async def write_now(
-        self, sessions: Sequence[Session[Model]], *, before_stream: bool
-    ) -> list[errors.ServiceError | None]:
-        """Write sessions as `write_each` does; `before_stream`: a stream is about to have them open."""
-        return await self.write_each(sessions, partial(self.is_clean, before_stream=before_stream))
-
     async def write_instead(
         self, session: Session[Model], record: SessionRecord, become: Callable[[], Awaitable[None]]
     ) -> None:
@@ -245,14 +239,6 @@ def ended(session: Session[Model]) -> errors.SessionMoved:
 def all_clean(sessions: Sequence[Session[Model]]) -> NDArray[np.bool_]:
     """Say of sessions whose owner writes its last word that all can be gone on from without a number."""
     return np.ones(len(sessions), np.bool_)
-
-
-def by_model(sessions: Iterable[Session[Model]]) -> list[list[Session[Model]]]:
-    """Return sessions in parts of one model each."""
-    parts: dict[Model, list[Session[Model]]] = {}
-    for session in sessions:
-        parts.setdefault(session.model, []).append(session)
-    return list(parts.values())
 
 
 def _failures(

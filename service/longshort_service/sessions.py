@@ -20,7 +20,7 @@ from longshort_service.session import Session, StreamOwner
 from longshort_service.sharded_dict import ShardedDict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -205,9 +205,14 @@ class SessionTable(Generic[ModelT]):
         return 0 if index is None else index.num_sessions
 
 
-def _rows_by_model(sessions: Sequence[Session[ModelT]]) -> Iterator[tuple[ModelT, NDArray[np.intp]]]:
-    rows: dict[ModelT, list[int]] = {}
+def by_model(sessions: Iterable[Session[ModelT]]) -> list[list[Session[ModelT]]]:
+    """Return sessions in parts of one model each."""
+    parts: dict[ModelT, list[Session[ModelT]]] = {}
     for session in sessions:
-        rows.setdefault(session.model, []).append(session.row)
-    for model, of_model in rows.items():
-        yield model, np.array(of_model, np.intp)
+        parts.setdefault(session.model, []).append(session)
+    return list(parts.values())
+
+
+def _rows_by_model(sessions: Sequence[Session[ModelT]]) -> Iterator[tuple[ModelT, NDArray[np.intp]]]:
+    for part in by_model(sessions):
+        yield part[0].model, np.array([session.row for session in part], np.intp)

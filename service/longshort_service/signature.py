@@ -11,6 +11,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+from longshort_service.ports import DTYPES, Port, RowLayout
+
 METADATA_KEY: Final = "longshort.signature"
 FORMAT: Final = 1
 
@@ -47,7 +49,11 @@ class Channel:
 class State:
     """A pair of graph tensors that carries memory from one step to the next.
 
-    `shape` is the input's shape with the batch axis as -1, `initial` the value every element starts with.
+    `shape` is the input's shape with the batch axis as -1. Where the graph has no batch axis (`is_unbatched`) the axis
+    is longshort's alone. `initial` is the value every element starts with, `initial_file` names a .npy beside the model
+    with a session's part of it instead. Two kinds have no output: a constant of one session, given at its opening, and
+    a window, which holds the last values that the input `window_of` was given and goes before the next ones, along
+    `window_axis` of that input's step; its `input` is a label of its own.
     """
 
     input: str
@@ -56,6 +62,21 @@ class State:
     batch_axis: int
     initial: float = 0.0
     memory: Memory | None = None
+    dtype: str = "float32"
+    is_unbatched: bool = False
+    initial_file: str = ""
+    window_of: str = ""
+    window_axis: int = 0
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether it is a constant of one session: a value that opening gives and no step changes."""
+        return not self.output and not self.window_of
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the graph takes it and gives it as float32 with a batch axis."""
+        return self.dtype == "float32" and bool(self.output) and not self.is_unbatched
 
     def row_shape(self) -> tuple[int, ...]:
         """Return the shape of one session's part: `shape` without its batch axis."""
@@ -64,6 +85,17 @@ class State:
     def with_batch(self, num_rows: int) -> tuple[int, ...]:
         """Return the shape for `num_rows` sessions."""
         return with_batch(self.shape, self.batch_axis, num_rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A graph input that is the same for all sessions and steps: `value` everywhere, or the array in `file`, a .npy."""
+
+    input: str
+    shape: tuple[int, ...]
+    dtype: str
+    value: float = 0.0
+    file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +110,10 @@ class Feedback:
 class Signature:
     """Everything that the service needs to know of a model, and all that it tells callers.
 
-    `input` names the graph input of the values, `[batch, time, features] f32`; `output` the graph output of the
-    answers, `[batch, time, outputs] f32`; `sequence_lens` the optional graph input `[batch] i32` that says how
+    `features` and `outputs` name the numbers of a row of values and of answers. `inputs` and `answers` name the graph
+    tensors that carry them, in the same order; left out they are one each: `input`, `[batch, time, features] f32`, and
+    `output`, `[batch, time, outputs] f32`. `rows_alone`: a run holds one session, as batch-mates would change its
+    answers, or the graph has no room for them. `sequence_lens` the optional graph input `[batch] i32` that says how
     many steps of each row are real. `state_family` says whose states are alike: a session may move between files that
     name the same family; "" is no family, and each file's states are its own.
     """
@@ -99,45 +133,72 @@ class Signature:
     scores: dict[str, float] = field(default_factory=dict)
     fingerprint: str = ""  # hexadecimal SHA-256 over the graph without its metadata
     state_family: str = ""
+    inputs: tuple[Port, ...] = ()
+    answers: tuple[Port, ...] = ()
+    constants: tuple[Constant, ...] = ()
+    rows_alone: bool = False
+    value_row: RowLayout = field(init=False, repr=False, compare=False)
+    answer_row: RowLayout = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Refuse a signature that contradicts itself."""
+        """Fill in what was left out, and refuse a signature that contradicts itself."""
         if not self.name or not self.features or not self.outputs:
             raise SignatureError("a signature needs a name, at least one feature and at least one output")
-        for what, names in (
-            ("feature", [c.name for c in self.features]),
-            ("output", [c.name for c in self.outputs]),
-            ("state input", [s.input for s in self.states]),
-            ("state output", [s.output for s in self.states]),
-        ):
-            if len(set(names)) != len(names):
-                raise SignatureError(f"a {what} is named twice: {', '.join(names)}")
+        if not self.inputs:
+            object.__setattr__(self, "inputs", (Port(self.input, (len(self.features),)),))
+        if not self.answers:
+            object.__setattr__(self, "answers", (Port(self.output, (len(self.outputs),)),))
+        _check_names(self)
+        _check_tensors(self)
+        object.__setattr__(self, "value_row", RowLayout(self.inputs))
+        object.__setattr__(self, "answer_row", RowLayout(self.answers))
         for state in self.states:
-            if not 0 <= state.batch_axis < len(state.shape) or state.shape[state.batch_axis] != -1:
-                raise SignatureError(f"state {state.input}: shape {state.shape} has no -1 at its batch axis")
-            if any(size <= 0 for size in state.row_shape()):
-                raise SignatureError(
-                    f"state {state.input}: shape {state.shape} is not fixed beside the batch"
-                )
-        known_outputs = {c.name for c in self.outputs}
-        known_features = {c.name for c in self.features}
-        for pair in self.forecast:
-            if pair.output not in known_outputs or pair.feature not in known_features:
-                raise SignatureError(f"forecast feeds {pair.output!r} to {pair.feature!r}: no such channel")
+            _check_state(state)
+        _check_windows(self)
+        _check_forecast(self)
+
+    def graph_inputs(self) -> list[str]:
+        """Return the names of all inputs that the graph has."""
+        return [
+            *(port.name for port in self.inputs),
+            *(state.input for state in self.states if not state.window_of),
+            *(constant.input for constant in self.constants),
+            *([] if self.sequence_lens is None else [self.sequence_lens]),
+        ]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the graph takes rows as they are: one input, one output `[batch, time, n] f32`, plain states."""
+        return (
+            len(self.inputs) == len(self.answers) == 1
+            and all(port.is_plain for port in (*self.inputs, *self.answers))
+            and all(state.is_plain for state in self.states)
+            and not self.constants
+            and not self.rows_alone
+        )
+
+    @property
+    def steps_alone(self) -> bool:
+        """Whether a run holds one step: a tensor of the graph has no time axis."""
+        return any(port.time_axis is None for port in (*self.inputs, *self.answers))
 
     @property
     def can_forecast(self) -> bool:
-        """Whether every feature is fed by an output, so that the model can run on its own predictions."""
-        return {pair.feature for pair in self.forecast} == {c.name for c in self.features}
+        """Whether an output is fed back to a feature, so that the model can run ahead, given the other features."""
+        return bool(self.forecast)
 
-    def feedback_columns(self) -> list[int]:
-        """Return for each feature, in order, the column of the output that is fed back to it.
+    def known_features(self) -> list[int]:
+        """Return the columns of the features that no output predicts: a forecast is given them, in this order."""
+        fed = {pair.feature for pair in self.forecast}
+        return [column for column, channel in enumerate(self.features) if channel.name not in fed]
 
-        The caller makes sure that `can_forecast` is true.
-        """
-        by_feature = {pair.feature: pair.output for pair in self.forecast}
-        order = [c.name for c in self.outputs]
-        return [order.index(by_feature[c.name]) for c in self.features]
+    def feedback_words(self) -> tuple[list[int], list[int]]:
+        """Return which words of a row of answers are fed back, and to which words of a row of values."""
+        outputs, features = [c.name for c in self.outputs], [c.name for c in self.features]
+        return (
+            [self.answer_row.word_of(outputs.index(pair.output)) for pair in self.forecast],
+            [self.value_row.word_of(features.index(pair.feature)) for pair in self.forecast],
+        )
 
     def family_of_states(self) -> str:
         """Return the family with all that a session of it must have alike; "" without a family.
@@ -148,12 +209,74 @@ class Signature:
         """
         if not self.state_family:
             return ""
-        states = ", ".join(f"{state.input} {list(state.shape)}" for state in self.states)
+        states = ", ".join(
+            f"{state.input} {list(state.shape)}{'' if state.dtype == 'float32' else ' ' + state.dtype}"
+            for state in self.states
+        )
         return f"{self.state_family}: {len(self.features)} in, {len(self.outputs)} out, {states}"
 
     def to_json(self) -> str:
         """Return the form that is written into the file."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, default=lambda e: e.value, sort_keys=True)
+        fields = {key: getattr(self, key) for key in _JSON_FIELDS}
+        return json.dumps({"format": FORMAT, **fields}, default=_plain, sort_keys=True)
+
+
+def _check_names(signature: Signature) -> None:
+    for what, names in (
+        ("feature", [c.name for c in signature.features]),
+        ("output", [c.name for c in signature.outputs]),
+        ("graph input", signature.graph_inputs()),
+        ("state output", [s.output for s in signature.states if s.output]),
+        ("answer", [port.name for port in signature.answers]),
+    ):
+        if len(set(names)) != len(names):
+            raise SignatureError(f"a {what} is named twice: {', '.join(names)}")
+
+
+def _check_tensors(signature: Signature) -> None:
+    for name, dtype in (
+        *((port.name, port.dtype) for port in (*signature.inputs, *signature.answers)),
+        *((state.input, state.dtype) for state in signature.states),
+        *((constant.input, constant.dtype) for constant in signature.constants),
+    ):
+        if dtype not in DTYPES:
+            raise SignatureError(f"{name} is {dtype}: it must be one of {', '.join(DTYPES)}")
+    for what, ports, channels in (
+        ("inputs", signature.inputs, signature.features),
+        ("answers", signature.answers, signature.outputs),
+    ):
+        num_elements = sum(port.num_elements for port in ports)
+        if num_elements != len(channels):
+            raise SignatureError(f"{what} hold {num_elements} numbers, {len(channels)} are named")
+
+
+def _check_state(state: State) -> None:
+    if not 0 <= state.batch_axis < len(state.shape) or state.shape[state.batch_axis] != -1:
+        raise SignatureError(f"state {state.input}: shape {state.shape} has no -1 at its batch axis")
+    if any(size <= 0 for size in state.row_shape()):
+        raise SignatureError(f"state {state.input}: shape {state.shape} is not fixed beside the batch")
+
+
+def _check_windows(signature: Signature) -> None:
+    without_time = {port.name for port in signature.inputs if port.time_axis is None}
+    for state in signature.states:
+        if state.window_of and state.window_of not in without_time:
+            raise SignatureError(
+                f"a window goes before an input without a time axis, {state.window_of!r} is none"
+            )
+
+
+def _check_forecast(signature: Signature) -> None:
+    outputs, features = {c.name for c in signature.outputs}, {c.name for c in signature.features}
+    for pair in signature.forecast:
+        if pair.output not in outputs or pair.feature not in features:
+            raise SignatureError(f"forecast feeds {pair.output!r} to {pair.feature!r}: no such channel")
+    if len({pair.feature for pair in signature.forecast}) != len(signature.forecast):
+        raise SignatureError("forecast feeds a feature twice")
+    try:
+        signature.feedback_words()
+    except LookupError as error:
+        raise SignatureError(f"forecast feeds what is no float32: {error}") from error
 
 
 def with_batch(shape: tuple[int, ...], batch_axis: int, num_rows: int) -> tuple[int, ...]:
@@ -186,6 +309,10 @@ def from_json(text: str) -> Signature:
             scores={str(k): float(v) for k, v in raw.get("scores", {}).items()},
             fingerprint=str(raw.get("fingerprint", "")),
             state_family=str(raw.get("state_family", "")),
+            inputs=tuple(_port(port) for port in raw.get("inputs", ())),
+            answers=tuple(_port(port) for port in raw.get("answers", ())),
+            constants=tuple(_constant(constant) for constant in raw.get("constants", ())),
+            rows_alone=bool(raw.get("rows_alone", False)),
         )
     except SignatureError:
         raise
@@ -206,4 +333,37 @@ def _state(raw: dict[str, Any]) -> State:
         batch_axis=int(raw["batch_axis"]),
         initial=float(raw.get("initial", 0.0)),
         memory=None if memory is None else Memory(memory),
+        dtype=str(raw.get("dtype", "float32")),
+        is_unbatched=bool(raw.get("is_unbatched", False)),
+        initial_file=str(raw.get("initial_file", "")),
+        window_of=str(raw.get("window_of", "")),
+        window_axis=int(raw.get("window_axis", 0)),
     )
+
+
+def _port(raw: dict[str, Any]) -> Port:
+    return Port(
+        name=str(raw["name"]),
+        shape=tuple(int(size) for size in raw["shape"]),
+        dtype=str(raw.get("dtype", "float32")),
+        batch_axis=raw.get("batch_axis", 0),
+        time_axis=raw.get("time_axis", 1),
+    )
+
+
+def _constant(raw: dict[str, Any]) -> Constant:
+    return Constant(
+        input=str(raw["input"]),
+        shape=tuple(int(size) for size in raw["shape"]),
+        dtype=str(raw["dtype"]),
+        value=float(raw.get("value", 0.0)),
+        file=str(raw.get("file", "")),
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON has for an enumeration or a dataclass of a signature."""
+    return value.value if isinstance(value, enum.Enum) else asdict(value)
+
+
+_JSON_FIELDS: Final = tuple(name for name in Signature.__slots__ if not name.endswith("_row"))

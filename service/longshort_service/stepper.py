@@ -140,7 +140,7 @@ class Stepper:
             raise errors.HorizonOutOfRange(
                 f"the horizon must be 1 to {max_steps}, not {horizon}", horizon=horizon, max_steps=max_steps
             )
-        if not model.signature.can_forecast:
+        if not model.signature.can_forecast or model.signature.known_features():
             raise errors.ForecastUnavailable(
                 f"{model.name} has features that no output predicts: it cannot run on its own",
                 model=model.name,
@@ -151,13 +151,13 @@ class Stepper:
             raise errors.SessionEmpty(f"session {record.session_id} has seen no value yet: step it first")
         if horizon == 1:
             return first[None, :]
-        columns = model.signature.feedback_columns()
-        values = np.empty((1, horizon - 1, len(columns)), np.float32)
-        values[0, 0] = first[columns]
+        sources, targets = feedback = model.signature.feedback_words()
+        values = np.zeros((1, horizon - 1, model.signature.value_row.width), np.float32)
+        values[0, 0, targets] = first[sources]
         slot = allocate_row(model)
         model.arena.write(slot, list(record.states))
         scratch = Slots.of(slot)
-        job = Job(values, scratch, scratch=scratch, feedback=columns)
+        job = Job(values, scratch, scratch=scratch, feedback=feedback)
         try:
             rolled = await self._run(model, job)
         except (errors.QueueFull, errors.EngineDead):

@@ -84,11 +84,13 @@ class OracleSession:
 
     def forecast(self, horizon: int) -> NDArray[np.float32]:
         """Return predictions `[horizon, outputs]`; this session does not move."""
-        columns = self.model.signature.feedback_columns()
+        sources, targets = self.model.signature.feedback_words()
         assert self.last_answer is not None
         answers, copy = [self.last_answer], self.fork()
         while len(answers) < horizon:
-            answers.append(copy.feed(answers[-1][columns][None])[0])
+            row = np.zeros((1, len(self.model.signature.features)), np.float32)
+            row[0, targets] = answers[-1][sources]
+            answers.append(copy.feed(row)[0])
         return np.array(answers)
 
     def memory(self) -> list[NDArray[np.float32]]:
