@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnxruntime
 from longshort_model.synthetic import write_random_model
-from longshort_service.engine import Engine, ModelError
+from longshort_service.engine import Engine
+from longshort_service.graph_check import ModelError
 from longshort_service.host_states import HostStates, StateLayout
 from longshort_service.resident_engine import ResidentEngine
 

@@ -7,7 +7,7 @@ from typing import Never
 import numpy as np
 import pytest
 from longshort_service.device_states import DeviceStates
-from longshort_service.engine import ModelError
+from longshort_service.graph_check import ModelError
 from longshort_service.host_states import HostStates, StateLayout
 
 # Batch axes first, in the middle, last; a row of one number; 1 + 6 + 10 + 3 numbers: segments of 4.

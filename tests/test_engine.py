@@ -10,7 +10,8 @@ import onnxruntime
 import pytest
 from graphs import write_adder
 from longshort_model.synthetic import write_random_model
-from longshort_service.engine import Engine, ModelError
+from longshort_service.engine import Engine
+from longshort_service.graph_check import ModelError
 from longshort_service.signature import METADATA_KEY, Channel, Signature, State
 from oracle import OracleModel, OracleSession
 

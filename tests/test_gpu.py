@@ -13,7 +13,8 @@ import longshort
 import numpy as np
 import pytest
 from longshort_model.synthetic import write_random_model
-from longshort_service.engine import Engine, ModelError
+from longshort_service.engine import Engine
+from longshort_service.graph_check import ModelError
 from longshort_service.resident_engine import ResidentEngine
 from oracle import OracleModel, OracleSession
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from inside import until
 from longshort_service import errors
-from longshort_service.engine import ModelError
+from longshort_service.graph_check import ModelError
 from longshort_service.repository import Model, Repository
 from longshort_service.repository_watch import RepositoryWatch
 from longshort_service.version_folder import MODEL_FILE, scan

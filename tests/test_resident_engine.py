@@ -14,7 +14,8 @@ import onnx
 import onnxruntime
 import pytest
 from graphs import FATAL, write_adder
-from longshort_service.engine import Engine, ModelError
+from longshort_service.engine import Engine
+from longshort_service.graph_check import ModelError
 from longshort_service.resident_engine import ResidentEngine
 from longshort_service.resident_graph import UnsuitableGraph
 from longshort_service.signature import METADATA_KEY, Channel, Signature, State

@@ -7,14 +7,14 @@ out with a generation: what was freed is dead for ever, so a late writer cannot 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    States = list[NDArray[np.float32]]
+    States = list[NDArray[Any]]  # of the dtypes that the model has
 
 
 class ArenaFull(Exception):
@@ -72,6 +72,9 @@ class StateMemory(Protocol):
 
     row_bytes: int
 
+    def initial_row(self) -> States:
+        """Return what a row starts with, without the batch axis."""
+
     def initialise(self, rows: int | NDArray[np.intp]) -> None:
         """Put the initial state into rows."""
 
@@ -82,7 +85,7 @@ class StateMemory(Protocol):
         """Return copies of many rows' states, `[..., rows, ...]`."""
 
     def write(self, row: int, states: States) -> None:
-        """Put states, as `read` returns them, into a row. Raises ValueError for other shapes."""
+        """Put states, as `read` returns them, into a row. Raises ValueError for other shapes or dtypes."""
 
 
 class Arena:

@@ -50,6 +50,7 @@ class Job:
         "on_end",
         "outputs",
         "owner",
+        "refusals",
         "scratch",
         "slots",
         "values",
@@ -77,6 +78,9 @@ class Job:
         self.withdrawn = False
         self.has_ended = False
         self.failed: NDArray[np.bool_] | None = None  # [rows] whose result is not finite; None: no row's
+        self.refusals: dict[int, ServiceError] | None = (
+            None  # by row, of those that failed for another reason
+        )
         self.failure: ServiceError | None = None  # of all rows
         self.enqueued_s = 0.0
         self.arrivals_s: NDArray[np.float64] | None = None  # [rows] where its messages came one by one

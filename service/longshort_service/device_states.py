@@ -13,7 +13,8 @@ import numpy as np
 import onnxruntime as ort
 
 from longshort_service import resident_graph
-from longshort_service.engine import ModelError, open_session
+from longshort_service.engine import open_session
+from longshort_service.graph_check import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,20 +36,13 @@ class DeviceStates:
     """
 
     def __init__(self, layouts: Sequence[StateLayout], num_rows: int, *, provider: str) -> None:
-        self._shapes = [
-            layout.shape[: layout.batch_axis] + layout.shape[layout.batch_axis + 1 :] for layout in layouts
-        ]
+        self._shapes = [layout.row_shape for layout in layouts]
         self._axes = [layout.batch_axis for layout in layouts]
         pool_layout = resident_graph.PoolLayout.of(self._shapes)
         self.row_bytes = 4 * pool_layout.size
         self._row_shape = (pool_layout.segments, pool_layout.width)
         self._ends = np.cumsum([math.prod(shape) for shape in self._shapes])[:-1]
-        self._initial = np.concatenate(
-            [
-                np.full(math.prod(shape), layout.initial, np.float32)
-                for shape, layout in zip(self._shapes, layouts, strict=True)
-            ]
-        )
+        self._initial = np.concatenate([layout.initial_row().reshape(-1) for layout in layouts])
         self._reading = _session(resident_graph.reading(pool_layout).SerializeToString(), provider)
         self._writing = _session(resident_graph.writing(pool_layout).SerializeToString(), provider)
         # NumPy's zeros are not yet in memory, and reading does not bring them there: a pool of gigabytes costs the
@@ -58,6 +52,11 @@ class DeviceStates:
             self.pool = ort.OrtValue.ortvalue_from_numpy(zeros, provider, 0)
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
             raise ModelError(f"no room for {zeros.nbytes:,} bytes of states ({provider}): {error}") from error
+
+    def initial_row(self) -> States:
+        """Return what a row starts with, without the batch axis."""
+        parts = np.split(self._initial.copy(), self._ends)
+        return [part.reshape(shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
     def initialise(self, rows: int | NDArray[np.intp]) -> None:
         """Put the initial state into rows."""

@@ -5,23 +5,30 @@ An engine is used from one thread at a time; its caller sees to that.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import onnxruntime as ort
 
 from longshort_service import signature as signatures
 from longshort_service.batching import RunCost
+from longshort_service.general_run import GeneralRun, from_graph
+from longshort_service.graph_check import ModelError, check_graph, promised_results
+from longshort_service.host_states import layouts_of
 from longshort_service.small_run import SmallRun
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from longshort_service.arena import States
+    from longshort_service.general_run import Graph
+    from longshort_service.host_states import StateLayout
     from longshort_service.signature import Signature
 
 PROVIDERS: Final = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -29,55 +36,107 @@ PROVIDERS: Final = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvide
 PROVIDER_OPTIONS: Final[dict[str, dict[str, str]]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}
 
 
-class ModelError(Exception):
-    """A model file that cannot be served; the message says why and what to do."""
-
-
 class Engine:
-    """One loaded model file.
+    """One loaded model file, a path or the bytes of one.
 
-    `provider` is "cpu" or "cuda". Raises ModelError where the file is missing, is no ONNX, carries no valid signature
-    or does not keep it, or where the provider is not there.
+    `provider` is "cpu" or "cuda". `signature` says what the file's tensors are; None: the file carries it. `arrays`
+    holds what the signature's files hold: constants, and what states start with, by graph input. Raises ModelError
+    where the file is missing, is no ONNX, carries no valid signature or does not keep it, or where the provider is not
+    there.
     """
 
-    def __init__(self, path: Path, *, provider: str, intra_op_num_threads: int) -> None:
+    def __init__(
+        self,
+        file: Path | bytes,
+        *,
+        provider: str,
+        intra_op_num_threads: int,
+        signature: Signature | None = None,
+        arrays: Mapping[str, NDArray[Any]] | None = None,
+        label: str = "",
+    ) -> None:
+        self._label = label or str(file)
         self._session = open_session(
-            str(path), label=str(path), provider=provider, intra_op_num_threads=intra_op_num_threads
+            file if isinstance(file, bytes) else str(file),
+            label=self._label,
+            provider=provider,
+            intra_op_num_threads=intra_op_num_threads,
         )
         self.provider = PROVIDERS[provider]
         self.build = ort.__version__
-        self.signature = self._read_signature(path)
-        self._check_graph(path)
+        self._arrays = dict(arrays or {})
+        self.signature = self._read_signature() if signature is None else signature
+        check_graph(self.signature, self._session, self._label)
+        self.output_names = [node.name for node in self._session.get_outputs()]
+        self._general = self._general_run(self._run_graph)
         self._run_outputs = [self.signature.output, *(state.output for state in self.signature.states)]
         self._state_inputs = [state.input for state in self.signature.states]
-        self.output_names = [node.name for node in self._session.get_outputs()]
+
+    @property
+    def layouts(self) -> list[StateLayout]:
+        """How one session's states lie in memory, and what they start with."""
+        return layouts_of(self.signature, self._arrays)
+
+    def run_rows_alone(self) -> None:
+        """Have every run hold one session from now on."""
+        self.signature = dataclasses.replace(self.signature, rows_alone=True)
+        self._general = self._general_run(self._run_graph)
 
     def run(
-        self, values: NDArray[np.float32], counts: NDArray[np.int32] | None, states: list[NDArray[np.float32]]
-    ) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
-        """Run `values` `[batch, time, features]` on from `states`; return answers `[batch, time, outputs]`, new states.
+        self, values: NDArray[np.float32], counts: NDArray[np.int32] | None, states: States
+    ) -> tuple[NDArray[np.float32], States]:
+        """Run `values` `[batch, time, width]` on from `states`; return answers `[batch, time, width]`, new states.
 
-        `counts` `[batch]` says how many steps of each row are real; None: all. Answers beyond a row's count are
-        padding. Raises whatever onnxruntime raises; the inputs are not changed.
+        Values and answers are rows as the signature's layouts have them. `counts` `[batch]` says how many steps of each
+        row are real; None: all. Answers beyond a row's count are padding. Raises whatever onnxruntime raises; the
+        inputs are not changed.
         """
+        if self._general is not None:
+            return self._general(values, counts, states)
         answers, *new_states = self._session.run(self._run_outputs, self._feeds(values, counts, states))
         return answers, new_states
 
     def small_run(self, num_rows: int) -> SmallRun:
-        """Return the run of one step of a few sessions, with memory of its own that is used again each time."""
+        """Return the run of one step of a few sessions, with memory of its own that is used again each time.
+
+        The caller has seen that the signature is plain.
+        """
         return SmallRun(self._session, self.signature, num_rows)
 
-    def run_all(
-        self, values: NDArray[np.float32], states: list[NDArray[np.float32]]
-    ) -> dict[str, NDArray[np.float32]]:
-        """Run as `run` does and return every output of the graph by its name."""
-        outputs = self._session.run(self.output_names, self._feeds(values, None, states))
-        return dict(zip(self.output_names, outputs, strict=True))
+    def run_all(self, values: NDArray[np.float32], states: States) -> dict[str, NDArray[Any]]:
+        """Run rows `[time, width]` of one session on from `states` `[..., 1, ...]`; return every output of the graph.
 
-    def initial_states(self, num_rows: int) -> list[NDArray[np.float32]]:
+        Answers and what the signature does not name have their time first, `[time, ...]`, without a batch axis; states
+        are those after the last step, without theirs.
+        """
+        runs: list[dict[str, NDArray[Any]]] = []
+
+        def run(names: Sequence[str], feeds: dict[str, NDArray[Any]]) -> Sequence[NDArray[Any]]:
+            runs.append(
+                dict(zip(self.output_names, self._session.run(self.output_names, feeds), strict=True))
+            )
+            return [runs[-1][name] for name in names]
+
+        GeneralRun(run, self.signature, self._constants())(values[None], None, states)
+        ports = {port.name: port for port in self.signature.answers}
+        states_of = {state.output: state for state in self.signature.states if state.output}
+        found = {}
+        for name in self.output_names:
+            arrays = [result[name] for result in runs]
+            if name in states_of:
+                state = states_of[name]
+                found[name] = arrays[-1] if state.is_unbatched else arrays[-1].take(0, state.batch_axis)
+            elif name in ports:
+                found[name] = np.concatenate([from_graph(ports[name], array)[0] for array in arrays])
+            else:
+                found[name] = np.concatenate([array[0] for array in arrays])
+        return found
+
+    def initial_states(self, num_rows: int) -> States:
         """Return the states that a session starts with, for `num_rows` of them."""
         return [
-            np.full(state.with_batch(num_rows), state.initial, np.float32) for state in self.signature.states
+            np.repeat(np.expand_dims(layout.initial_row(), layout.batch_axis), num_rows, layout.batch_axis)
+            for layout in self.layouts
         ]
 
     def warm_up(self, max_rows: int, piece_steps: int) -> RunCost:
@@ -93,31 +152,58 @@ class Engine:
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
             raise ModelError(f"{self.signature.name}: a run of it fails: {error}") from error
 
+    def is_alive(self) -> bool:
+        """Whether a run of zeros from the initial states still works: what failed was not the engine then."""
+        try:
+            self._run_of_zeros(1, 1)()
+        except Exception:  # noqa: BLE001  onnxruntime's exceptions share no base but Exception
+            return False
+        return True
+
     def _check_results(self) -> None:
-        """Hold what a run returns against the signature, at a batch and a time of more than one."""
-        num_rows, num_steps = 2, 3
-        values = np.zeros((num_rows, num_steps, len(self.signature.features)), np.float32)
-        answers, states = self.run(values, None, self.initial_states(num_rows))
-        promised: list[tuple[str, tuple[int, ...], NDArray[np.float32]]] = [
-            (self.signature.output, (num_rows, num_steps, len(self.signature.outputs)), answers)
-        ]
-        for spec, state in zip(self.signature.states, states, strict=True):
-            promised.append((spec.output, spec.with_batch(num_rows), state))
-        for name, shape, array in promised:
-            if array.shape != shape or array.dtype != np.float32:
-                raise ModelError(
-                    f"{self.signature.name}: for {num_rows} rows of {num_steps} steps {name} is {array.dtype} "
-                    f"{list(array.shape)}, the signature promises float32 {list(shape)}"
-                )
+        """Hold what a run returns against the signature, at a batch and a time of more than one where it takes them."""
+        signature = self.signature
+        num_rows, num_steps = 1 if signature.rows_alone else 2, 1 if signature.steps_alone else 3
+        values = np.zeros((num_rows, num_steps, signature.value_row.width), np.float32)
+        seen: dict[str, NDArray[Any]] = {}
+
+        def run(names: Sequence[str], feeds: dict[str, NDArray[Any]]) -> Sequence[NDArray[Any]]:
+            results: Sequence[NDArray[Any]] = self._session.run(names, feeds)
+            seen.update(zip(names, results, strict=True))
+            for name, dtype, shape in promised_results(signature, num_rows, num_steps):
+                if seen[name].shape != shape or seen[name].dtype != dtype:
+                    raise ModelError(
+                        f"{signature.name}: for {num_rows} rows of {num_steps} steps {name} is {seen[name].dtype} "
+                        f"{list(seen[name].shape)}, the signature promises {dtype} {list(shape)}"
+                    )
+            return results
+
+        GeneralRun(run, signature, self._constants())(values, None, self.initial_states(num_rows))
 
     def _run_of_zeros(self, num_rows: int, num_steps: int) -> Callable[[], object]:
-        values = np.zeros((num_rows, num_steps, len(self.signature.features)), np.float32)
+        values = np.zeros((num_rows, num_steps, self.signature.value_row.width), np.float32)
         return partial(self.run, values, None, self.initial_states(num_rows))
 
+    def _general_run(self, graph: Graph) -> GeneralRun | None:
+        """Return what runs a graph that does not take rows as they are; None for one that does."""
+        return None if self.signature.is_plain else GeneralRun(graph, self.signature, self._constants())
+
+    def _run_graph(self, names: Sequence[str], feeds: dict[str, NDArray[Any]]) -> Sequence[NDArray[Any]]:
+        results: Sequence[NDArray[Any]] = self._session.run(names, feeds)
+        return results
+
+    def _constants(self) -> dict[str, NDArray[Any]]:
+        return {
+            constant.input: self._arrays[constant.input]
+            if constant.file
+            else np.full(constant.shape, constant.value, constant.dtype)
+            for constant in self.signature.constants
+        }
+
     def _feeds(
-        self, values: NDArray[np.float32], counts: NDArray[np.int32] | None, states: list[NDArray[np.float32]]
-    ) -> dict[str, NDArray[np.generic]]:
-        feeds: dict[str, NDArray[np.generic]] = dict(zip(self._state_inputs, states, strict=True))
+        self, values: NDArray[np.float32], counts: NDArray[np.int32] | None, states: States
+    ) -> dict[str, NDArray[Any]]:
+        feeds: dict[str, NDArray[Any]] = dict(zip(self._state_inputs, states, strict=True))
         feeds[self.signature.input] = values
         if self.signature.sequence_lens is not None:
             if counts is None:
@@ -125,53 +211,16 @@ class Engine:
             feeds[self.signature.sequence_lens] = counts
         return feeds
 
-    def _read_signature(self, path: Path) -> Signature:
+    def _read_signature(self) -> Signature:
         text = self._session.get_modelmeta().custom_metadata_map.get(signatures.METADATA_KEY)
         if text is None:
             raise ModelError(
-                f"{path}: the file carries no {signatures.METADATA_KEY}: export it with longshort"
+                f"{self._label}: the file carries no {signatures.METADATA_KEY}: export it with longshort"
             )
         try:
             return signatures.from_json(text)
         except signatures.SignatureError as error:
-            raise ModelError(f"{path}: {error}") from error
-
-    def _check_graph(self, path: Path) -> None:
-        """Hold the graph's inputs and outputs against the signature."""
-        signature = self.signature
-        inputs = {node.name: node for node in self._session.get_inputs()}
-        outputs = {node.name: node for node in self._session.get_outputs()}
-        expected = {signature.input, *(state.input for state in signature.states)}
-        if signature.sequence_lens is not None:
-            expected.add(signature.sequence_lens)
-        if set(inputs) != expected:
-            raise ModelError(
-                f"{path}: the graph's inputs are {sorted(inputs)}, the signature's {sorted(expected)}"
-            )
-        missing = {signature.output, *(state.output for state in signature.states)} - set(outputs)
-        if missing:
-            raise ModelError(f"{path}: the graph has no output {', '.join(sorted(missing))}")
-        widths = [
-            (inputs[signature.input], len(signature.features)),
-            (outputs[signature.output], len(signature.outputs)),
-        ]
-        for node, width in widths:
-            if len(node.shape) != 3 or (isinstance(node.shape[2], int) and node.shape[2] != width):
-                raise ModelError(
-                    f"{path}: {node.name} is {node.shape}, the signature says [batch, time, {width}]"
-                )
-        for state in signature.states:
-            declared = inputs[state.input].shape
-            fixed = [size if isinstance(size, int) else None for size in declared]
-            fits = len(fixed) == len(state.shape) and all(
-                have is None or want in (-1, have) for have, want in zip(fixed, state.shape, strict=True)
-            )
-            if not fits:
-                raise ModelError(
-                    f"{path}: {state.input} is {declared}, the signature says {list(state.shape)}"
-                )
-            if fixed[state.batch_axis] is not None:
-                raise ModelError(f"{path}: the batch of {state.input} is fixed at {fixed[state.batch_axis]}")
+            raise ModelError(f"{self._label}: {error}") from error
 
 
 def open_session(

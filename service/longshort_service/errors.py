@@ -117,6 +117,12 @@ class NonFiniteResult(CallerFault):
     reason = "NON_FINITE_RESULT"
 
 
+class ValuesRefused(CallerFault):
+    """The model's graph fails on these values: an index beyond a table, for one."""
+
+    reason = "VALUES_REFUSED"
+
+
 class HorizonOutOfRange(CallerFault):
     """Raised when a forecast's horizon is 0 or beyond the limit."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from longshort_service.served_model import ModelT, not_finite
+from longshort_service.served_model import ModelT, failure_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -41,7 +41,8 @@ def collect(work: FrameWork[ModelT]) -> FrameAnswer:
             frame.handles, piece.counts, piece.steps, piece.values.ravel(), frame.handles[replayed]
         )
     for position, replay in work.replays.items():
-        outputs = replay.outputs.reshape(1, -1)
+        layout = work.models[work.found.models[position]].signature.answer_row
+        outputs = layout.to_numbers(replay.outputs).reshape(1, -1)
         counts, steps = np.array([len(replay.outputs)]), np.array([replay.step])
         pieces.append(_Piece(np.array([position]), outputs, counts, steps))
     for repeats in work.repeats:
@@ -83,12 +84,13 @@ class _Piece:
 
 def _repeated(repeats: Repeats[ModelT]) -> Iterator[_Piece]:
     """Yield the repeated rows that have an answer, and those that have none."""
+    outputs = repeats.model.signature.answer_row.to_numbers(repeats.outputs)
     for count in (0, 1):
         chosen = repeats.answer_rows == count
         num_rows = int(np.count_nonzero(chosen))
         yield _Piece(
             repeats.positions[chosen],
-            repeats.outputs[chosen][:, : count * repeats.outputs.shape[1]],
+            outputs[chosen][:, : count * outputs.shape[1]],
             np.full(num_rows, count),
             repeats.steps[chosen],
         )
@@ -99,12 +101,12 @@ def _piece(work: FrameWork[ModelT], part: Part[ModelT]) -> _Piece:
     applied = job.applied
     steps, outputs = part.steps, job.outputs
     if applied is not None:
-        error = job.failure or not_finite(part.model.name)
-        work.failures.update(dict.fromkeys(positions[~applied].tolist(), error))
+        for row in np.flatnonzero(~applied).tolist():
+            work.failures[int(positions[row])] = failure_of(job, row, part.model.name)
         positions, steps = positions[applied], steps[applied]
         outputs = outputs[applied] if len(outputs) else outputs  # there are none before the first run
     num_answered = work.frame.num_answer_rows(job.num_steps)
-    outputs = outputs[:, outputs.shape[1] - num_answered :]
+    outputs = part.model.signature.answer_row.to_numbers(outputs[:, outputs.shape[1] - num_answered :])
     return _Piece(
         positions,
         outputs.reshape(len(positions), -1) if outputs.size else np.empty((len(positions), 0), np.float32),

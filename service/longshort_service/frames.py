@@ -18,6 +18,7 @@ from longshort_service.columns import Moves, as_bytes
 from longshort_service.frame_work import FrameWork, Part, Repeats
 from longshort_service.served_model import ModelT, allocate_scratch
 from longshort_service.session import Replay
+from longshort_service.values import rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -132,7 +133,12 @@ class FrameReader(Generic[ModelT]):
     def _remember(self, work: FrameWork[ModelT]) -> None:
         """Note a frame that is one job, so that the next of the same sessions needs no looking up."""
         frame, parts = work.frame, work.parts
-        if frame.counts is None and len(parts) == 1 and len(parts[0].positions) == len(frame.handles):
+        if (
+            frame.counts is None
+            and len(parts) == 1
+            and len(parts[0].positions) == len(frame.handles)
+            and parts[0].model.signature.value_row.is_float32
+        ):
             self._last = _Known(
                 self._handles.version,
                 frame.handles.tobytes(),
@@ -201,13 +207,19 @@ class FrameReader(Generic[ModelT]):
         if len(positions) * count * width != values.size:
             values = values[work.starts[positions, None] + np.arange(count * width)]
         values = values.reshape(len(positions), count, width)  # [rows, time, features] f32
+        layout = model.signature.value_row
+        if not layout.is_float32:
+            values, positions = _representable(work, model, positions, values)
         rows = work.found.rows[positions]
         columns = model.columns
         if work.frame.steps is None:
             is_right = columns.is_gapless[rows]
         else:
             is_right = work.frame.steps[positions] == columns.step[rows]
-        is_right &= np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        if layout.is_float32:
+            is_right &= np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        else:
+            is_right &= layout.are_finite(values).all(axis=1)
         for begin in range(0, len(positions), self._max_rows):
             chunk = slice(begin, begin + self._max_rows)
             right = np.flatnonzero(is_right[chunk]) + begin
@@ -305,3 +317,23 @@ class FrameReader(Generic[ModelT]):
                 max_steps=self._max_steps,
             )
         return None
+
+
+def _representable(
+    work: FrameWork[ModelT], model: ModelT, positions: NDArray[np.intp], numbers: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+    """Return as rows `[rows, time, width]` the numbers that the model's dtypes can hold, and their positions."""
+    try:
+        return rows_of(numbers, model.signature), positions
+    except errors.WrongShape:
+        pass
+    rows, stays = [], []
+    for place, position in enumerate(positions.tolist()):
+        try:
+            rows.append(rows_of(numbers[place], model.signature))
+        except errors.WrongShape as error:
+            work.failures[position] = error
+        else:
+            stays.append(position)
+    width = model.signature.value_row.width
+    return np.array(rows, np.float32).reshape(len(stays), numbers.shape[1], width), np.array(stays, np.intp)

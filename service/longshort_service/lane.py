@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from longshort_service.served_model import values_refused
 from longshort_service.singles import Singles
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from longshort_service.batching import Batch, BatchPolicy, Job
     from longshort_service.columns import SessionColumns
     from longshort_service.engine import Engine
+    from longshort_service.errors import ServiceError
     from longshort_service.host_states import HostStates
     from longshort_service.resident_engine import ResidentEngine
     from longshort_service.small_run import SmallRun
@@ -76,6 +78,11 @@ class Lane:
         return run
 
     @property
+    def can_run_few(self) -> bool:
+        """Whether a few steps can go the short way: rows in main memory that the graph takes as they are."""
+        return self.states is not None and self.engine.signature.is_plain
+
+    @property
     def provider(self) -> str:
         """What runs it, in onnxruntime's words."""
         return self.engine.provider if self.resident is None else self.resident.provider
@@ -90,10 +97,13 @@ class RunResult:
     """What a run gave and how long its parts took, in seconds."""
 
     answers: NDArray[np.float32]  # [batch, time, outputs] f32
-    finite: NDArray[np.bool_] | None  # [batch] whose answers and states are finite; None: all are
+    finite: NDArray[np.bool_] | None  # [batch] whose answers and states are there and finite; None: all are
     gather_s: float
     run_s: float
     scatter_s: float
+    refusals: dict[int, ServiceError] = field(
+        default_factory=dict
+    )  # by row, why the model took no such values
 
 
 def run_batch(lane: Lane, batch: Batch) -> RunResult:
@@ -113,9 +123,18 @@ def run_batch(lane: Lane, batch: Batch) -> RunResult:
         jobs[0].source.index if is_alone else np.concatenate([job.source.rows for job in jobs])
     )
     gathered_s = time.perf_counter()
-    answers, new_states = lane.engine.run(values, counts, states)
+    refusals: dict[int, ServiceError] = {}
+    try:
+        answers, new_states = lane.engine.run(values, counts, states)
+    except Exception:
+        if not lane.engine.is_alive():
+            raise
+        answers, new_states = _run_each(lane, values, counts, states, refusals)
     ended_s = time.perf_counter()
-    finite_rows = _finite_rows(lane.states, counts, answers, new_states)
+    finite_rows = _finite_rows(lane, counts, answers, new_states)
+    if refusals:
+        finite_rows = np.ones(len(values), np.bool_) if finite_rows is None else finite_rows
+        finite_rows[list(refusals)] = False
     target = jobs[0].target(batch.counts[0])
     if is_alone and target is not None and finite_rows is None and jobs[0].failed is None:
         lane.states.scatter(target.index, new_states)
@@ -127,8 +146,41 @@ def run_batch(lane: Lane, batch: Batch) -> RunResult:
         elif wanted.any():
             lane.states.scatter(targets[wanted], lane.states.select(new_states, np.flatnonzero(wanted)))
     return RunResult(
-        answers, finite_rows, gathered_s - begin_s, ended_s - gathered_s, time.perf_counter() - ended_s
+        answers,
+        finite_rows,
+        gathered_s - begin_s,
+        ended_s - gathered_s,
+        time.perf_counter() - ended_s,
+        refusals,
     )
+
+
+def _run_each(
+    lane: Lane,
+    values: NDArray[np.float32],
+    counts: NDArray[np.int32] | None,
+    states: States,
+    refusals: dict[int, ServiceError],
+) -> tuple[NDArray[np.float32], States]:
+    """Run a batch that has failed row by row, to find whose values the model does not take: an index beyond a table.
+
+    Notes them in `refusals`; their states stay as they were.
+    """
+    signature = lane.engine.signature
+    answers = np.zeros((*values.shape[:2], signature.answer_row.width), np.float32)
+    new_states = [state.copy() for state in states]
+    for row in range(len(values)):
+        own = slice(row, row + 1)
+        at = [(*(slice(None),) * spec.batch_axis, own) for spec in signature.states]
+        part = [np.ascontiguousarray(state[index]) for state, index in zip(states, at, strict=True)]
+        try:
+            answers[own], moved = lane.engine.run(values[own], None if counts is None else counts[own], part)
+        except Exception as reason:  # noqa: BLE001  as above
+            refusals[row] = values_refused(lane.name, reason)
+            continue
+        for state, index, array in zip(new_states, at, moved, strict=True):
+            state[index] = array
+    return answers, new_states
 
 
 def _values(batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.int32] | None]:
@@ -149,15 +201,18 @@ def _values(batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.int32] | None
 
 
 def _finite_rows(
-    memory: HostStates, counts: NDArray[np.int32] | None, answers: NDArray[np.float32], states: States
+    lane: Lane, counts: NDArray[np.int32] | None, answers: NDArray[np.float32], states: States
 ) -> NDArray[np.bool_] | None:
     """Return for each row of a batch whether what came of it is finite; None: of all. Padding is nobody's answer."""
-    if np.isfinite(answers).all() and all(np.isfinite(state).all() for state in states):
+    layout = lane.engine.signature.answer_row
+    finite_answers = np.isfinite(answers) if layout.is_float32 else layout.are_finite(answers)
+    if finite_answers.all() and all(np.isfinite(state).all() for state in states):
         return None
-    steps = np.logical_and.reduce(np.isfinite(answers), axis=2)  # [batch, time]
+    assert lane.states is not None  # noqa: S101  the caller has looked
+    steps = layout.are_finite(answers)  # [batch, time]
     if counts is not None:
         steps |= np.arange(answers.shape[1]) >= counts[:, None]
-    finite: NDArray[np.bool_] = steps.all(axis=1) & memory.finite_rows(states)
+    finite: NDArray[np.bool_] = steps.all(axis=1) & lane.states.finite_rows(states)
     return finite
 
 

@@ -10,8 +10,6 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from longshort_service import errors
 from longshort_service import record as records
 from longshort_service.opener import refuse_unfound
@@ -19,7 +17,6 @@ from longshort_service.stores.base import OpenMode, StoreRequest, open_one
 from longshort_service.turns import until_free
 
 if TYPE_CHECKING:
-    from longshort_service.arena import States
     from longshort_service.keeper import Keeper
     from longshort_service.record import SessionRecord
     from longshort_service.repository import Model
@@ -83,7 +80,7 @@ class Management:
             model = self._model_of(stored)
         except errors.ModelNotFound:
             return stored
-        return dataclasses.replace(stored, states=tuple(_initial_states(model)))
+        return dataclasses.replace(stored, states=tuple(model.arena.memory.initial_row()))
 
     async def list(self, *, prefix: str, after: str, limit: int, model: str) -> tuple[list[SessionView], str]:
         """Return a page of sessions in the order of their ids, and the id to go on after; "" at the end.
@@ -120,7 +117,8 @@ class Management:
         model = self._model_of(before)
         live = self._table.get(session_id)
         if live is not None:
-            await self._keeper.restart(live, _initial_states(model), lambda: self._end_stream(live, "reset"))
+            initial = model.arena.memory.initial_row()
+            await self._keeper.restart(live, initial, lambda: self._end_stream(live, "reset"))
             return self._view(live.record(), live)
         now_s = self._keeper.clock()
         opening = await open_one(self._store, StoreRequest(session_id, OpenMode.OPEN), now_s)
@@ -196,8 +194,3 @@ class Management:
             is_streaming=is_streaming,
             idle_s=0.0 if is_streaming else max(self._keeper.clock() - record.last_used_s, 0.0),
         )
-
-
-def _initial_states(model: Model) -> States:
-    """Return the states that a session of a model begins in, without the batch axis."""
-    return [np.full(state.row_shape(), state.initial, np.float32) for state in model.signature.states]

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Final
 from longshort_service.arena import Arena
 from longshort_service.batching import BatchPolicy
 from longshort_service.columns import SessionColumns
-from longshort_service.engine import Engine, ModelError
-from longshort_service.host_states import HostStates, layouts_of
+from longshort_service.engine import Engine
+from longshort_service.graph_check import ModelError
+from longshort_service.host_states import HostStates
 from longshort_service.lane import Lane
 from longshort_service.observers import LaneMetrics
 from longshort_service.repository import Model
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 # Rows beside those of sessions, for long messages and forecasts under way.
 SCRATCH_ROWS: Final = 8192
+# Of a batch whose rows run one by one: it holds up the others for as long as they take together.
+MAX_ROWS_ALONE: Final = 16
 
 
 class ModelLoader:
@@ -46,16 +49,22 @@ class ModelLoader:
             file.stat().st_mtime_ns
         )  # before it is read: what is changed meanwhile is seen to have changed
         num_rows = config.max_sessions + SCRATCH_ROWS
-        resident = self._load_resident(file, num_rows) if config.provider != "cpu" else None
+        engine = Engine(file, provider=config.provider, intra_op_num_threads=config.intra_op_num_threads)
+        resident = None
+        if config.provider != "cpu" and engine.signature.is_plain:
+            resident = self._load_resident(file, num_rows)
         states: HostStates | None = None
         if resident is None:
-            engine = Engine(file, provider=config.provider, intra_op_num_threads=config.intra_op_num_threads)
-            states = HostStates(layouts_of(engine.signature), num_rows)
+            states = HostStates(engine.layouts, num_rows)
             memory: StateMemory = states
         else:
             engine, memory = resident.plain, resident.states
-        cost = (resident or engine).warm_up(config.max_batch_rows, config.piece_steps)
         signature = engine.signature
+        max_rows = (
+            min(config.max_batch_rows, MAX_ROWS_ALONE) if signature.rows_alone else config.max_batch_rows
+        )
+        piece_steps = 1 if signature.steps_alone else config.piece_steps
+        cost = (resident or engine).warm_up(max_rows, piece_steps)
         lane = Lane(
             name=name,
             engine=engine,
@@ -64,12 +73,17 @@ class ModelLoader:
             resident=resident,
             columns=SessionColumns(
                 num_rows,
-                len(signature.features),
-                len(signature.outputs),
+                signature.value_row.width,
+                signature.answer_row.width,
                 repeats_last=signature.missing is MissingValue.REPEAT_LAST,
             ),
             policy=BatchPolicy(
-                config.max_batch_rows, config.piece_steps, signature.sequence_lens is not None, cost
+                max_rows,
+                piece_steps,
+                signature.sequence_lens is not None
+                and not signature.rows_alone
+                and not signature.steps_alone,
+                cost,
             ),
             observer=LaneMetrics(self._metrics, name, version),
         )

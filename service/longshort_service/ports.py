@@ -139,14 +139,14 @@ class RowLayout:
             begin += port.num_elements
         return self.pack(tensors)
 
-    def to_numbers(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return numbers `[..., elements] f32` of rows: what float32 cannot hold is rounded."""
+    def to_numbers(self, rows: NDArray[np.float32], dtype: type[np.floating] = np.float32) -> NDArray[Any]:
+        """Return numbers `[..., elements]` of rows: what `dtype` cannot hold is rounded."""
         if self.is_float32:
-            return rows
+            return rows.astype(dtype, copy=False)
         lead = rows.shape[:-1]
         with np.errstate(over="ignore"):
             parts = [
-                tensor.reshape(*lead, port.num_elements).astype(np.float32)
+                tensor.reshape(*lead, port.num_elements).astype(dtype)
                 for tensor, port in zip(self.unpack(rows), self.ports, strict=True)
             ]
         return np.concatenate(parts, axis=-1)

@@ -3,8 +3,8 @@
 Owns the record and its versioned encoding with a checksum. Does not know where records are kept.
 
 The bytes, little-endian: magic; CRC-32 of the rest; numbers of a fixed layout; session id (ASCII); description
-(JSON: origin and shapes); then float32, row-major: states, last answer, last values, last output. The description
-is the same for all records of a model and is built once.
+(JSON: origin, shapes, and dtypes where they are not float32); then, row-major: states, last answer, last values, last
+output. The description is the same for all records of a model and is built once.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import re
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from longshort_service import errors
+from longshort_service.ports import DTYPES
 from longshort_service.protocol import MessageIdentity
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ _GAPLESS, _ANSWER, _VALUES, _OUTPUT = (
     4,
     8,
 )  # the bits of the flags: the mark, and which arrays are there
-_F4: Final = np.dtype("<f4")
+_F4: Final = "float32"
 # Printable ASCII without space: an id travels in headers, and gRPC takes nothing else there.
 SESSION_ID: Final = re.compile(r"[\x21-\x7e]{1,256}")
 
@@ -67,7 +68,8 @@ class SessionRecord:
 
     `states` are the rows of the arena without the batch axis; none at all at step 0: the model's initial state.
     `last_message`, which ends at `step`, and `last_answer` `[rows, outputs]` are what a repeated message gets;
-    `last_values` `[features]` and `last_output` `[outputs]` are None before the first step. `is_gapless` is true where
+    `last_values` `[features]` and `last_output` `[outputs]` are None before the first step. States are of their own
+    dtypes, the rest are rows of words as RowLayout has them. `is_gapless` is true where
     it is known that nothing is missing after `step`.
     """
 
@@ -78,7 +80,7 @@ class SessionRecord:
     epoch: int
     is_gapless: bool
     last_used_s: float  # seconds since 1970
-    states: tuple[NDArray[np.float32], ...]
+    states: tuple[NDArray[Any], ...]
     last_message: MessageIdentity | None
     last_answer: NDArray[np.float32] | None
     last_values: NDArray[np.float32] | None
@@ -124,6 +126,7 @@ class _Description:
 
     origin: Origin
     state_shapes: tuple[tuple[int, ...], ...]
+    state_dtypes: tuple[str, ...]
     num_features: int
     num_outputs: int
 
@@ -145,7 +148,8 @@ def encode(record: SessionRecord) -> bytes:
         (num_outputs,) = record.last_output.shape
         arrays.append(record.last_output)
     shapes = tuple([state.shape for state in record.states])
-    description = _describe(_Description(record.origin, shapes, num_features, num_outputs))
+    dtypes = tuple([state.dtype.name for state in record.states])
+    description = _describe(_Description(record.origin, shapes, dtypes, num_features, num_outputs))
     session_id = record.session_id.encode("ascii")
     message = record.last_message
     numbers = _NUMBERS.pack(
@@ -160,9 +164,7 @@ def encode(record: SessionRecord) -> bytes:
         len(session_id),
         len(description),
     )
-    body = b"".join(
-        [numbers, session_id, description, *[a.astype(_F4, copy=False).tobytes() for a in arrays]]
-    )
+    body = b"".join([numbers, session_id, description, *[_little(a).tobytes() for a in arrays]])
     return _PREFIX.pack(MAGIC, zlib.crc32(body)) + body
 
 
@@ -197,13 +199,13 @@ def _record(data: bytes) -> SessionRecord:
         raise ValueError(f"a message of {num_steps} steps at step {step}")
     if not SESSION_ID.fullmatch(session_id) or not math.isfinite(last_used_s) or flags >= 2 * _OUTPUT:
         raise ValueError((session_id, last_used_s, flags))
-    shapes = [
-        *described.state_shapes,
-        (num_rows, described.num_outputs) if flags & _ANSWER else None,
-        (described.num_features,) if flags & _VALUES else None,
-        (described.num_outputs,) if flags & _OUTPUT else None,
+    forms: list[tuple[tuple[int, ...] | None, str]] = [
+        *zip(described.state_shapes, described.state_dtypes, strict=True),
+        ((num_rows, described.num_outputs) if flags & _ANSWER else None, _F4),
+        ((described.num_features,) if flags & _VALUES else None, _F4),
+        ((described.num_outputs,) if flags & _OUTPUT else None, _F4),
     ]
-    *states, last_answer, last_values, last_output = _arrays(shapes, data, offset)
+    *states, last_answer, last_values, last_output = _arrays(forms, data, offset)
     return SessionRecord(
         session_id=session_id,
         origin=described.origin,
@@ -220,20 +222,27 @@ def _record(data: bytes) -> SessionRecord:
     )
 
 
+def _little(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array with its bytes as every machine writes them."""
+    return array.astype(array.dtype.newbyteorder("<"), copy=False)
+
+
 def _arrays(
-    shapes: list[tuple[int, ...] | None], data: bytes, offset: int
-) -> list[NDArray[np.float32] | None]:
+    forms: list[tuple[tuple[int, ...] | None, str]], data: bytes, offset: int
+) -> list[NDArray[Any] | None]:
     """Return copies of the arrays, which are all that there is from `offset` on."""
-    counts = [0 if shape is None else math.prod(shape) for shape in shapes]
-    if offset + 4 * sum(counts) != len(data):
-        raise ValueError(f"{len(data) - offset} bytes for arrays of {sum(counts)} numbers")
-    arrays: list[NDArray[np.float32] | None] = []
-    for shape, count in zip(shapes, counts, strict=True):
+    sizes = [0 if shape is None else math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in forms]
+    if offset + sum(sizes) != len(data):
+        raise ValueError(f"{len(data) - offset} bytes for arrays of {sum(sizes)} bytes")
+    arrays: list[NDArray[Any] | None] = []
+    for (shape, dtype), size in zip(forms, sizes, strict=True):
         if shape is None:
             arrays.append(None)
             continue
-        arrays.append(np.frombuffer(data, _F4, count, offset).reshape(shape).astype(np.float32))
-        offset += 4 * count
+        written = np.dtype(dtype).newbyteorder("<")
+        array = np.frombuffer(data, written, size // written.itemsize, offset)
+        arrays.append(array.reshape(shape).astype(dtype))
+        offset += size
     return arrays
 
 
@@ -254,6 +263,8 @@ def _describe(description: _Description) -> bytes:
         "features": description.num_features,
         "outputs": description.num_outputs,
     }
+    if any(dtype != _F4 for dtype in description.state_dtypes):
+        fields["dtypes"] = description.state_dtypes
     return json.dumps(fields).encode()
 
 
@@ -266,7 +277,10 @@ def _read_description(data: bytes) -> _Description:
     if origin.version == 0:
         raise ValueError("version 0")
     shapes = tuple(tuple(_count(size) for size in shape) for shape in fields["states"])
-    return _Description(origin, shapes, _count(fields["features"]), _count(fields["outputs"]))
+    dtypes = tuple(map(_text, fields.get("dtypes", [_F4] * len(shapes))))
+    if len(dtypes) != len(shapes) or not set(dtypes) <= set(DTYPES):
+        raise ValueError(dtypes)
+    return _Description(origin, shapes, dtypes, _count(fields["features"]), _count(fields["outputs"]))
 
 
 def _count(number: object) -> int:

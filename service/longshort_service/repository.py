@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from longshort_service import errors
-from longshort_service.engine import Engine, ModelError
+from longshort_service.engine import Engine
+from longshort_service.graph_check import ModelError
 from longshort_service.processor import processor_name
 from longshort_service.record import Origin
 from longshort_service.version_folder import EXPLAIN_FILE, Look, look_at_all

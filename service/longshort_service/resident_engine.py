@@ -14,7 +14,8 @@ import onnx
 
 from longshort_service import resident_graph
 from longshort_service.device_states import DeviceStates
-from longshort_service.engine import PROVIDERS, Engine, ModelError, measure_cost, open_session
+from longshort_service.engine import PROVIDERS, Engine, measure_cost, open_session
+from longshort_service.graph_check import ModelError
 from longshort_service.host_states import layouts_of
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class ResidentEngine:
         Answers beyond a row's count are padding. All is done on return, on the device too. Raises whatever
         onnxruntime raises; no row has changed then, unless the device itself has failed.
         """
-        shape = (*values.shape[:2], len(self.signature.outputs))
+        shape = (*values.shape[:2], self.signature.answer_row.width)
         answers, finite = np.empty(shape, np.float32), np.empty(len(values), np.bool_)
         bind = self._binding.bind_cpu_input
         bind(self.signature.input, np.ascontiguousarray(values))

@@ -114,14 +114,14 @@ class Scheduler:
         lane = self._waiting_lanes.popleft()
         lane.is_waiting = False
         num_singles = len(lane.singles)
-        if (
+        has_run = (
             0 < num_singles <= MAX_FEW
             and not lane.queue
-            and lane.states
+            and lane.can_run_few
             and self._runs_inline(lane, num_singles, 1)
-        ):
-            self._run_few(lane)
-        else:
+            and self._has_run_few(lane)
+        )
+        if not has_run:
             self._run_next_batch(lane)
         self._wake(lane)
         if self._waiting_lanes:
@@ -130,11 +130,14 @@ class Scheduler:
     def _runs_inline(self, lane: Lane, num_rows: int, num_steps: int) -> bool:
         return lane.policy.cost.run(num_rows, num_steps) <= self._inline_run_limit_s
 
-    def _run_few(self, lane: Lane) -> None:
+    @staticmethod
+    def _has_run_few(lane: Lane) -> bool:
+        """Run the few that wait; where that fails nothing has moved, and a batch finds out what was wrong."""
         try:
             run_few(lane)
-        except Exception as error:  # noqa: BLE001  whatever is raised, nobody may be left waiting
-            self._die(lane, [], error)
+        except Exception:  # noqa: BLE001  onnxruntime's exceptions share no base but Exception
+            return False
+        return True
 
     def _run_next_batch(self, lane: Lane) -> None:
         _queue_singles(lane)
@@ -176,6 +179,7 @@ class Scheduler:
             begin += job.num_rows
             if result.finite is not None:
                 _note_failed(job, ~result.finite[positions])
+                _note_refused(job, result.refusals, positions.start)
             _collect(job, result.answers[positions, :count], count)
             if job.withdrawn or job.is_done or (job.failed is not None and job.failed.all()):
                 self._end(lane, job)
@@ -231,6 +235,13 @@ def _note_failed(job: Job, failed: NDArray[np.bool_]) -> None:
     """Note which rows of a job came to nothing; they run on for nobody, and none of their states is kept."""
     if failed.any():
         job.failed = failed if job.failed is None else job.failed | failed
+
+
+def _note_refused(job: Job, refusals: dict[int, errors.ServiceError], begin: int) -> None:
+    """Note which of a job's rows the model's graph failed on: of a batch in which its first row is at `begin`."""
+    own = {row - begin: error for row, error in refusals.items() if begin <= row < begin + job.num_rows}
+    if own:
+        job.refusals = {**own, **(job.refusals or {})}
 
 
 def _collect(job: Job, answers: NDArray[np.float32], count: int) -> None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from longshort_service.arena import Arena, Slot, Slots
+    from longshort_service.batching import Job
     from longshort_service.columns import SessionColumns
     from longshort_service.record import Origin, SessionRecord
     from longshort_service.signature import Signature
@@ -60,8 +61,8 @@ def check_fit(record: SessionRecord, model: ServedModel) -> None:
             f"session {record.session_id} was stored with another file of {label}: reset it",
             session_id=record.session_id,
         )
-    num_outputs = len(signature.outputs)
-    row, output = (None, None) if record.step == 0 else ((len(signature.features),), (num_outputs,))
+    num_outputs = signature.answer_row.width
+    row, output = (None, None) if record.step == 0 else ((signature.value_row.width,), (num_outputs,))
     answer = record.last_answer
     fits = (
         _has_shapes_of(record, signature)
@@ -80,7 +81,9 @@ def check_fit(record: SessionRecord, model: ServedModel) -> None:
 def _has_shapes_of(record: SessionRecord, signature: Signature) -> bool:
     if not record.states:
         return record.step == 0  # it begins: in the initial state of whatever model
-    return [state.shape for state in record.states] == [state.row_shape() for state in signature.states]
+    return [(state.shape, state.dtype.name) for state in record.states] == [
+        (state.row_shape(), state.dtype) for state in signature.states
+    ]
 
 
 def _shape(array: NDArray[np.float32] | None) -> tuple[int, ...] | None:
@@ -107,6 +110,20 @@ def _exhausted(model: ServedModel) -> errors.SessionsExhausted:
     return errors.SessionsExhausted(
         f"all {model.arena.num_rows} state rows of {model.name} are in use: wait and send again",
         model=model.name,
+    )
+
+
+def failure_of(job: Job, row: int, model_name: str) -> errors.ServiceError:
+    """Return why a row of an ended job was not applied."""
+    if job.failure is not None:
+        return job.failure
+    return (job.refusals or {}).get(row) or not_finite(model_name)
+
+
+def values_refused(model_name: str, error: Exception) -> errors.ValuesRefused:
+    """Return the error of a message at which the model's graph itself failed."""
+    return errors.ValuesRefused(
+        f"the model cannot run on these values; the session has not moved: {error}", model=model_name
     )
 
 

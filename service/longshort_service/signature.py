@@ -155,6 +155,7 @@ class Signature:
         for state in self.states:
             _check_state(state)
         _check_windows(self)
+        _check_missing(self)
         _check_forecast(self)
 
     def graph_inputs(self) -> list[str]:
@@ -264,6 +265,13 @@ def _check_windows(signature: Signature) -> None:
             raise SignatureError(
                 f"a window goes before an input without a time axis, {state.window_of!r} is none"
             )
+
+
+def _check_missing(signature: Signature) -> None:
+    if signature.missing is MissingValue.REPEAT_LAST and not signature.value_row.is_float32:
+        raise SignatureError(
+            "a missing value can be repeated where all inputs are float32: use REJECT or PASS"
+        )
 
 
 def _check_forecast(signature: Signature) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from longshort_service.arena import Slots
 from longshort_service.batching import Job
 from longshort_service.columns import Moves, as_bytes
-from longshort_service.served_model import not_finite
+from longshort_service.served_model import failure_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -113,7 +113,7 @@ class _Delivery:
             return
         for position, (waiter, step) in enumerate(zip(self.waiters, steps, strict=True)):
             if applied is not None and not applied[position]:
-                waiter.failed(job.failure or not_finite(self.model_name))
+                waiter.failed(failure_of(job, position, self.model_name))
             else:
                 wanted = job.outputs[position, : self.moves.answer_rows[position]]
                 waiter.answered(wanted.tobytes(), step)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
 from longshort_service import errors
 from longshort_service.arena import Slots
 from longshort_service.batching import Job
-from longshort_service.served_model import allocate_row, check_fit, not_finite
+from longshort_service.served_model import allocate_row, check_fit, failure_of
 from longshort_service.session import Answers, Replay, select_answers
 from longshort_service.values import check_values
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from longshort_service.arena import Slot
+    from longshort_service.arena import Slot, States
     from longshort_service.record import SessionRecord
     from longshort_service.repository import Model
     from longshort_service.scheduler import Scheduler
@@ -105,7 +105,7 @@ class Stepper:
     async def _run(self, model: Model, job: Job) -> NDArray[np.float32]:
         """Return the answers `[time, outputs]` of a job of one row; it is withdrawn where the caller is cancelled.
 
-        Raises what Scheduler.submit raises, NonFiniteResult, or what ended the job.
+        Raises what Scheduler.submit raises, NonFiniteResult, ValuesRefused, or what ended the job.
         """
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -123,7 +123,7 @@ class Stepper:
         if job.failure is not None:
             raise job.failure
         if job.failed is not None:
-            raise not_finite(model.name)
+            raise failure_of(job, 0, model.name)
         outputs: NDArray[np.float32] = job.outputs[0]
         return outputs.copy()  # a view would keep the whole batch alive
 
@@ -155,7 +155,8 @@ class Stepper:
         values = np.zeros((1, horizon - 1, model.signature.value_row.width), np.float32)
         values[0, 0, targets] = first[sources]
         slot = allocate_row(model)
-        model.arena.write(slot, list(record.states))
+        if record.states:  # otherwise the session begins, and so does the row
+            model.arena.write(slot, list(record.states))
         scratch = Slots.of(slot)
         job = Job(values, scratch, scratch=scratch, feedback=feedback)
         try:
@@ -168,8 +169,8 @@ class Stepper:
 
     async def explain(
         self, record: SessionRecord, model: Model, rows: NDArray[np.float32]
-    ) -> dict[str, NDArray[np.float32]]:
-        """Return every output of explain.onnx for values `[time, features]`, without the batch axis.
+    ) -> dict[str, NDArray[Any]]:
+        """Return every output of explain.onnx for rows `[time, width]`, without the batch axis.
 
         Starts from a session's record; wherever it lives, it does not move. Runs in a thread of its own, a few at
         a time: QueueFull beyond that. Raises ExplainUnavailable, ValueMissing, ValueNotFinite, ModelChanged.
@@ -178,7 +179,9 @@ class Stepper:
         values = check_values(rows, model.signature, record.last_values)
         states = [
             np.expand_dims(state, spec.batch_axis)
-            for state, spec in zip(record.states, model.signature.states, strict=True)
+            for state, spec in zip(
+                record.states or model.arena.memory.initial_row(), model.signature.states, strict=True
+            )
         ]
         if self._num_explains >= MAX_EXPLAINS_AT_ONCE:
             raise errors.QueueFull(f"{self._num_explains} explanations are under way: wait and ask again")
@@ -192,10 +195,5 @@ class Stepper:
         return outputs
 
 
-def _explain(
-    model: Model, values: NDArray[np.float32], states: list[NDArray[np.float32]]
-) -> dict[str, NDArray[np.float32]]:
-    engine = model.explain_engine()
-    outputs = engine.run_all(values[None], states)
-    axes = {spec.output: spec.batch_axis for spec in model.signature.states}
-    return {name: np.squeeze(array, axis=axes.get(name, 0)) for name, array in outputs.items()}
+def _explain(model: Model, values: NDArray[np.float32], states: States) -> dict[str, NDArray[Any]]:
+    return model.explain_engine().run_all(values, states)

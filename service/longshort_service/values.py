@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from longshort_service import errors
+from longshort_service.ports import NotRepresentable
 from longshort_service.signature import MissingValue
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def shape_rows(flat: NDArray[np.float32], signature: Signature, max_steps: int) -> NDArray[np.float32]:
-    """Return the flat values as rows `[time, features]`.
+    """Return flat numbers as rows `[time, width]`, as the model takes them.
 
     Raises EmptyValues, WrongShape or TooManySteps.
     """
@@ -35,13 +36,29 @@ def shape_rows(flat: NDArray[np.float32], signature: Signature, max_steps: int) 
             num_values=flat.size,
             num_features=width,
         )
+    check_num_steps(num_steps, max_steps)
+    return rows_of(flat.reshape(num_steps, width), signature)
+
+
+def check_num_steps(num_steps: int, max_steps: int) -> None:
+    """Raise EmptyValues or TooManySteps for a message of so many steps."""
+    if num_steps < 1:
+        raise errors.EmptyValues("the message holds no values: send at least one row")
     if num_steps > max_steps:
         raise errors.TooManySteps(
             f"{num_steps} steps in one message: send at most {max_steps}",
             num_steps=num_steps,
             max_steps=max_steps,
         )
-    return flat.reshape(num_steps, width)
+
+
+def rows_of(numbers: NDArray[np.float32], signature: Signature) -> NDArray[np.float32]:
+    """Return numbers `[..., features]` as rows `[..., width]`. Raises WrongShape for one that its dtype cannot hold."""
+    try:
+        return signature.value_row.from_numbers(numbers)
+    except NotRepresentable as error:
+        name = signature.features[error.column].name
+        raise errors.WrongShape(f"{name}: {error}: send its tensor, or a number that it holds") from error
 
 
 def checksum(rows: NDArray[np.float32]) -> int:
@@ -56,11 +73,16 @@ def check_values(
 
     `last_row` `[features]` is what the session saw last, None at its start. Raises ValueMissing or ValueNotFinite.
     """
-    finite = np.isfinite(rows)
+    layout = signature.value_row
+    if layout.is_float32:
+        numbers: NDArray[np.floating] = rows
+    else:
+        numbers = layout.to_numbers(rows, np.float64)
+    finite = np.isfinite(numbers)
     if finite.all():
         return rows
-    if np.isinf(rows).any():
-        step, column = map(int, np.argwhere(np.isinf(rows))[0])
+    if np.isinf(numbers).any():
+        step, column = map(int, np.argwhere(np.isinf(numbers))[0])
         raise errors.ValueNotFinite(
             f"row {step}, {signature.features[column].name}: the value is infinite", row=step
         )

@@ -41,7 +41,8 @@ def describe(path: Path, *, as_json: bool) -> None:
       longshort describe models/metro/1 --json
     """  # noqa: D301  click reads the backspace
     file = find_model_file(path)
-    from longshort_service.engine import Engine, ModelError  # noqa: PLC0415  not needed for --help
+    from longshort_service.engine import Engine  # noqa: PLC0415  not needed for --help
+    from longshort_service.graph_check import ModelError  # noqa: PLC0415  not needed for --help
 
     try:
         signature = Engine(file, provider="cpu", intra_op_num_threads=1).signature

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import uuid
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -13,6 +12,7 @@ from longshort.v1 import model_pb2, sequence_pb2, session_pb2, types_pb2
 
 from longshort_service import errors
 from longshort_service.durability import Durability
+from longshort_service.handlers import tensors
 from longshort_service.model_change import ModelChange
 from longshort_service.opener import OpenRequest
 from longshort_service.record import SESSION_ID
@@ -157,40 +157,12 @@ def answers(wanted: types_pb2.Answers) -> Answers:
 
 
 def rows(message: sequence_pb2.Values, signature: Signature, max_steps: int) -> NDArray[np.float32]:
-    """Return a message's values as `[time, features] f32`. Raises WrongShape, EmptyValues or TooManySteps."""
+    """Return a message's values as rows `[time, width]`. Raises WrongShape, EmptyValues or TooManySteps."""
     if not message.tensors:
-        flat = np.array(message.values, np.float32)
-    elif message.values:
+        return shape_rows(np.array(message.values, np.float32), signature, max_steps)
+    if message.values:
         raise errors.WrongShape("the message has values and tensors: send one of them")
-    else:
-        flat = _from_tensors(message, signature)
-    return shape_rows(flat, signature, max_steps)
-
-
-def _from_tensors(message: sequence_pb2.Values, signature: Signature) -> NDArray[np.float32]:
-    if [tensor.name for tensor in message.tensors] != [signature.input]:
-        raise errors.WrongShape(f"{signature.name} takes one tensor, named {signature.input}")
-    (tensor,) = message.tensors
-    if tensor.dtype != types_pb2.DATA_TYPE_FLOAT32:
-        raise errors.WrongShape(f"{signature.input} must be of DATA_TYPE_FLOAT32")
-    shape, width = list(tensor.shape), len(signature.features)
-    if len(shape) != 2 or shape[0] < 0 or shape[1] != width:
-        raise errors.WrongShape(f"{signature.input} is [time, {width}], not {shape}")
-    if len(tensor.data) != 4 * math.prod(shape):
-        raise errors.WrongShape(
-            f"{signature.input}: {len(tensor.data)} bytes do not make {shape} of 4 bytes each"
-        )
-    return np.frombuffer(tensor.data, "<f4").astype(np.float32)
-
-
-def tensor(name: str, array: NDArray[np.float32]) -> types_pb2.Tensor:
-    """Return an array as a tensor message."""
-    return types_pb2.Tensor(
-        name=name,
-        dtype=types_pb2.DATA_TYPE_FLOAT32,
-        shape=array.shape,
-        data=np.ascontiguousarray(array, "<f4").tobytes(),
-    )
+    return tensors.rows(message.tensors, signature.value_row, max_steps)
 
 
 def fill_answer(
@@ -202,13 +174,13 @@ def fill_answer(
     durable_step: int,
     as_tensors: bool,
 ) -> None:
-    """Put outputs `[rows, outputs]` into an answer, in the form in which the values came, and where they lead."""
+    """Put outputs `[rows, width]` into an answer, in the form in which the values came, and where they lead."""
     answer.step = step
     answer.durable_step = durable_step
     if as_tensors:
-        answer.tensors.append(tensor(signature.output, outputs))
+        answer.tensors.extend(tensors.messages(outputs, signature.answer_row))
     else:
-        answer.values.extend(outputs.ravel().tolist())
+        answer.values.extend(signature.answer_row.to_numbers(outputs).ravel().tolist())
 
 
 def session_message(view: SessionView) -> session_pb2.Session:

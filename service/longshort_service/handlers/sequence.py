@@ -10,7 +10,7 @@ import grpc
 from longshort.v1 import sequence_pb2
 
 from longshort_service import errors
-from longshort_service.handlers import codec, status
+from longshort_service.handlers import codec, status, tensors
 from longshort_service.handlers.frames import FrameConversation
 from longshort_service.handlers.stream import StreamConversation
 from longshort_service.opener import OpenRequest
@@ -135,8 +135,8 @@ class SequenceHandler:
         message = sequence_pb2.Values(values=request.values)
         rows = codec.rows(message, model.signature, self._edge.max_steps)
         outputs = await self._edge.stepper.explain(record, model, rows)
-        tensors = [codec.tensor(name, array) for name, array in outputs.items()]
-        return sequence_pb2.ExplainResponse(tensors=tensors, step=record.step)
+        found = [tensors.message(name, array) for name, array in outputs.items()]
+        return sequence_pb2.ExplainResponse(tensors=found, step=record.step)
 
     async def _look(self, key: types_pb2.SessionKey, min_step: int) -> tuple[SessionRecord, Model]:
         """Return a session as it is between two messages, wherever it is; it is not touched.

@@ -10,7 +10,7 @@ import grpc
 from longshort.v1 import session_pb2
 
 from longshort_service import errors
-from longshort_service.handlers import codec
+from longshort_service.handlers import codec, tensors
 
 if TYPE_CHECKING:
     from longshort_service.handlers.edge import Edge
@@ -47,7 +47,7 @@ class SessionHandler:
         if request.include_memory:
             signature = self._edge.repository.get(view.record.model, view.record.version).signature
             for spec, state in zip(signature.states, view.record.states, strict=True):
-                response.memory.append(codec.tensor(spec.input, state))
+                response.memory.append(tensors.message(spec.input, state))
         return response
 
     async def _list(self, request: session_pb2.ListSessionsRequest) -> session_pb2.ListSessionsResponse:

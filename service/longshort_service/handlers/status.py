@@ -35,6 +35,7 @@ TABLE: Final[dict[type[errors.ServiceError], tuple[grpc.StatusCode, float | None
     errors.ValueMissing: (_Code.INVALID_ARGUMENT, None),
     errors.ValueNotFinite: (_Code.INVALID_ARGUMENT, None),
     errors.NonFiniteResult: (_Code.OUT_OF_RANGE, None),
+    errors.ValuesRefused: (_Code.OUT_OF_RANGE, None),
     errors.HorizonOutOfRange: (_Code.INVALID_ARGUMENT, None),
     errors.StepConflict: (_Code.FAILED_PRECONDITION, None),
     errors.StepGap: (_Code.FAILED_PRECONDITION, None),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from longshort_service.handlers.edge import Edge
     from longshort_service.repository import Model
     from longshort_service.session import Session
+    from longshort_service.signature import Signature
     from longshort_service.transport.call import Call
 
 _EVENTS: Final = {
@@ -180,7 +181,7 @@ class StreamConversation(Conversation):
         self._session = session
         self._settled_session()  # it may have been taken or ended since, and its row be another's
         self._slot, self._columns = session.slot, session.model.columns
-        self._num_features = len(session.model.signature.features)
+        self._num_features = _num_fast_features(session.model.signature)
         self._speaks_unasked = session.durability is not Durability.NONE
         self._told_durable_step = session.durable_step
         opened = codec.opened_message(session, created=created, max_steps=edge.max_steps)
@@ -241,3 +242,9 @@ class StreamConversation(Conversation):
                 f"session {session.id} has ended", cause="ended", client_id=""
             )
         return session
+
+
+def _num_fast_features(signature: Signature) -> int:
+    """Return how many numbers a message has that goes the short way; -1, as none has, where numbers are no rows."""
+    is_row = signature.value_row.is_float32 and signature.answer_row.is_float32
+    return len(signature.features) if is_row else -1

@@ -1,0 +1,78 @@
+"""Tensor messages of longshort.v1 to arrays and back. Pure functions."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from longshort.v1 import types_pb2
+
+from longshort_service import errors
+from longshort_service.values import check_num_steps
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from longshort_service.ports import RowLayout
+
+DTYPES: Final[dict[types_pb2.DataType, str]] = {
+    types_pb2.DATA_TYPE_FLOAT16: "float16",
+    types_pb2.DATA_TYPE_FLOAT32: "float32",
+    types_pb2.DATA_TYPE_FLOAT64: "float64",
+    types_pb2.DATA_TYPE_INT32: "int32",
+    types_pb2.DATA_TYPE_INT64: "int64",
+}
+_NUMBERS: Final = {dtype: number for number, dtype in DTYPES.items()}
+
+
+def message(name: str, array: NDArray[Any]) -> types_pb2.Tensor:
+    """Return an array of one of the five dtypes as a tensor."""
+    little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    return types_pb2.Tensor(
+        name=name, dtype=_NUMBERS[array.dtype.name], shape=array.shape, data=little.tobytes()
+    )
+
+
+def array(tensor: types_pb2.Tensor, dtype: str, shape: Sequence[int | None]) -> NDArray[Any]:
+    """Return a tensor's array, a copy. Raises WrongShape unless it has that dtype and shape; None is any size."""
+    sizes, wanted = list(tensor.shape), ["time" if size is None else size for size in shape]
+    if DTYPES.get(tensor.dtype) != dtype:
+        raise errors.WrongShape(f"{tensor.name} must be of DATA_TYPE_{dtype.upper()}")
+    fits = len(sizes) == len(shape) and all(
+        have >= 0 and want in (None, have) for have, want in zip(sizes, shape, strict=True)
+    )
+    if not fits:
+        raise errors.WrongShape(f"{tensor.name} is {wanted}, not {sizes}".replace("'", ""))
+    written = np.dtype(dtype).newbyteorder("<")
+    if len(tensor.data) != written.itemsize * math.prod(sizes):
+        raise errors.WrongShape(
+            f"{tensor.name}: {len(tensor.data)} bytes do not make {sizes} of {written.itemsize} bytes each"
+        )
+    return np.frombuffer(tensor.data, written).reshape(sizes).astype(dtype)
+
+
+def rows(tensors: Sequence[types_pb2.Tensor], layout: RowLayout, max_steps: int) -> NDArray[np.float32]:
+    """Return one tensor for each port, `[time, *shape]`, as rows `[time, width]`.
+
+    Raises WrongShape, EmptyValues or TooManySteps.
+    """
+    by_name = {tensor.name: tensor for tensor in tensors}
+    names = [port.name for port in layout.ports]
+    if sorted(by_name) != sorted(names) or len(by_name) != len(tensors):
+        wanted = "one tensor, named" if len(names) == 1 else "one tensor each of"
+        raise errors.WrongShape(f"the model takes {wanted} {', '.join(names)}")
+    arrays = [array(by_name[port.name], port.dtype, [None, *port.shape]) for port in layout.ports]
+    num_steps = len(arrays[0])
+    for port, one in zip(layout.ports, arrays, strict=True):
+        if len(one) != num_steps:
+            raise errors.WrongShape(f"{port.name} has {len(one)} steps, {names[0]} has {num_steps}")
+    check_num_steps(num_steps, max_steps)
+    return layout.pack(arrays)
+
+
+def messages(rows: NDArray[np.float32], layout: RowLayout) -> Iterable[types_pb2.Tensor]:
+    """Return rows `[time, width]` as one tensor for each port, `[time, *shape]`."""
+    return [message(port.name, one) for port, one in zip(layout.ports, layout.unpack(rows), strict=True)]
