@@ -87,8 +87,8 @@ def test_run_changes_none_of_its_inputs(adder: Path):
 
 def test_run_all_gives_every_output_by_name(adder: Path):
     engine = load(adder)
-    outputs = engine.run_all(np.ones((1, 2, 1), np.float32), engine.initial_states(1))
-    assert {name: array.tolist() for name, array in outputs.items()} == {"y": [[[1], [2]]], "sn": [[2]]}
+    outputs = engine.run_all(np.ones((2, 1), np.float32), engine.initial_states(1))
+    assert {name: array.tolist() for name, array in outputs.items()} == {"y": [[1], [2]], "sn": [2]}
 
 
 def test_initial_value_of_a_state_is_the_signature_s(adder: Path):
@@ -183,14 +183,14 @@ def test_answer_of_the_last_step_alone_is_refused_at_warm_up(adder: Path):
         load(changed(adder, keep_last)).warm_up(4, 4)
 
 
-def test_answers_of_double_precision_are_refused_at_warm_up(adder: Path):
+def test_answers_of_another_dtype_are_refused(adder: Path):
     def widen(model: onnx.ModelProto) -> None:
         model.graph.node[-1].output[0] = "single"
         model.graph.node.append(onnx.helper.make_node("Cast", ["single"], ["y"], to=onnx.TensorProto.DOUBLE))
         model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
 
-    with pytest.raises(ModelError, match="y is float64"):
-        load(changed(adder, widen)).warm_up(4, 4)
+    with pytest.raises(ModelError, match=r"y is tensor\(double\)"):
+        load(changed(adder, widen))
 
 
 def test_run_that_fails_at_warm_up_is_a_model_error(adder: Path):

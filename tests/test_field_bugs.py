@@ -8,7 +8,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from graphs import FATAL, write_adder
+from graphs import FATAL, make_mortal, write_adder
 from grpc_health.v1 import health_pb2
 from inside import Gate, service, until
 from longshort.v1 import model_pb2, sequence_pb2, session_pb2
@@ -98,6 +98,7 @@ def test_slot_freed_while_its_batch_runs_is_not_reused_before_the_batch_ends(run
 def test_dead_engine_leaves_nobody_waiting_and_health_says_not_serving(run: Run, adders: Path):
     async def scenario() -> None:
         async with asyncio.timeout(20), service(adders, may_log_errors=True) as (app, caller):
+            make_mortal(app.repository.get("adder").lane.engine)
             gate = Gate.before(app.repository.get("adder").lane)
             watch = caller.health.Watch(health_pb2.HealthCheckRequest())
             assert (await watch.read()).status == SERVING

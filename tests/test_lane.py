@@ -12,6 +12,7 @@ from longshort_service.arena import DeadSlot, Slots
 from longshort_service.batching import Batch, Job
 from longshort_service.host_states import StateLayout
 from longshort_service.lane import run_batch
+from longshort_service.signature import Channel, Signature, State
 
 if TYPE_CHECKING:
     from longshort_service.host_states import HostStates
@@ -33,6 +34,11 @@ class Adder:
 
     values: list[Any] = field(default_factory=list)
     counts: list[Any] = field(default_factory=list)
+    signature: Signature = field(
+        default_factory=lambda: Signature(
+            "adder", (Channel("x"),), (Channel("y"),), (State("s0", "sn", (1, -1, 1), 1),)
+        )
+    )
 
     def run(
         self, values: NDArray[np.float32], counts: NDArray[np.int32] | None, states: States

@@ -41,6 +41,8 @@ CORE = (
     "frames",
     "frame_answer",
     "values",
+    "general_run",
+    "graph_check",
     "record",
     "ports",
     "signature",
@@ -69,9 +71,9 @@ MAY_KNOW: dict[str, set[str]] = {
     "columns": {"batching", "durability", "protocol"},
     "singles": {"errors", "arena", "batching", "columns", "served_model"},
     "protocol": {"errors"},
-    "values": {"errors", "signature"},
-    "record": {"errors", "protocol"},
-    "served_model": {"errors", "arena", "columns", "record", "signature"},
+    "values": {"errors", "ports", "signature"},
+    "record": {"errors", "ports", "protocol"},
+    "served_model": {"errors", "arena", "batching", "columns", "record", "signature"},
     "session": {
         *("errors", "arena", "batching", "columns", "durability", "protocol", "record", "served_model"),
         "values",
@@ -95,6 +97,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "frame_work": {"errors", "batching", "handles", "served_model", "session"},
     "frames": {
         "errors",
+        "values",
         "arena",
         "batching",
         "columns",
@@ -104,11 +107,17 @@ MAY_KNOW: dict[str, set[str]] = {
         "session",
     },
     "frame_answer": {"frame_work", "served_model"},
-    "engine": {"batching", "signature", "small_run"},
+    "general_run": {"arena", "ports", "signature"},
+    "graph_check": {"ports", "signature"},
+    "engine": {"arena", "batching", "general_run", "graph_check", "host_states", "signature", "small_run"},
     "resident_graph": {"signature"},
-    "device_states": {"arena", "engine", "host_states", "resident_graph"},
-    "resident_engine": {"batching", "device_states", "engine", "host_states", "resident_graph"},
+    "device_states": {"arena", "engine", "graph_check", "host_states", "resident_graph"},
+    "resident_engine": {
+        *("batching", "device_states", "engine", "graph_check", "host_states", "resident_graph")
+    },
     "lane": {
+        "errors",
+        "served_model",
         "arena",
         "batching",
         "columns",
@@ -170,7 +179,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "processor": set(),
     "version_folder": set(),
     "repository": {
-        *("errors", "arena", "columns", "engine", "lane", "processor", "record", "signature"),
+        *("errors", "arena", "columns", "engine", "graph_check", "lane", "processor", "record", "signature"),
         "version_folder",
     },
     "repository_watch": {"repository", "version_folder"},
@@ -244,7 +253,7 @@ MAY_KNOW: dict[str, set[str]] = {
     },
     "model_loader": {
         *("arena", "batching", "columns", "config", "engine", "host_states", "lane", "metrics", "observers"),
-        *("repository", "resident_engine", "resident_graph", "signature", "version_folder"),
+        *("graph_check", "repository", "resident_engine", "resident_graph", "signature", "version_folder"),
     },
     "instruments": set(),
     "metrics": {"instruments"},

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from graphs import FATAL
+from graphs import FATAL, make_mortal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from inside import Gate, until
@@ -561,6 +561,7 @@ def test_dead_engine_fails_all_that_wait_and_all_that_come(run: Run, bench: Benc
     async def scenario() -> None:
         jobs = [bench.job(1), bench.job_of([[1], [FATAL]]), bench.job(1, 1), bench.job(*[1] * 9)]
         slots = bench.slots(2)
+        make_mortal(bench.lane.engine)
         ends = [bench.submit(job) for job in jobs]
         waiters = [bench.submit_single(slots, 1, place=k) for k in range(2)]
         outcomes = await asyncio.gather(*(waiter.outcome for waiter in waiters))
@@ -582,10 +583,27 @@ def test_dead_engine_fails_all_that_wait_and_all_that_come(run: Run, bench: Benc
     play(run, bench, scenario)
 
 
+def test_values_that_the_graph_fails_on_are_failed_and_their_batch_mates_do_not_notice(
+    run: Run, bench: Bench
+):
+    async def scenario() -> None:
+        jobs = [bench.job(1), bench.job_of([[1], [FATAL], [3]]), bench.job(7)]
+        await asyncio.gather(*[bench.submit(job) for job in jobs])
+        assert [bench.totals(job) for job in jobs] == [[1], [1, 0, 3], [7]]
+        assert [job.failure for job in jobs] == [None] * 3
+        assert list(jobs[1].refusals or ()) == [1]
+        waiter = bench.submit_single(bench.slots(1), FATAL)
+        assert isinstance(await waiter.outcome, errors.ValuesRefused)
+        assert bench.deaths == []
+
+    play(run, bench, scenario)
+
+
 def test_value_that_kills_the_engine_alone_is_failed(run: Run, bench: Bench):
     async def scenario() -> None:
         slots = bench.slots(2)
         assert await bench.submit_single(slots, 5).outcome == (5, 1)
+        make_mortal(bench.lane.engine)
         waiter = bench.submit_single(slots, FATAL, place=1)
         assert isinstance(await waiter.outcome, errors.EngineDead)
         assert bench.deaths == [bench.lane]
@@ -598,6 +616,7 @@ def test_value_that_comes_alone_while_the_engine_dies_is_failed_too(run: Run, ad
     bench = Bench(adders)
 
     async def scenario() -> None:
+        make_mortal(bench.lane.engine)
         gate = Gate.before(bench.lane)
         end = bench.submit(bench.job(FATAL))
         await gate.arrival()
@@ -658,6 +677,7 @@ def test_dead_lane_does_not_take_the_others_along(run: Run, bench: Bench):
     other = bench.new_lane("other", Observer())
 
     async def scenario() -> None:
+        make_mortal(bench.lane.engine)
         dying, living = bench.job(FATAL), bench.job(3, lane=other)
         ends = [bench.submit(dying), bench.submit(living, lane=other)]
         await asyncio.gather(*ends)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from graphs import FATAL
+from graphs import FATAL, make_mortal
 from house import House, reason_of
 from inside import Gate, until
 from longshort_model.synthetic import write_random_model
@@ -178,10 +178,22 @@ def test_caller_cancelled_during_the_last_run_finds_the_message_applied(play: Pl
     play(scenario)
 
 
+def test_message_that_the_graph_fails_on_is_refused_and_moves_nothing(play: Play):
+    async def scenario(house: House) -> None:
+        session = await house.open("s")
+        await house.step(session, 5)
+        assert await reason_of(house.step(session, FATAL)) is errors.ValuesRefused
+        assert (session.is_busy, session.step) == (False, 1)
+        assert await house.step(session, 1) == [6]
+
+    play(scenario)
+
+
 def test_message_that_kills_the_engine_fails_and_moves_nothing(play: Play):
     async def scenario(house: House) -> None:
         session = await house.open("s")
         await house.step(session, 5)
+        make_mortal(session.model.lane.engine)
         assert await reason_of(house.step(session, FATAL)) is errors.EngineDead
         assert (session.is_busy, session.step) == (False, 1)
         assert await house.step(session, 5, step=0) == [5]  # the stored answer is still given
@@ -239,6 +251,7 @@ def test_forecast_that_kills_the_engine_moves_nothing_and_leaks_no_row(play: Pla
     async def scenario(house: House) -> None:
         session = await house.open("s")
         await house.step(session, FATAL + 66, -66)  # the next value would be FATAL
+        make_mortal(session.model.lane.engine)
         assert await reason_of(house.forecast(session, 5, 50)) is errors.EngineDead
         assert session.step == 2
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from frame_wire import FORECAST_PART, OPEN_PART, Frames, opening, refusals_of, rows_of
-from graphs import FATAL
+from graphs import FATAL, make_mortal
 from histories_backend import BackendLine
 from inside import Gate, service, until
 from longshort.v1 import sequence_pb2, session_pb2, types_pb2
@@ -776,6 +776,7 @@ def test_engine_s_death_is_answered_by_row_and_ends_the_stream(run: Run, adders:
             asyncio.timeout(20),
             service(adders, may_log_errors=True, piece_steps=4, max_batch_rows=2) as (app, caller),
         ):
+            make_mortal(app.repository.get("adder").lane.engine)
             gate = Gate.before(app.repository.get("adder").lane)
             frames, other = Frames(caller), Frames(caller)
             await frames.open("a", "b", "c", "d")

@@ -60,10 +60,11 @@ def check_graph(signature: Signature, graph: Graph, label: str) -> None:
         if state.window_of
     }
     for port in signature.inputs:
-        _check_node(inputs[port.name], port.dtype, _with_window(port, windows.get(port.name)), label)
+        shape = _with_window(port, windows.get(port.name))
+        _check_node(inputs[port.name], port.dtype, shape, label, port)
     for port in signature.answers:
         if len(outputs[port.name].shape):  # undeclared: its results are held against the signature at warm-up
-            _check_node(outputs[port.name], port.dtype, graph_shape(port), label)
+            _check_node(outputs[port.name], port.dtype, graph_shape(port), label, port)
     for state in signature.states:
         if not state.window_of:
             shape = list(state.row_shape() if state.is_unbatched else state.shape)
@@ -111,14 +112,18 @@ def _with_window(port: Port, window: tuple[int, int] | None) -> list[int]:
     return shape
 
 
-def _check_node(node: Node, dtype: str, shape: Sequence[int], label: str) -> None:
-    """Hold a node against a dtype and a shape in which -1 is any size."""
+def _check_node(node: Node, dtype: str, shape: Sequence[int], label: str, port: Port | None = None) -> None:
+    """Hold a node against a dtype and a shape in which -1 is any size; `port` tells which axes those are."""
     declared = list(node.shape)
     fits = len(declared) == len(shape) and all(
         not isinstance(have, int) or want in (-1, have) for have, want in zip(declared, shape, strict=True)
     )
     if not fits:
-        raise ModelError(f"{label}: {node.name} is {declared}, the signature says {list(shape)}")
+        said: list[int | str] = list(shape)
+        for axis, name in () if port is None else ((port.batch_axis, "batch"), (port.time_axis, "time")):
+            if axis is not None:
+                said[axis] = name
+        raise ModelError(f"{label}: {node.name} is {declared}, the signature says {said}".replace("'", ""))
     if _DTYPES.get(node.type) != dtype:
         raise ModelError(f"{label}: {node.name} is {node.type}, the signature says {dtype}")
 

@@ -13,8 +13,15 @@ from onnx import TensorProto, helper, numpy_helper
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from longshort_service.engine import Engine
+
 # For this value the adder's graph asks for a table's millionth row: onnxruntime raises in mid-run.
 FATAL = -666.0
+
+
+def make_mortal(engine: Engine) -> None:
+    """Have an engine be dead when a run of it has failed: FATAL alone is only the fault of who sent it."""
+    engine.is_alive = lambda: False  # type: ignore[method-assign]
 
 
 def write_adder(
