@@ -99,7 +99,7 @@ class RowLayout:
             part = rows[..., words]
             if port.dtype != "float32":
                 part = np.ascontiguousarray(part).view(port.dtype)[..., : port.num_elements]
-            tensors.append(part.reshape(*lead, *port.shape))
+            tensors.append(part.reshape((*lead, *port.shape)))
         return tensors
 
     def pack(self, tensors: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
@@ -107,16 +107,16 @@ class RowLayout:
         first = tensors[0]
         lead = first.shape[: first.ndim - len(self.ports[0].shape)]
         if len(self.ports) == 1 and self.is_float32:
-            return np.ascontiguousarray(first).reshape(*lead, self.width)
+            return np.ascontiguousarray(first).reshape((*lead, self.width))
         rows = np.zeros((*lead, self.width), np.float32)
         for port, words, tensor in zip(self.ports, self._words, tensors, strict=True):
-            part = np.ascontiguousarray(tensor, port.dtype).reshape(*lead, port.num_elements)
+            part = np.ascontiguousarray(tensor, port.dtype).reshape((*lead, port.num_elements))
             if port.dtype == "float32":
                 rows[..., words] = part
             else:
                 num_bytes = part.shape[-1] * part.itemsize
                 flat = np.zeros((*lead, port.num_words * WORD_BYTES), np.uint8)
-                flat[..., :num_bytes] = part.view(np.uint8).reshape(*lead, num_bytes)
+                flat[..., :num_bytes] = part.view(np.uint8).reshape((*lead, num_bytes))
                 rows[..., words] = flat.view(np.float32)
         return rows
 
@@ -146,7 +146,7 @@ class RowLayout:
         lead = rows.shape[:-1]
         with np.errstate(over="ignore"):
             parts = [
-                tensor.reshape(*lead, port.num_elements).astype(dtype)
+                tensor.reshape((*lead, port.num_elements)).astype(dtype)
                 for tensor, port in zip(self.unpack(rows), self.ports, strict=True)
             ]
         return np.concatenate(parts, axis=-1)
@@ -159,7 +159,7 @@ class RowLayout:
         result: NDArray[np.bool_] = np.ones(lead, np.bool_)
         for tensor, port in zip(self.unpack(rows), self.ports, strict=True):
             if port.dtype.startswith("float"):
-                result &= np.isfinite(tensor.reshape(*lead, port.num_elements)).all(axis=-1)
+                result &= np.isfinite(tensor.reshape((*lead, port.num_elements))).all(axis=-1)
         return result
 
 
