@@ -80,7 +80,8 @@ def check_fit(record: SessionRecord, model: ServedModel) -> None:
 
 def _has_shapes_of(record: SessionRecord, signature: Signature) -> bool:
     if not record.states:
-        return record.step == 0  # it begins: in the initial state of whatever model
+        # It begins, in the initial state of whatever model; or there is nothing to remember.
+        return record.step == 0 or not signature.states
     return [(state.shape, state.dtype.name) for state in record.states] == [
         (state.row_shape(), state.dtype) for state in signature.states
     ]
