@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18longshort/v1/model.proto\x12\x0clongshort.v1\"\xc5\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\'\n\x08\x66\x65\x61tures\x18\x04 \x03(\x0b\x32\x15.longshort.v1.Channel\x12&\n\x07outputs\x18\x05 \x03(\x0b\x32\x15.longshort.v1.Channel\x12+\n\x07missing\x18\x06 \x01(\x0e\x32\x1a.longshort.v1.MissingValue\x12\x11\n\tmax_steps\x18\x07 \x01(\r\x12\x11\n\tforecasts\x18\x08 \x01(\x08\x12\x10\n\x08\x65xplains\x18\t \x01(\x08\x12\x13\n\x0bstate_bytes\x18\n \x01(\x04\x12\x13\n\x0b\x66ingerprint\x18\x0b \x01(\t\x12/\n\x06scores\x18\x0c \x03(\x0b\x32\x1f.longshort.v1.Model.ScoresEntry\x12\x12\n\ntrained_on\x18\r \x01(\t\x12\x10\n\x08provider\x18\x0e \x01(\t\x12\x11\n\tsignature\x18\x0f \x01(\t\x12\x0f\n\x07serving\x18\x10 \x01(\x08\x1a-\n\x0bScoresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"%\n\x07\x43hannel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.longshort.v1.Model\"0\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\"6\n\x10GetModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.longshort.v1.Model\"\x15\n\x13ReloadModelsRequest\"\xcc\x01\n\x14ReloadModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.longshort.v1.Model\x12\x0e\n\x06loaded\x18\x02 \x03(\t\x12\x10\n\x08unloaded\x18\x03 \x03(\t\x12>\n\x06\x66\x61iled\x18\x04 \x03(\x0b\x32..longshort.v1.ReloadModelsResponse.FailedEntry\x1a-\n\x0b\x46\x61iledEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*~\n\x0cMissingValue\x12\x1d\n\x19MISSING_VALUE_UNSPECIFIED\x10\x00\x12\x18\n\x14MISSING_VALUE_REJECT\x10\x01\x12\x1d\n\x19MISSING_VALUE_REPEAT_LAST\x10\x02\x12\x16\n\x12MISSING_VALUE_PASS\x10\x03\x32\x81\x02\n\x0cModelService\x12O\n\nListModels\x12\x1f.longshort.v1.ListModelsRequest\x1a .longshort.v1.ListModelsResponse\x12I\n\x08GetModel\x12\x1d.longshort.v1.GetModelRequest\x1a\x1e.longshort.v1.GetModelResponse\x12U\n\x0cReloadModels\x12!.longshort.v1.ReloadModelsRequest\x1a\".longshort.v1.ReloadModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18longshort/v1/model.proto\x12\x0clongshort.v1\"\xdd\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\'\n\x08\x66\x65\x61tures\x18\x04 \x03(\x0b\x32\x15.longshort.v1.Channel\x12&\n\x07outputs\x18\x05 \x03(\x0b\x32\x15.longshort.v1.Channel\x12+\n\x07missing\x18\x06 \x01(\x0e\x32\x1a.longshort.v1.MissingValue\x12\x11\n\tmax_steps\x18\x07 \x01(\r\x12\x11\n\tforecasts\x18\x08 \x01(\x08\x12\x10\n\x08\x65xplains\x18\t \x01(\x08\x12\x13\n\x0bstate_bytes\x18\n \x01(\x04\x12\x13\n\x0b\x66ingerprint\x18\x0b \x01(\t\x12/\n\x06scores\x18\x0c \x03(\x0b\x32\x1f.longshort.v1.Model.ScoresEntry\x12\x12\n\ntrained_on\x18\r \x01(\t\x12\x10\n\x08provider\x18\x0e \x01(\t\x12\x11\n\tsignature\x18\x0f \x01(\t\x12\x0f\n\x07serving\x18\x10 \x01(\x08\x12\x16\n\x0eknown_features\x18\x11 \x03(\t\x1a-\n\x0bScoresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"%\n\x07\x43hannel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.longshort.v1.Model\"0\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\"6\n\x10GetModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.longshort.v1.Model\"\x15\n\x13ReloadModelsRequest\"\xcc\x01\n\x14ReloadModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.longshort.v1.Model\x12\x0e\n\x06loaded\x18\x02 \x03(\t\x12\x10\n\x08unloaded\x18\x03 \x03(\t\x12>\n\x06\x66\x61iled\x18\x04 \x03(\x0b\x32..longshort.v1.ReloadModelsResponse.FailedEntry\x1a-\n\x0b\x46\x61iledEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*~\n\x0cMissingValue\x12\x1d\n\x19MISSING_VALUE_UNSPECIFIED\x10\x00\x12\x18\n\x14MISSING_VALUE_REJECT\x10\x01\x12\x1d\n\x19MISSING_VALUE_REPEAT_LAST\x10\x02\x12\x16\n\x12MISSING_VALUE_PASS\x10\x03\x32\x81\x02\n\x0cModelService\x12O\n\nListModels\x12\x1f.longshort.v1.ListModelsRequest\x1a .longshort.v1.ListModelsResponse\x12I\n\x08GetModel\x12\x1d.longshort.v1.GetModelRequest\x1a\x1e.longshort.v1.GetModelResponse\x12U\n\x0cReloadModels\x12!.longshort.v1.ReloadModelsRequest\x1a\".longshort.v1.ReloadModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,28 +35,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODEL_SCORESENTRY']._serialized_options = b'8\001'
   _globals['_RELOADMODELSRESPONSE_FAILEDENTRY']._loaded_options = None
   _globals['_RELOADMODELSRESPONSE_FAILEDENTRY']._serialized_options = b'8\001'
-  _globals['_MISSINGVALUE']._serialized_start=953
-  _globals['_MISSINGVALUE']._serialized_end=1079
+  _globals['_MISSINGVALUE']._serialized_start=977
+  _globals['_MISSINGVALUE']._serialized_end=1103
   _globals['_MODEL']._serialized_start=43
-  _globals['_MODEL']._serialized_end=496
-  _globals['_MODEL_SCORESENTRY']._serialized_start=451
-  _globals['_MODEL_SCORESENTRY']._serialized_end=496
-  _globals['_CHANNEL']._serialized_start=498
-  _globals['_CHANNEL']._serialized_end=535
-  _globals['_LISTMODELSREQUEST']._serialized_start=537
-  _globals['_LISTMODELSREQUEST']._serialized_end=556
-  _globals['_LISTMODELSRESPONSE']._serialized_start=558
-  _globals['_LISTMODELSRESPONSE']._serialized_end=615
-  _globals['_GETMODELREQUEST']._serialized_start=617
-  _globals['_GETMODELREQUEST']._serialized_end=665
-  _globals['_GETMODELRESPONSE']._serialized_start=667
-  _globals['_GETMODELRESPONSE']._serialized_end=721
-  _globals['_RELOADMODELSREQUEST']._serialized_start=723
-  _globals['_RELOADMODELSREQUEST']._serialized_end=744
-  _globals['_RELOADMODELSRESPONSE']._serialized_start=747
-  _globals['_RELOADMODELSRESPONSE']._serialized_end=951
-  _globals['_RELOADMODELSRESPONSE_FAILEDENTRY']._serialized_start=906
-  _globals['_RELOADMODELSRESPONSE_FAILEDENTRY']._serialized_end=951
-  _globals['_MODELSERVICE']._serialized_start=1082
-  _globals['_MODELSERVICE']._serialized_end=1339
+  _globals['_MODEL']._serialized_end=520
+  _globals['_MODEL_SCORESENTRY']._serialized_start=475
+  _globals['_MODEL_SCORESENTRY']._serialized_end=520
+  _globals['_CHANNEL']._serialized_start=522
+  _globals['_CHANNEL']._serialized_end=559
+  _globals['_LISTMODELSREQUEST']._serialized_start=561
+  _globals['_LISTMODELSREQUEST']._serialized_end=580
+  _globals['_LISTMODELSRESPONSE']._serialized_start=582
+  _globals['_LISTMODELSRESPONSE']._serialized_end=639
+  _globals['_GETMODELREQUEST']._serialized_start=641
+  _globals['_GETMODELREQUEST']._serialized_end=689
+  _globals['_GETMODELRESPONSE']._serialized_start=691
+  _globals['_GETMODELRESPONSE']._serialized_end=745
+  _globals['_RELOADMODELSREQUEST']._serialized_start=747
+  _globals['_RELOADMODELSREQUEST']._serialized_end=768
+  _globals['_RELOADMODELSRESPONSE']._serialized_start=771
+  _globals['_RELOADMODELSRESPONSE']._serialized_end=975
+  _globals['_RELOADMODELSRESPONSE_FAILEDENTRY']._serialized_start=930
+  _globals['_RELOADMODELSRESPONSE_FAILEDENTRY']._serialized_end=975
+  _globals['_MODELSERVICE']._serialized_start=1106
+  _globals['_MODELSERVICE']._serialized_end=1363
 # @@protoc_insertion_point(module_scope)

@@ -19,7 +19,7 @@ MISSING_VALUE_REPEAT_LAST: MissingValue
 MISSING_VALUE_PASS: MissingValue
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "description", "features", "outputs", "missing", "max_steps", "forecasts", "explains", "state_bytes", "fingerprint", "scores", "trained_on", "provider", "signature", "serving")
+    __slots__ = ("name", "version", "description", "features", "outputs", "missing", "max_steps", "forecasts", "explains", "state_bytes", "fingerprint", "scores", "trained_on", "provider", "signature", "serving", "known_features")
     class ScoresEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +43,7 @@ class Model(_message.Message):
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     SERVING_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_FEATURES_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     description: str
@@ -59,7 +60,8 @@ class Model(_message.Message):
     provider: str
     signature: str
     serving: bool
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., description: _Optional[str] = ..., features: _Optional[_Iterable[_Union[Channel, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[Channel, _Mapping]]] = ..., missing: _Optional[_Union[MissingValue, str]] = ..., max_steps: _Optional[int] = ..., forecasts: _Optional[bool] = ..., explains: _Optional[bool] = ..., state_bytes: _Optional[int] = ..., fingerprint: _Optional[str] = ..., scores: _Optional[_Mapping[str, float]] = ..., trained_on: _Optional[str] = ..., provider: _Optional[str] = ..., signature: _Optional[str] = ..., serving: _Optional[bool] = ...) -> None: ...
+    known_features: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., description: _Optional[str] = ..., features: _Optional[_Iterable[_Union[Channel, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[Channel, _Mapping]]] = ..., missing: _Optional[_Union[MissingValue, str]] = ..., max_steps: _Optional[int] = ..., forecasts: _Optional[bool] = ..., explains: _Optional[bool] = ..., state_bytes: _Optional[int] = ..., fingerprint: _Optional[str] = ..., scores: _Optional[_Mapping[str, float]] = ..., trained_on: _Optional[str] = ..., provider: _Optional[str] = ..., signature: _Optional[str] = ..., serving: _Optional[bool] = ..., known_features: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Channel(_message.Message):
     __slots__ = ("name", "unit")

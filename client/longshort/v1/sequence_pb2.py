@@ -25,61 +25,61 @@ _sym_db = _symbol_database.Default()
 from longshort.v1 import types_pb2 as longshort_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1blongshort/v1/sequence.proto\x12\x0clongshort.v1\x1a\x18longshort/v1/types.proto\"\xbb\x01\n\rStreamRequest\x12\"\n\x04open\x18\x01 \x01(\x0b\x32\x12.longshort.v1.OpenH\x00\x12&\n\x06values\x18\x02 \x01(\x0b\x32\x14.longshort.v1.ValuesH\x00\x12\x30\n\x08\x66orecast\x18\x03 \x01(\x0b\x32\x1c.longshort.v1.StreamForecastH\x00\x12$\n\x05\x66lush\x18\x04 \x01(\x0b\x32\x13.longshort.v1.FlushH\x00\x42\x06\n\x04kind\"\xe2\x01\n\x0eStreamResponse\x12&\n\x06opened\x18\x01 \x01(\x0b\x32\x14.longshort.v1.OpenedH\x00\x12&\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x14.longshort.v1.AnswerH\x00\x12$\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x13.longshort.v1.ErrorH\x00\x12(\n\x07\x64urable\x18\x04 \x01(\x0b\x32\x15.longshort.v1.DurableH\x00\x12(\n\x07\x66lushed\x18\x05 \x01(\x0b\x32\x15.longshort.v1.FlushedH\x00\x42\x06\n\x04kind\"\xf8\x01\n\x04Open\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.longshort.v1.SessionKey\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12$\n\x04mode\x18\x04 \x01(\x0e\x32\x16.longshort.v1.OpenMode\x12\x11\n\tclient_id\x18\x05 \x01(\t\x12,\n\ndurability\x18\x06 \x01(\x0e\x32\x18.longshort.v1.Durability\x12\r\n\x05\x65poch\x18\x07 \x01(\x04\x12/\n\x0cmodel_change\x18\x08 \x01(\x0e\x32\x19.longshort.v1.ModelChange\"\xad\x02\n\x06Opened\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.longshort.v1.SessionKey\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x0f\n\x07\x63reated\x18\x04 \x01(\x08\x12\x0c\n\x04step\x18\x05 \x01(\x04\x12\x14\n\x0c\x64urable_step\x18\x06 \x01(\x04\x12,\n\ndurability\x18\x07 \x01(\x0e\x32\x18.longshort.v1.Durability\x12\x13\n\x0bincarnation\x18\x08 \x01(\x06\x12\r\n\x05\x65poch\x18\t \x01(\x04\x12\x14\n\x0cnum_features\x18\n \x01(\r\x12\x13\n\x0bnum_outputs\x18\x0b \x01(\r\x12\x11\n\tmax_steps\x18\x0c \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\r \x01(\t\"\x83\x01\n\x06Values\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12%\n\x07tensors\x18\x02 \x03(\x0b\x32\x14.longshort.v1.Tensor\x12\x11\n\x04step\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12&\n\x07\x61nswers\x18\x04 \x01(\x0e\x32\x15.longshort.v1.AnswersB\x07\n\x05_step\"\x87\x01\n\x06\x41nswer\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12%\n\x07tensors\x18\x02 \x03(\x0b\x32\x14.longshort.v1.Tensor\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12\x14\n\x0c\x64urable_step\x18\x04 \x01(\x04\x12\x10\n\x08replayed\x18\x05 \x01(\x08\x12\x10\n\x08\x66orecast\x18\x06 \x01(\x08\"!\n\x0eStreamForecast\x12\x0f\n\x07horizon\x18\x01 \x01(\r\"\x07\n\x05\x46lush\"\x1f\n\x07\x46lushed\x12\x14\n\x0c\x64urable_step\x18\x01 \x01(\x04\"\x1f\n\x07\x44urable\x12\x14\n\x0c\x64urable_step\x18\x01 \x01(\x04\"\xa4\x01\n\x0bStepRequest\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.longshort.v1.SessionKey\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12$\n\x04mode\x18\x04 \x01(\x0e\x32\x16.longshort.v1.OpenMode\x12$\n\x06values\x18\x05 \x01(\x0b\x32\x14.longshort.v1.Values\"Z\n\x0cStepResponse\x12$\n\x06\x61nswer\x18\x01 \x01(\x0b\x32\x14.longshort.v1.Answer\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\x12\x13\n\x0bincarnation\x18\x03 \x01(\x06\"_\n\x0f\x46orecastRequest\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.longshort.v1.SessionKey\x12\x0f\n\x07horizon\x18\x02 \x01(\r\x12\x10\n\x08min_step\x18\x03 \x01(\x04\"0\n\x10\x46orecastResponse\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x0c\n\x04step\x18\x02 \x01(\x04\"]\n\x0e\x45xplainRequest\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.longshort.v1.SessionKey\x12\x0e\n\x06values\x18\x02 \x03(\x02\x12\x10\n\x08min_step\x18\x03 \x01(\x04\"F\n\x0f\x45xplainResponse\x12%\n\x07tensors\x18\x01 \x03(\x0b\x32\x14.longshort.v1.Tensor\x12\x0c\n\x04step\x18\x02 \x01(\x04\"\xf6\x01\n\x13StreamFramesRequest\x12&\n\x05opens\x18\x01 \x03(\x0b\x32\x17.longshort.v1.FrameOpen\x12\x0f\n\x07handles\x18\x02 \x03(\x07\x12\x0e\n\x06\x63ounts\x18\x03 \x03(\x07\x12\r\n\x05steps\x18\x04 \x03(\x06\x12\x0e\n\x06values\x18\x05 \x03(\x02\x12&\n\x07\x61nswers\x18\x06 \x01(\x0e\x32\x15.longshort.v1.Answers\x12.\n\tforecasts\x18\x07 \x03(\x0b\x32\x1b.longshort.v1.FrameForecast\x12\x0e\n\x06\x63loses\x18\x08 \x03(\x07\x12\x0f\n\x07\x66lushes\x18\t \x03(\x07\"=\n\tFrameOpen\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12 \n\x04open\x18\x02 \x01(\x0b\x32\x12.longshort.v1.Open\"0\n\rFrameForecast\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x0f\n\x07horizon\x18\x02 \x01(\r\"\xb2\x02\n\x14StreamFramesResponse\x12)\n\x06opened\x18\x01 \x03(\x0b\x32\x19.longshort.v1.FrameOpened\x12\x0f\n\x07handles\x18\x02 \x03(\x07\x12\x0e\n\x06\x63ounts\x18\x03 \x03(\x07\x12\r\n\x05steps\x18\x04 \x03(\x06\x12\x0e\n\x06values\x18\x05 \x03(\x02\x12\x15\n\rdurable_steps\x18\x06 \x03(\x06\x12\x10\n\x08replayed\x18\x07 \x03(\x07\x12(\n\x06\x65rrors\x18\x08 \x03(\x0b\x32\x18.longshort.v1.FrameError\x12\x34\n\tforecasts\x18\t \x03(\x0b\x32!.longshort.v1.FrameForecastAnswer\x12\x0f\n\x07\x66lushed\x18\n \x03(\x07\x12\x15\n\rflushed_steps\x18\x0b \x03(\x06\"C\n\x0b\x46rameOpened\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12$\n\x06opened\x18\x02 \x01(\x0b\x32\x14.longshort.v1.Opened\"g\n\nFrameError\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\"\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x13.longshort.v1.Error\x12%\n\x04part\x18\x03 \x01(\x0e\x32\x17.longshort.v1.FramePart\"C\n\x13\x46rameForecastAnswer\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x0e\n\x06values\x18\x02 \x03(\x02\x12\x0c\n\x04step\x18\x03 \x01(\x04*\x82\x01\n\tFramePart\x12\x1a\n\x16\x46RAME_PART_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x46RAME_PART_OPEN\x10\x01\x12\x15\n\x11\x46RAME_PART_VALUES\x10\x02\x12\x17\n\x13\x46RAME_PART_FORECAST\x10\x03\x12\x14\n\x10\x46RAME_PART_FLUSH\x10\x04\x32\x87\x03\n\x0fSequenceService\x12G\n\x06Stream\x12\x1b.longshort.v1.StreamRequest\x1a\x1c.longshort.v1.StreamResponse(\x01\x30\x01\x12Y\n\x0cStreamFrames\x12!.longshort.v1.StreamFramesRequest\x1a\".longshort.v1.StreamFramesResponse(\x01\x30\x01\x12=\n\x04Step\x12\x19.longshort.v1.StepRequest\x1a\x1a.longshort.v1.StepResponse\x12I\n\x08\x46orecast\x12\x1d.longshort.v1.ForecastRequest\x1a\x1e.longshort.v1.ForecastResponse\x12\x46\n\x07\x45xplain\x12\x1c.longshort.v1.ExplainRequest\x1a\x1d.longshort.v1.ExplainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1blongshort/v1/sequence.proto\x12\x0clongshort.v1\x1a\x18longshort/v1/types.proto\"\xbb\x01\n\rStreamRequest\x12\"\n\x04open\x18\x01 \x01(\x0b\x32\x12.longshort.v1.OpenH\x00\x12&\n\x06values\x18\x02 \x01(\x0b\x32\x14.longshort.v1.ValuesH\x00\x12\x30\n\x08\x66orecast\x18\x03 \x01(\x0b\x32\x1c.longshort.v1.StreamForecastH\x00\x12$\n\x05\x66lush\x18\x04 \x01(\x0b\x32\x13.longshort.v1.FlushH\x00\x42\x06\n\x04kind\"\xe2\x01\n\x0eStreamResponse\x12&\n\x06opened\x18\x01 \x01(\x0b\x32\x14.longshort.v1.OpenedH\x00\x12&\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x14.longshort.v1.AnswerH\x00\x12$\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x13.longshort.v1.ErrorH\x00\x12(\n\x07\x64urable\x18\x04 \x01(\x0b\x32\x15.longshort.v1.DurableH\x00\x12(\n\x07\x66lushed\x18\x05 \x01(\x0b\x32\x15.longshort.v1.FlushedH\x00\x42\x06\n\x04kind\"\x9f\x02\n\x04Open\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.longshort.v1.SessionKey\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12$\n\x04mode\x18\x04 \x01(\x0e\x32\x16.longshort.v1.OpenMode\x12\x11\n\tclient_id\x18\x05 \x01(\t\x12,\n\ndurability\x18\x06 \x01(\x0e\x32\x18.longshort.v1.Durability\x12\r\n\x05\x65poch\x18\x07 \x01(\x04\x12/\n\x0cmodel_change\x18\x08 \x01(\x0e\x32\x19.longshort.v1.ModelChange\x12%\n\x07initial\x18\t \x03(\x0b\x32\x14.longshort.v1.Tensor\"\xad\x02\n\x06Opened\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.longshort.v1.SessionKey\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x0f\n\x07\x63reated\x18\x04 \x01(\x08\x12\x0c\n\x04step\x18\x05 \x01(\x04\x12\x14\n\x0c\x64urable_step\x18\x06 \x01(\x04\x12,\n\ndurability\x18\x07 \x01(\x0e\x32\x18.longshort.v1.Durability\x12\x13\n\x0bincarnation\x18\x08 \x01(\x06\x12\r\n\x05\x65poch\x18\t \x01(\x04\x12\x14\n\x0cnum_features\x18\n \x01(\r\x12\x13\n\x0bnum_outputs\x18\x0b \x01(\r\x12\x11\n\tmax_steps\x18\x0c \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\r \x01(\t\"\x83\x01\n\x06Values\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12%\n\x07tensors\x18\x02 \x03(\x0b\x32\x14.longshort.v1.Tensor\x12\x11\n\x04step\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12&\n\x07\x61nswers\x18\x04 \x01(\x0e\x32\x15.longshort.v1.AnswersB\x07\n\x05_step\"\x87\x01\n\x06\x41nswer\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12%\n\x07tensors\x18\x02 \x03(\x0b\x32\x14.longshort.v1.Tensor\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12\x14\n\x0c\x64urable_step\x18\x04 \x01(\x04\x12\x10\n\x08replayed\x18\x05 \x01(\x08\x12\x10\n\x08\x66orecast\x18\x06 \x01(\x08\"0\n\x0eStreamForecast\x12\x0f\n\x07horizon\x18\x01 \x01(\r\x12\r\n\x05known\x18\x02 \x03(\x02\"\x07\n\x05\x46lush\"\x1f\n\x07\x46lushed\x12\x14\n\x0c\x64urable_step\x18\x01 \x01(\x04\"\x1f\n\x07\x44urable\x12\x14\n\x0c\x64urable_step\x18\x01 \x01(\x04\"\xcb\x01\n\x0bStepRequest\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.longshort.v1.SessionKey\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12$\n\x04mode\x18\x04 \x01(\x0e\x32\x16.longshort.v1.OpenMode\x12$\n\x06values\x18\x05 \x01(\x0b\x32\x14.longshort.v1.Values\x12%\n\x07initial\x18\x06 \x03(\x0b\x32\x14.longshort.v1.Tensor\"Z\n\x0cStepResponse\x12$\n\x06\x61nswer\x18\x01 \x01(\x0b\x32\x14.longshort.v1.Answer\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\x12\x13\n\x0bincarnation\x18\x03 \x01(\x06\"n\n\x0f\x46orecastRequest\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.longshort.v1.SessionKey\x12\x0f\n\x07horizon\x18\x02 \x01(\r\x12\x10\n\x08min_step\x18\x03 \x01(\x04\x12\r\n\x05known\x18\x04 \x03(\x02\"0\n\x10\x46orecastResponse\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x0c\n\x04step\x18\x02 \x01(\x04\"\x84\x01\n\x0e\x45xplainRequest\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.longshort.v1.SessionKey\x12\x0e\n\x06values\x18\x02 \x03(\x02\x12\x10\n\x08min_step\x18\x03 \x01(\x04\x12%\n\x07tensors\x18\x04 \x03(\x0b\x32\x14.longshort.v1.Tensor\"F\n\x0f\x45xplainResponse\x12%\n\x07tensors\x18\x01 \x03(\x0b\x32\x14.longshort.v1.Tensor\x12\x0c\n\x04step\x18\x02 \x01(\x04\"\xf6\x01\n\x13StreamFramesRequest\x12&\n\x05opens\x18\x01 \x03(\x0b\x32\x17.longshort.v1.FrameOpen\x12\x0f\n\x07handles\x18\x02 \x03(\x07\x12\x0e\n\x06\x63ounts\x18\x03 \x03(\x07\x12\r\n\x05steps\x18\x04 \x03(\x06\x12\x0e\n\x06values\x18\x05 \x03(\x02\x12&\n\x07\x61nswers\x18\x06 \x01(\x0e\x32\x15.longshort.v1.Answers\x12.\n\tforecasts\x18\x07 \x03(\x0b\x32\x1b.longshort.v1.FrameForecast\x12\x0e\n\x06\x63loses\x18\x08 \x03(\x07\x12\x0f\n\x07\x66lushes\x18\t \x03(\x07\"=\n\tFrameOpen\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12 \n\x04open\x18\x02 \x01(\x0b\x32\x12.longshort.v1.Open\"?\n\rFrameForecast\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x0f\n\x07horizon\x18\x02 \x01(\r\x12\r\n\x05known\x18\x03 \x03(\x02\"\xb2\x02\n\x14StreamFramesResponse\x12)\n\x06opened\x18\x01 \x03(\x0b\x32\x19.longshort.v1.FrameOpened\x12\x0f\n\x07handles\x18\x02 \x03(\x07\x12\x0e\n\x06\x63ounts\x18\x03 \x03(\x07\x12\r\n\x05steps\x18\x04 \x03(\x06\x12\x0e\n\x06values\x18\x05 \x03(\x02\x12\x15\n\rdurable_steps\x18\x06 \x03(\x06\x12\x10\n\x08replayed\x18\x07 \x03(\x07\x12(\n\x06\x65rrors\x18\x08 \x03(\x0b\x32\x18.longshort.v1.FrameError\x12\x34\n\tforecasts\x18\t \x03(\x0b\x32!.longshort.v1.FrameForecastAnswer\x12\x0f\n\x07\x66lushed\x18\n \x03(\x07\x12\x15\n\rflushed_steps\x18\x0b \x03(\x06\"C\n\x0b\x46rameOpened\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12$\n\x06opened\x18\x02 \x01(\x0b\x32\x14.longshort.v1.Opened\"g\n\nFrameError\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\"\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x13.longshort.v1.Error\x12%\n\x04part\x18\x03 \x01(\x0e\x32\x17.longshort.v1.FramePart\"C\n\x13\x46rameForecastAnswer\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x0e\n\x06values\x18\x02 \x03(\x02\x12\x0c\n\x04step\x18\x03 \x01(\x04*\x82\x01\n\tFramePart\x12\x1a\n\x16\x46RAME_PART_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x46RAME_PART_OPEN\x10\x01\x12\x15\n\x11\x46RAME_PART_VALUES\x10\x02\x12\x17\n\x13\x46RAME_PART_FORECAST\x10\x03\x12\x14\n\x10\x46RAME_PART_FLUSH\x10\x04\x32\x87\x03\n\x0fSequenceService\x12G\n\x06Stream\x12\x1b.longshort.v1.StreamRequest\x1a\x1c.longshort.v1.StreamResponse(\x01\x30\x01\x12Y\n\x0cStreamFrames\x12!.longshort.v1.StreamFramesRequest\x1a\".longshort.v1.StreamFramesResponse(\x01\x30\x01\x12=\n\x04Step\x12\x19.longshort.v1.StepRequest\x1a\x1a.longshort.v1.StepResponse\x12I\n\x08\x46orecast\x12\x1d.longshort.v1.ForecastRequest\x1a\x1e.longshort.v1.ForecastResponse\x12\x46\n\x07\x45xplain\x12\x1c.longshort.v1.ExplainRequest\x1a\x1d.longshort.v1.ExplainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'longshort.v1.sequence_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FRAMEPART']._serialized_start=2915
-  _globals['_FRAMEPART']._serialized_end=3045
+  _globals['_FRAMEPART']._serialized_start=3078
+  _globals['_FRAMEPART']._serialized_end=3208
   _globals['_STREAMREQUEST']._serialized_start=72
   _globals['_STREAMREQUEST']._serialized_end=259
   _globals['_STREAMRESPONSE']._serialized_start=262
   _globals['_STREAMRESPONSE']._serialized_end=488
   _globals['_OPEN']._serialized_start=491
-  _globals['_OPEN']._serialized_end=739
-  _globals['_OPENED']._serialized_start=742
-  _globals['_OPENED']._serialized_end=1043
-  _globals['_VALUES']._serialized_start=1046
-  _globals['_VALUES']._serialized_end=1177
-  _globals['_ANSWER']._serialized_start=1180
-  _globals['_ANSWER']._serialized_end=1315
-  _globals['_STREAMFORECAST']._serialized_start=1317
-  _globals['_STREAMFORECAST']._serialized_end=1350
-  _globals['_FLUSH']._serialized_start=1352
-  _globals['_FLUSH']._serialized_end=1359
-  _globals['_FLUSHED']._serialized_start=1361
-  _globals['_FLUSHED']._serialized_end=1392
-  _globals['_DURABLE']._serialized_start=1394
-  _globals['_DURABLE']._serialized_end=1425
-  _globals['_STEPREQUEST']._serialized_start=1428
-  _globals['_STEPREQUEST']._serialized_end=1592
-  _globals['_STEPRESPONSE']._serialized_start=1594
-  _globals['_STEPRESPONSE']._serialized_end=1684
-  _globals['_FORECASTREQUEST']._serialized_start=1686
-  _globals['_FORECASTREQUEST']._serialized_end=1781
-  _globals['_FORECASTRESPONSE']._serialized_start=1783
-  _globals['_FORECASTRESPONSE']._serialized_end=1831
-  _globals['_EXPLAINREQUEST']._serialized_start=1833
-  _globals['_EXPLAINREQUEST']._serialized_end=1926
-  _globals['_EXPLAINRESPONSE']._serialized_start=1928
-  _globals['_EXPLAINRESPONSE']._serialized_end=1998
-  _globals['_STREAMFRAMESREQUEST']._serialized_start=2001
-  _globals['_STREAMFRAMESREQUEST']._serialized_end=2247
-  _globals['_FRAMEOPEN']._serialized_start=2249
-  _globals['_FRAMEOPEN']._serialized_end=2310
-  _globals['_FRAMEFORECAST']._serialized_start=2312
-  _globals['_FRAMEFORECAST']._serialized_end=2360
-  _globals['_STREAMFRAMESRESPONSE']._serialized_start=2363
-  _globals['_STREAMFRAMESRESPONSE']._serialized_end=2669
-  _globals['_FRAMEOPENED']._serialized_start=2671
-  _globals['_FRAMEOPENED']._serialized_end=2738
-  _globals['_FRAMEERROR']._serialized_start=2740
-  _globals['_FRAMEERROR']._serialized_end=2843
-  _globals['_FRAMEFORECASTANSWER']._serialized_start=2845
-  _globals['_FRAMEFORECASTANSWER']._serialized_end=2912
-  _globals['_SEQUENCESERVICE']._serialized_start=3048
-  _globals['_SEQUENCESERVICE']._serialized_end=3439
+  _globals['_OPEN']._serialized_end=778
+  _globals['_OPENED']._serialized_start=781
+  _globals['_OPENED']._serialized_end=1082
+  _globals['_VALUES']._serialized_start=1085
+  _globals['_VALUES']._serialized_end=1216
+  _globals['_ANSWER']._serialized_start=1219
+  _globals['_ANSWER']._serialized_end=1354
+  _globals['_STREAMFORECAST']._serialized_start=1356
+  _globals['_STREAMFORECAST']._serialized_end=1404
+  _globals['_FLUSH']._serialized_start=1406
+  _globals['_FLUSH']._serialized_end=1413
+  _globals['_FLUSHED']._serialized_start=1415
+  _globals['_FLUSHED']._serialized_end=1446
+  _globals['_DURABLE']._serialized_start=1448
+  _globals['_DURABLE']._serialized_end=1479
+  _globals['_STEPREQUEST']._serialized_start=1482
+  _globals['_STEPREQUEST']._serialized_end=1685
+  _globals['_STEPRESPONSE']._serialized_start=1687
+  _globals['_STEPRESPONSE']._serialized_end=1777
+  _globals['_FORECASTREQUEST']._serialized_start=1779
+  _globals['_FORECASTREQUEST']._serialized_end=1889
+  _globals['_FORECASTRESPONSE']._serialized_start=1891
+  _globals['_FORECASTRESPONSE']._serialized_end=1939
+  _globals['_EXPLAINREQUEST']._serialized_start=1942
+  _globals['_EXPLAINREQUEST']._serialized_end=2074
+  _globals['_EXPLAINRESPONSE']._serialized_start=2076
+  _globals['_EXPLAINRESPONSE']._serialized_end=2146
+  _globals['_STREAMFRAMESREQUEST']._serialized_start=2149
+  _globals['_STREAMFRAMESREQUEST']._serialized_end=2395
+  _globals['_FRAMEOPEN']._serialized_start=2397
+  _globals['_FRAMEOPEN']._serialized_end=2458
+  _globals['_FRAMEFORECAST']._serialized_start=2460
+  _globals['_FRAMEFORECAST']._serialized_end=2523
+  _globals['_STREAMFRAMESRESPONSE']._serialized_start=2526
+  _globals['_STREAMFRAMESRESPONSE']._serialized_end=2832
+  _globals['_FRAMEOPENED']._serialized_start=2834
+  _globals['_FRAMEOPENED']._serialized_end=2901
+  _globals['_FRAMEERROR']._serialized_start=2903
+  _globals['_FRAMEERROR']._serialized_end=3006
+  _globals['_FRAMEFORECASTANSWER']._serialized_start=3008
+  _globals['_FRAMEFORECASTANSWER']._serialized_end=3075
+  _globals['_SEQUENCESERVICE']._serialized_start=3211
+  _globals['_SEQUENCESERVICE']._serialized_end=3602
 # @@protoc_insertion_point(module_scope)

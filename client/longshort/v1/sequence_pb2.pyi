@@ -48,7 +48,7 @@ class StreamResponse(_message.Message):
     def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ..., error: _Optional[_Union[_types_pb2.Error, _Mapping]] = ..., durable: _Optional[_Union[Durable, _Mapping]] = ..., flushed: _Optional[_Union[Flushed, _Mapping]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("session", "model", "version", "mode", "client_id", "durability", "epoch", "model_change")
+    __slots__ = ("session", "model", "version", "mode", "client_id", "durability", "epoch", "model_change", "initial")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +57,7 @@ class Open(_message.Message):
     DURABILITY_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     MODEL_CHANGE_FIELD_NUMBER: _ClassVar[int]
+    INITIAL_FIELD_NUMBER: _ClassVar[int]
     session: _types_pb2.SessionKey
     model: str
     version: int
@@ -65,7 +66,8 @@ class Open(_message.Message):
     durability: _types_pb2.Durability
     epoch: int
     model_change: _types_pb2.ModelChange
-    def __init__(self, session: _Optional[_Union[_types_pb2.SessionKey, _Mapping]] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., mode: _Optional[_Union[_types_pb2.OpenMode, str]] = ..., client_id: _Optional[str] = ..., durability: _Optional[_Union[_types_pb2.Durability, str]] = ..., epoch: _Optional[int] = ..., model_change: _Optional[_Union[_types_pb2.ModelChange, str]] = ...) -> None: ...
+    initial: _containers.RepeatedCompositeFieldContainer[_types_pb2.Tensor]
+    def __init__(self, session: _Optional[_Union[_types_pb2.SessionKey, _Mapping]] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., mode: _Optional[_Union[_types_pb2.OpenMode, str]] = ..., client_id: _Optional[str] = ..., durability: _Optional[_Union[_types_pb2.Durability, str]] = ..., epoch: _Optional[int] = ..., model_change: _Optional[_Union[_types_pb2.ModelChange, str]] = ..., initial: _Optional[_Iterable[_Union[_types_pb2.Tensor, _Mapping]]] = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ("session", "model", "version", "created", "step", "durable_step", "durability", "incarnation", "epoch", "num_features", "num_outputs", "max_steps", "fingerprint")
@@ -126,10 +128,12 @@ class Answer(_message.Message):
     def __init__(self, values: _Optional[_Iterable[float]] = ..., tensors: _Optional[_Iterable[_Union[_types_pb2.Tensor, _Mapping]]] = ..., step: _Optional[int] = ..., durable_step: _Optional[int] = ..., replayed: _Optional[bool] = ..., forecast: _Optional[bool] = ...) -> None: ...
 
 class StreamForecast(_message.Message):
-    __slots__ = ("horizon",)
+    __slots__ = ("horizon", "known")
     HORIZON_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
     horizon: int
-    def __init__(self, horizon: _Optional[int] = ...) -> None: ...
+    known: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, horizon: _Optional[int] = ..., known: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Flush(_message.Message):
     __slots__ = ()
@@ -148,18 +152,20 @@ class Durable(_message.Message):
     def __init__(self, durable_step: _Optional[int] = ...) -> None: ...
 
 class StepRequest(_message.Message):
-    __slots__ = ("session", "model", "version", "mode", "values")
+    __slots__ = ("session", "model", "version", "mode", "values", "initial")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
+    INITIAL_FIELD_NUMBER: _ClassVar[int]
     session: _types_pb2.SessionKey
     model: str
     version: int
     mode: _types_pb2.OpenMode
     values: Values
-    def __init__(self, session: _Optional[_Union[_types_pb2.SessionKey, _Mapping]] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., mode: _Optional[_Union[_types_pb2.OpenMode, str]] = ..., values: _Optional[_Union[Values, _Mapping]] = ...) -> None: ...
+    initial: _containers.RepeatedCompositeFieldContainer[_types_pb2.Tensor]
+    def __init__(self, session: _Optional[_Union[_types_pb2.SessionKey, _Mapping]] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., mode: _Optional[_Union[_types_pb2.OpenMode, str]] = ..., values: _Optional[_Union[Values, _Mapping]] = ..., initial: _Optional[_Iterable[_Union[_types_pb2.Tensor, _Mapping]]] = ...) -> None: ...
 
 class StepResponse(_message.Message):
     __slots__ = ("answer", "created", "incarnation")
@@ -172,14 +178,16 @@ class StepResponse(_message.Message):
     def __init__(self, answer: _Optional[_Union[Answer, _Mapping]] = ..., created: _Optional[bool] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class ForecastRequest(_message.Message):
-    __slots__ = ("session", "horizon", "min_step")
+    __slots__ = ("session", "horizon", "min_step", "known")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     HORIZON_FIELD_NUMBER: _ClassVar[int]
     MIN_STEP_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
     session: _types_pb2.SessionKey
     horizon: int
     min_step: int
-    def __init__(self, session: _Optional[_Union[_types_pb2.SessionKey, _Mapping]] = ..., horizon: _Optional[int] = ..., min_step: _Optional[int] = ...) -> None: ...
+    known: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, session: _Optional[_Union[_types_pb2.SessionKey, _Mapping]] = ..., horizon: _Optional[int] = ..., min_step: _Optional[int] = ..., known: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class ForecastResponse(_message.Message):
     __slots__ = ("values", "step")
@@ -190,14 +198,16 @@ class ForecastResponse(_message.Message):
     def __init__(self, values: _Optional[_Iterable[float]] = ..., step: _Optional[int] = ...) -> None: ...
 
 class ExplainRequest(_message.Message):
-    __slots__ = ("session", "values", "min_step")
+    __slots__ = ("session", "values", "min_step", "tensors")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
     MIN_STEP_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
     session: _types_pb2.SessionKey
     values: _containers.RepeatedScalarFieldContainer[float]
     min_step: int
-    def __init__(self, session: _Optional[_Union[_types_pb2.SessionKey, _Mapping]] = ..., values: _Optional[_Iterable[float]] = ..., min_step: _Optional[int] = ...) -> None: ...
+    tensors: _containers.RepeatedCompositeFieldContainer[_types_pb2.Tensor]
+    def __init__(self, session: _Optional[_Union[_types_pb2.SessionKey, _Mapping]] = ..., values: _Optional[_Iterable[float]] = ..., min_step: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[_types_pb2.Tensor, _Mapping]]] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
     __slots__ = ("tensors", "step")
@@ -238,12 +248,14 @@ class FrameOpen(_message.Message):
     def __init__(self, handle: _Optional[int] = ..., open: _Optional[_Union[Open, _Mapping]] = ...) -> None: ...
 
 class FrameForecast(_message.Message):
-    __slots__ = ("handle", "horizon")
+    __slots__ = ("handle", "horizon", "known")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     HORIZON_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
     handle: int
     horizon: int
-    def __init__(self, handle: _Optional[int] = ..., horizon: _Optional[int] = ...) -> None: ...
+    known: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, handle: _Optional[int] = ..., horizon: _Optional[int] = ..., known: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class StreamFramesResponse(_message.Message):
     __slots__ = ("opened", "handles", "counts", "steps", "values", "durable_steps", "replayed", "errors", "forecasts", "flushed", "flushed_steps")

@@ -93,8 +93,9 @@ class SessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Reset(self, request, context):
-        """Reset puts a session back to step 0 with the model's initial state and draws a new incarnation. A stream
-        of the session ends with SESSION_MOVED.
+        """Reset puts a session back to step 0 with the model's initial state and draws a new incarnation. The constants that
+        it was opened with stay, an initial state that it was opened with does not. A stream of the session ends with
+        SESSION_MOVED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
