@@ -20,7 +20,6 @@ from longshort_model.csv_file import DatasetError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-BUNDLED = ("metro", "parking")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 WITHOUT_EXTRA = (
     "training needs PyTorch, onnx, matplotlib and tqdm, which serving does not: "
@@ -40,7 +39,7 @@ class Refusal(click.ClickException):
     default="metro",
     show_default=True,
     metavar="NAME|FILE",
-    help="metro, parking, or a CSV file (.gz too).",
+    help="metro, metro-calendar, parking, or a CSV file (.gz too).",
 )
 @click.option(
     "--column",
@@ -54,6 +53,11 @@ class Refusal(click.ClickException):
     "time_column",
     metavar="NAME",
     help="The column with the times, ISO 8601. By default time, timestamp, datetime or date.",
+)
+@click.option(
+    "--calendar",
+    is_flag=True,
+    help="Tell the model the hour and the weekday of each value too. metro-calendar is metro with it.",
 )
 @click.option(
     "--out",
@@ -87,7 +91,7 @@ class Refusal(click.ClickException):
     "--resume", is_flag=True, help="Continue a stopped run of the same settings from its checkpoint."
 )
 @click.option(
-    "--shipped", is_flag=True, help="Make metro and parking as they ship; train.json gets both scores."
+    "--shipped", is_flag=True, help="Make the three models that ship; train.json gets the scores of all."
 )
 @click.option(
     "--threads",
@@ -103,6 +107,7 @@ def train(
     time_column: str | None,
     reports: Path,
     *,
+    calendar: bool,
     name: str | None,
     resume: bool,
     shipped: bool,
@@ -122,14 +127,17 @@ def train(
     Examples:
       longshort train
       longshort train --data parking --seed 3
+      longshort train --data metro-calendar
       longshort train --data my.csv --column temperature --out models --name oven
       longshort train --data meters.csv.gz --column north --column south --hidden 32 --updates 800
       longshort train --data my.csv --column temperature --resume
     """  # noqa: D301  click reads the backspace
     chosen = {what: value for what, value in settings.items() if value is not None}
-    if shipped and (columns or time_column or name or chosen or resume or state_family or data != "metro"):
+    if shipped and (
+        columns or time_column or name or chosen or resume or state_family or calendar or data != "metro"
+    ):
         raise click.UsageError(
-            "--shipped makes metro and parking with their own settings; leave the others out"
+            "--shipped makes the models that ship with their own settings; leave the others out"
         )
     if name is not None and not NAME.fullmatch(name):
         raise click.UsageError(
@@ -137,13 +145,17 @@ def train(
         )
     try:
         chosen_data = (
-            [datasets.metro(), datasets.parking()]
+            [datasets.load(one) for one in datasets.BUNDLED]
             if shipped
             else [datasets.load(data, columns, time_column=time_column)]
         )
+        if calendar:
+            chosen_data = [datasets.with_calendar(one) for one in chosen_data]
     except DatasetError as error:
         _refuse(error)
-    if name is not None and data not in BUNDLED:  # the file's name says less than the one that was given
+    if (
+        name is not None and data not in datasets.BUNDLED
+    ):  # the file's name says less than the one that was given
         chosen_data = [dataclasses.replace(one, name=name) for one in chosen_data]
     for one in chosen_data:
         if one.notice:
@@ -208,7 +220,11 @@ def _make_all(
         click.echo(f"  scores in {reports / model_name}.json, drawn in {reports / model_name}.png")
     click.echo(f"next: longshort serve {shlex.quote(str(out))}")
     if shipped:
-        report.write_json(reports / "train.json", {data_name: m.report for data_name, m in made.items()})
+        scores = {data_name.replace("-", "_"): m.report for data_name, m in made.items()}
+        report.write_json(reports / "train.json", scores)
+        report.draw_horizons(
+            reports / "horizons.png", [made[name].report for name in ("metro", "metro-calendar")]
+        )
 
 
 def _refuse(message: object, cause: Exception | None = None) -> NoReturn:

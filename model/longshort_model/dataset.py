@@ -6,6 +6,7 @@ model and imports no torch.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+BUNDLED: Final = ("metro", "metro-calendar", "parking")
 LEAST_ROWS: Final = 120  # below it the validation part, a tenth, has too few values to choose a checkpoint by
 SHARES: Final = (0.65, 0.10)  # of the rows, for training and validation; the rest is the test part
 
@@ -31,7 +33,8 @@ class Dataset:
 
     Rows before `train_end` are for training, from there to `validation_end` for choosing the checkpoint, the
     rest for testing. `day` and `week` are numbers of rows, None where the file has no times. `notice` is a
-    line for whoever brought the file, if there is something to say.
+    line for whoever brought the file, if there is something to say. `has_calendar`: the model is told the hour and
+    the weekday of each row beside its value.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Dataset:
     day: int | None = None
     source: str = ""
     notice: str = ""
+    has_calendar: bool = False
 
     @property
     def week(self) -> int | None:
@@ -56,16 +60,39 @@ class Dataset:
         """Return the hour of the day of each row, [time], or None where the file has no times."""
         return np.array([t.hour for t in self.times]) if self.times else None
 
+    def inputs(self) -> NDArray[np.float32]:
+        """Return what the model sees, [series, time, features]: missing values are the last known ones again.
+
+        With a calendar the features are the value, the hour of the day (0 to 23) and the weekday (0 is Monday) of
+        the row itself; otherwise the value alone.
+        """
+        filled = repeat_last(self.values)[..., None]
+        if not self.has_calendar:
+            return filled
+        calendar = np.array([(t.hour, t.weekday()) for t in self.times], np.float32)  # [time, 2]
+        return np.concatenate([filled, np.broadcast_to(calendar, (*filled.shape[:2], 2))], axis=-1)
+
+
+def with_calendar(dataset: Dataset, name: str | None = None) -> Dataset:
+    """Return the data set for a model that is told hour and weekday too. Raises DatasetError if it has no times."""
+    if not dataset.times:
+        raise DatasetError(
+            f"{dataset.name}: a calendar needs the time of each row; name its column with --time"
+        )
+    return dataclasses.replace(dataset, name=name or dataset.name, has_calendar=True)
+
 
 def load(name: str, columns: Sequence[str] = (), *, time_column: str | None = None) -> Dataset:
-    """Return the bundled data set of that name (`metro`, `parking`), or else read the CSV file of that name.
+    """Return the bundled data set of that name, one of BUNDLED, or else read the CSV file of that name.
 
     Raises DatasetError.
     """
-    if name in ("metro", "parking"):
+    if name in BUNDLED:
         if columns or time_column:
             raise DatasetError(f"{name} is bundled with its columns; --column and --time are for CSV files")
-        return metro() if name == "metro" else parking()
+        if name == "parking":
+            return parking()
+        return metro() if name == "metro" else with_calendar(metro(), name)
     return read_csv(Path(name), columns, time_column=time_column)
 
 

@@ -49,16 +49,7 @@ def export(network: Network, signature: Signature, repository: Path, version: in
     folder = version_folder(repository, signature.name, version)
     _, model, explaining = sign(network.weights(), signature)
     check(network, model, explaining)
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        part.mkdir(parents=True)
-        (part / "model.onnx").write_bytes(model)
-        (part / "explain.onnx").write_bytes(explaining)
-        part.rename(folder)
-    except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
-        raise ExportError(f"{folder}: {error.strerror or error}") from error
+    write_version(folder, {"model.onnx": model, "explain.onnx": explaining})
     return folder
 
 
@@ -71,6 +62,20 @@ def version_folder(repository: Path, name: str, version: int | None = None) -> P
     if folder.exists():
         raise ExportError(f"{folder} exists; a version never changes once written")
     return folder
+
+
+def write_version(folder: Path, files: dict[str, bytes]) -> None:
+    """Write a version's files, all of them or none. Raises ExportError."""
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        for name, content in files.items():
+            (part / name).write_bytes(content)
+        part.rename(folder)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise ExportError(f"{folder}: {error.strerror or error}") from error
 
 
 def check(network: Network, model: bytes, explaining: bytes) -> None:
@@ -131,7 +136,7 @@ def _check_gates(network: Network, explainer: Replay, rng: np.random.Generator) 
         expected.compare(f"explain.onnx: {name}", got[name])
     allowed = max(expected.allowed for expected in results.values())
     weights = network.weights()
-    sequence: NDArray[Any] = (values.astype(np.float64) - weights.mean) / weights.scale
+    sequence: NDArray[Any] = weights.first_layer_inputs(values.astype(np.float64))
     for n, layer in enumerate(weights.layers):
         steps = equations.sequence(layer, sequence, memory[0][n], memory[1][n])
         for what in EXPLAINED:
@@ -194,6 +199,9 @@ def _drawn(
     """Return raw values like the training's, and memories (h0, c0) that are not zero."""
     mean, scale = network.mean.numpy(), network.scale.numpy()
     values = (mean + scale * rng.normal(size=(batch, time, len(mean)))).astype(np.float32)
+    if network.calendar is not None:
+        calendar = rng.integers((0, 0), (24, 7), (batch, time, 2)).astype(np.float32)
+        values = np.concatenate([values, calendar], axis=-1)
     shape = (network.lstm.num_layers, batch, network.lstm.hidden_size)
     short_term, long_term = (rng.uniform(-0.9, 0.9, shape).astype(np.float32) for _ in range(2))
     return values, (short_term, long_term)

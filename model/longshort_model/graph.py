@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import onnx
@@ -22,6 +22,9 @@ from longshort_model.onnx_nodes import Nodes
 if TYPE_CHECKING:
     from longshort_service.signature import Signature
     from numpy.typing import NDArray
+
+
+HOURS_OF_WEEK: Final = 168
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,10 @@ class Weights:
     With `band_factors` there are three outputs: a median, and a bound below and one above it, whose distances
     are |head| times the factors (the first negative), so that they never cross. Not softplus: onnxruntime's
     rounds the last elements of an array otherwise than the others, and a row would depend on its neighbours.
+
+    With a `calendar` two more features follow, the hour of the day and the weekday (0 is Monday): each hour of the
+    week has learnt numbers, which the first layer sees beside the normalised values. A table and no sine: that has
+    the trouble of the softplus.
     """
 
     layers: tuple[Layer, ...]
@@ -49,6 +56,21 @@ class Weights:
     scale: NDArray[np.float32]  # [features]
     columns: tuple[int, ...]  # [outputs]: the feature whose last value an output starts from
     band_factors: NDArray[np.float32] | None = None  # [2]
+    calendar: NDArray[np.float32] | None = None  # [168, width]
+
+    @property
+    def num_features(self) -> int:
+        """How many numbers a value has: hour and weekday are two."""
+        return len(self.mean) + (0 if self.calendar is None else 2)
+
+    def first_layer_inputs(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Return what the first layer sees of raw values [..., features]: normalised, the calendar looked up."""
+        num_values = len(self.mean)
+        normal: NDArray[np.floating] = (values[..., :num_values] - self.mean) / self.scale
+        if self.calendar is None:
+            return normal
+        hour, weekday = (values[..., num_values + k].astype(np.int64) for k in (0, 1))
+        return np.concatenate([normal, self.calendar[weekday % 7 * 24 + hour % 24]], axis=-1)
 
     @property
     def hidden(self) -> int:
@@ -71,12 +93,16 @@ def build(
     have outputs without meaning.
     """
     g = Nodes()
-    features, outputs, hidden = len(weights.mean), len(weights.columns), weights.hidden
-    values = "x"
+    features, outputs, hidden = weights.num_features, len(weights.columns), weights.hidden
+    values, calendar = "x", ""
+    if weights.calendar is not None:
+        values, calendar = g.split("x", 2, axis=2, sizes=[len(weights.mean), 2])
     if missing is MissingValue.PASS:
-        values = g.add("Where", [g.add("IsNaN", ["x"]), g.constant("mean", weights.mean), "x"])
+        values = g.add("Where", [g.add("IsNaN", [values]), g.constant("mean", weights.mean), values])
     centred = g.add("Sub", [values, g.constant("mean", weights.mean)])
     normal = g.add("Div", [centred, g.constant("scale", weights.scale)])
+    if weights.calendar is not None:
+        normal = g.add("Concat", [normal, _calendar(g, weights.calendar, calendar)], axis=2)
     sequence = g.add("Transpose", [normal], perm=[1, 0, 2])  # [time, batch, features]
     short_terms = g.split("h0", len(weights.layers), axis=0)
     long_terms = g.split("c0", len(weights.layers), axis=0)
@@ -123,6 +149,18 @@ def _serialize(model: onnx.ModelProto, signature: Signature) -> bytes:
     helper.set_model_props(model, {METADATA_KEY: signature.to_json()})
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString(deterministic=True))
+
+
+def _calendar(g: Nodes, table: NDArray[np.float32], hour_and_weekday: str) -> str:
+    """Add the look-up of [batch, time, 2] in `table`; return [batch, time, width].
+
+    Modulo 24 and 7: an index beyond the table would fail the run, and everyone's in it.
+    """
+    whole = g.add("Cast", [hour_and_weekday], to=onnx.TensorProto.INT64)
+    within = g.add("Mod", [whole, g.constant("calendar.sizes", np.array([24, 7]))])
+    hours = g.add("Mul", [within, g.constant("calendar.hours", np.array([1, 24]))])
+    index = g.add("ReduceSum", [hours, g.constant("calendar.axis", np.array([2]))], keepdims=0)
+    return g.add("Gather", [g.constant("calendar", table), index], axis=0)
 
 
 def _lstm(g: Nodes, n: int, layer: Layer, inputs: list[str]) -> tuple[str, str, str]:

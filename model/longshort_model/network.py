@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from longshort_model.graph import Layer, Weights
+from longshort_model.graph import HOURS_OF_WEEK, Layer, Weights
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,24 +23,35 @@ LOSS_WEIGHTS: Final = (2.0, 1.0, 1.0)  # the point forecast is what most callers
 class Network(nn.Module):
     """Predicts the next value of its first feature: median, 10 % and 90 % quantile.
 
-    `mean` and `scale` [features] normalise inside. The head predicts the change from the last value, in units
-    of `scale`; its bounds lie |head| below and above the median, so that quantiles never cross.
+    `mean` and `scale` [features] normalise inside. With a `calendar_width` two more features follow, the hour of
+    the day and the weekday of the value, and the LSTM sees that many learnt numbers for each hour of the week. The
+    head predicts the change from the last value, in units of `scale`; its bounds lie |head| below and above the
+    median, so that quantiles never cross.
     """
 
     mean: Tensor
     scale: Tensor
     band_factors: Tensor
+    calendar: Tensor | None
 
     def __init__(
-        self, hidden: int, *, mean: NDArray[np.float32], scale: NDArray[np.float32], layers: int = 1
+        self,
+        hidden: int,
+        *,
+        mean: NDArray[np.float32],
+        scale: NDArray[np.float32],
+        layers: int = 1,
+        calendar_width: int = 0,
     ) -> None:
         super().__init__()
-        self.lstm = nn.LSTM(len(mean), hidden, layers)
+        self.lstm = nn.LSTM(len(mean) + calendar_width, hidden, layers)
         self.head = nn.Linear(hidden, len(QUANTILES))
         nn.init.constant_(self.head.bias[1:], 0.5)  # |head| has a kink at 0: start away from it
         self.register_buffer("mean", torch.as_tensor(mean))  # [features] f32
         self.register_buffer("scale", torch.as_tensor(scale))  # [features] f32
         self.register_buffer("band_factors", torch.tensor([-1.0, 1.0]))
+        # Made last: without one, the other weights are drawn as ever.
+        self.calendar = nn.Parameter(torch.randn(HOURS_OF_WEEK, calendar_width)) if calendar_width else None
 
     def forward(
         self, values: Tensor, memory: tuple[Tensor, Tensor] | None = None
@@ -84,7 +95,12 @@ class Network(nn.Module):
             scale=array(self.scale),
             columns=(0,) * len(QUANTILES),
             band_factors=array(self.band_factors),
+            calendar=None if self.calendar is None else array(self.calendar),
         )
 
     def _normal(self, values: Tensor) -> Tensor:
-        return (values - self.mean) / self.scale
+        if self.calendar is None:
+            return (values - self.mean) / self.scale
+        hour, weekday = values[..., -2].long() % 24, values[..., -1].long() % 7
+        normal = (values[..., :-2] - self.mean) / self.scale
+        return torch.cat([normal, self.calendar[weekday * 24 + hour]], dim=-1)

@@ -26,10 +26,13 @@ if TYPE_CHECKING:
 
 DESCRIPTIONS: Final = {
     "metro": "The next hour's vehicles on the I-94 westbound between Minneapolis and St Paul.",
+    "metro-calendar": "The next hour's vehicles on the same road. Hour (0 to 23) and weekday (0 is Monday) are those "
+    "of the hour in which the vehicles were counted, local time.",
     "parking": "The share of places taken in a car park of Birmingham half an hour ahead, 08:00 to 16:30.",
 }
+CALENDAR: Final = (Channel("hour", "h"), Channel("weekday", "days since Monday"))
 SCORES: Final = ("mae", "rmse", "mase", "coverage")  # of the report, that a model file carries
-SHIPPED: Final = {"metro": Settings(), "parking": Settings()}
+SHIPPED: Final = {"metro": Settings(), "metro-calendar": Settings(), "parking": Settings()}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -90,7 +93,7 @@ def signature_of(dataset: Dataset, settings: Settings, name: str) -> Signature:
     return Signature(
         name=name,
         description=DESCRIPTIONS.get(dataset.name, f"The next value of {dataset.feature}."),
-        features=(Channel(dataset.feature, dataset.unit),),
+        features=(Channel(dataset.feature, dataset.unit), *(CALENDAR if dataset.has_calendar else ())),
         outputs=(point, *bounds),
         states=lstm_states(settings.layers, settings.hidden),
         sequence_lens="sequence_lens",

@@ -12,8 +12,6 @@ import numpy as np
 import onnxruntime
 from longshort_service import signature as signatures
 
-from longshort_model.dataset import repeat_last
-
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -71,7 +69,7 @@ class Replay:
 
         Zero state once, at the first of all values, and carried from there to the end.
         """
-        return self._carried(repeat_last(dataset.values)[..., None])
+        return self._carried(dataset.inputs())
 
     def from_zero(
         self, dataset: Dataset, start: int, num_ages: int
@@ -86,21 +84,59 @@ class Replay:
         known = dataset.values[chosen]
         begins = np.unique(np.linspace(start, rows - num_ages - 1, num_runs // len(chosen)).astype(int))
         index = begins[:, None] + np.arange(num_ages)  # [begins, ages]
-        values = repeat_last(known)[:, index].reshape(-1, num_ages, 1)
+        values = dataset.inputs()[chosen][:, index]
+        values = values.reshape(-1, *values.shape[2:])
         targets = known[:, index + 1].reshape(-1, num_ages)
         return targets, self._carried(values)[..., 0]
 
+    def forecasts(
+        self, dataset: Dataset, start: int, horizon: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return targets and point predictions [runs, horizon] of forecasts as the service makes them.
+
+        A session is carried from the first of all values and asks after every value from row `start` - 1 on, or after
+        as many, evenly spread, as MOST_RUNS allows. The median is fed back as the next value; of a calendar the known
+        hours are given.
+        """
+        num_series, rows = dataset.values.shape
+        inputs = dataset.inputs()
+        num_origins = max(1, MOST_RUNS // num_series)
+        origins = np.unique(np.linspace(start - 1, rows - 1 - horizon, num_origins).astype(int))
+        memory, begin, answers, memories = None, 0, [], []
+        for origin in origins:
+            answer, memory = self._advanced(inputs[:, begin : origin + 1], memory)
+            begin = origin + 1
+            answers.append(answer[:, -1:])  # [series, 1, outputs]
+            memories.append(memory)
+        made = np.concatenate(answers)[..., :1]  # [origins * series, 1, 1]
+        memory = (np.concatenate([h for h, _ in memories], 1), np.concatenate([c for _, c in memories], 1))
+        ahead = [made]
+        for k in range(1, horizon):
+            known = inputs[:, origins + k, 1:].transpose(1, 0, 2).reshape(len(made), 1, -1)
+            got = self.run(np.concatenate([made, known], axis=-1), memory)
+            made, memory = got["y"][..., :1], (got["hn"], got["cn"])
+            ahead.append(made)
+        index = origins[:, None] + np.arange(1, horizon + 1)  # [origins, horizon]
+        targets = dataset.values[:, index].transpose(1, 0, 2).reshape(-1, horizon)
+        return targets, np.concatenate(ahead, axis=1)[..., 0]
+
     def _carried(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the predictions for `values` [batch, time, features] from zero state, run in pieces of time.
+        """Return the predictions for `values` [batch, time, features] from zero state."""
+        return self._advanced(values, None)[0]
+
+    def _advanced(
+        self, values: NDArray[np.float32], memory: Memory | None
+    ) -> tuple[NDArray[np.float32], Memory]:
+        """Return the predictions for `values` [batch, time, features] and the memory after them, run in pieces of time.
 
         The pieces give the bits of one call, which would need memory for all of its steps.
         """
         batch, time = values.shape[:2]
         steps = max(1, PIECE_NUMBERS // math.prod(self.memory_shape(batch)))
-        memory = None
         pieces = []
         for begin in range(0, time, steps):
             got = self.run(values[:, begin : begin + steps], memory)
             memory = got["hn"], got["cn"]
             pieces.append(got["y"])
-        return np.concatenate(pieces, axis=1)
+        assert memory is not None  # noqa: S101  there is at least one value
+        return np.concatenate(pieces, axis=1), memory

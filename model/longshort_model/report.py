@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 DRAWN_ROWS: Final = 240  # of the test part's end: legible on one picture
 DAYS_OF_AGE: Final = 3
+HORIZON: Final = 24  # steps of the forecasts that are scored
 MOST_AGES: Final = 5000  # three days of minutes, and enough runs for a mean at each
 
 
@@ -35,6 +36,7 @@ def evaluate(dataset: Dataset, replay: Replay) -> tuple[dict[str, Any], NDArray[
     predictions = replay.as_served(dataset)
     num_ages = min(DAYS_OF_AGE * (dataset.day or 24), MOST_AGES, (dataset.values.shape[1] - start) // 2)
     by_age = error_by_age(*replay.from_zero(dataset, start, num_ages))
+    targets, ahead = replay.forecasts(dataset, start, min(HORIZON, (dataset.values.shape[1] - start) // 2))
     report = {
         "model": replay.signature.name,
         "fingerprint": replay.signature.fingerprint,
@@ -43,6 +45,7 @@ def evaluate(dataset: Dataset, replay: Replay) -> tuple[dict[str, Any], NDArray[
         "test_rows": dataset.values.shape[1] - start,
         **summary(dataset, predictions, start),
         "error_by_age": by_age.tolist(),
+        "error_by_horizon": error_by_age(targets, ahead).tolist(),
     }
     return _without_nan(report), predictions
 
@@ -78,12 +81,28 @@ def draw(
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     ages = report.get("error_by_age")
-    figure = Figure(figsize=(11, 7 if ages else 4), layout="constrained")
+    horizons = report.get("error_by_horizon")
+    num_panels = 1 + bool(ages) + bool(horizons)
+    figure = Figure(figsize=(11, 1 + 3 * num_panels), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2 if ages else 1, 1, squeeze=False)[:, 0]
-    _draw_series(axes[0], dataset, predictions[series], series, report)
+    axes = list(figure.subplots(num_panels, 1, squeeze=False)[:, 0])
+    _draw_series(axes.pop(0), dataset, predictions[series], series, report)
     if ages:
-        _draw_ages(axes[1], dataset, report)
+        _draw_ages(axes.pop(0), dataset, report)
+    if horizons:
+        _draw_horizons(axes.pop(0), [report])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def draw_horizons(path: Path, reports: list[dict[str, Any]]) -> None:
+    """Draw the error of forecasts by how many steps they look ahead, of several models of one quantity."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  (the demo extra)
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    _draw_horizons(figure.subplots(), reports)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
@@ -127,3 +146,22 @@ def _draw_ages(axes: Any, dataset: Dataset, report: dict[str, Any]) -> None:
     axes.set_xlabel("age of the state: values seen since the session began")
     axes.set_ylabel("mean absolute error" + (f", {dataset.unit}" if dataset.unit else ""))
     axes.legend(loc="upper right", fontsize=8)
+
+
+def _draw_horizons(axes: Any, reports: list[dict[str, Any]]) -> None:
+    for report, colour in zip(reports, ("#d62728", "#1f77b4", "#2ca02c", "#9467bd"), strict=False):
+        errors = np.array(report["error_by_horizon"], float)
+        axes.plot(
+            np.arange(1, len(errors) + 1),
+            errors,
+            color=colour,
+            marker=".",
+            label=f"{report['model']}, carried",
+        )
+    naive = reports[0]["baselines"].get("weekly_naive")
+    if naive is not None:
+        axes.axhline(naive["mae"], color="#7f7f7f", linewidth=1, label="weekly naive, at any distance")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("steps ahead, each prediction fed back as the next value")
+    axes.set_ylabel("mean absolute error" + (f", {reports[0]['unit']}" if reports[0]["unit"] else ""))
+    axes.legend(loc="lower right", fontsize=8)

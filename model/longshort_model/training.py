@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from longshort_model.dataset import repeat_last
 from longshort_model.network import Network
 
 if TYPE_CHECKING:
@@ -43,6 +42,7 @@ class Settings:
     clip: float = 1.0  # of the gradient's norm
     averaging: float = 0.98  # of the weights over the updates, exponentially; the average is what is kept
     validate_every: int = 50
+    calendar_width: int = 4  # learnt numbers for each hour of the week, where the data has a calendar
     seed: int = 0
 
 
@@ -105,7 +105,7 @@ class _Run:
     def __init__(self, dataset: Dataset, settings: Settings) -> None:
         self.dataset, self.settings = dataset, settings
         self.window = min(settings.window, dataset.train_end // 2)
-        self.inputs = torch.from_numpy(repeat_last(dataset.values))  # [series, time]
+        self.inputs = torch.from_numpy(dataset.inputs())  # [series, time, features]
         self.targets = torch.from_numpy(dataset.values)  # [series, time], NaN where missing
         part = dataset.values[:, : dataset.train_end]
         scale = float(np.nanstd(part)) or 1.0  # a constant series has none
@@ -113,7 +113,11 @@ class _Run:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.network = Network(
-                settings.hidden, mean=mean_and_scale[0], scale=mean_and_scale[1], layers=settings.layers
+                settings.hidden,
+                mean=mean_and_scale[0],
+                scale=mean_and_scale[1],
+                layers=settings.layers,
+                calendar_width=settings.calendar_width if dataset.has_calendar else 0,
             )
         self.average = copy.deepcopy(self.network)
         self.optimiser = torch.optim.AdamW(
@@ -151,7 +155,7 @@ class _Run:
         """Score the averaged weights on the validation part, warmed up before it; keep the best."""
         start, end = self.dataset.train_end, self.dataset.validation_end
         with torch.no_grad():
-            warm = self.inputs[:, max(0, start - self.window) : end - 1, None]
+            warm = self.inputs[:, max(0, start - self.window) : end - 1]
             predictions, _ = self.average(warm)
         errors = predictions[:, start - end :, 0] - self.targets[:, start:end]
         mae = float(torch.nanmean(errors.abs()))
@@ -203,12 +207,12 @@ class _Run:
 
     def _data(self) -> list[float]:
         """Return what tells one data set from another: its sizes, and what it is normalised with."""
-        return [*self.targets.shape, float(self.network.mean[0]), float(self.network.scale[0])]
+        return [*self.inputs.shape, float(self.network.mean[0]), float(self.network.scale[0])]
 
     def _windows(self) -> tuple[Tensor, Tensor]:
-        """Return inputs [batch, window, 1] and targets [batch, window], the next values, of this update."""
+        """Return inputs [batch, window, features] and targets [batch, window], the next values, of this update."""
         rng = np.random.default_rng([self.settings.seed, self.update])
         starts = rng.integers(0, self.dataset.train_end - self.window, self.settings.batch)
         series = torch.from_numpy(rng.integers(0, len(self.inputs), self.settings.batch))[:, None]
         index = torch.from_numpy(starts)[:, None] + torch.arange(self.window)  # [batch, window]
-        return self.inputs[series, index][..., None], self.targets[series, index + 1]
+        return self.inputs[series, index], self.targets[series, index + 1]

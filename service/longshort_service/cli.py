@@ -9,6 +9,7 @@ import click
 
 from longshort_service.commands.demo import demo
 from longshort_service.commands.describe import describe
+from longshort_service.commands.export import export
 from longshort_service.commands.group import OneLineGroup
 from longshort_service.commands.health import health
 from longshort_service.commands.serve import serve
@@ -23,5 +24,5 @@ def main() -> None:
     """Serve recurrent models: sessions that remember, batched together at every step."""
 
 
-for command in (serve, stream, demo, train, describe, sessions, health):
+for command in (serve, stream, demo, train, export, describe, sessions, health):
     main.add_command(command)

@@ -1,0 +1,97 @@
+"""A user's own PyTorch module: found, built, given its weights.
+
+Owns the import and what can go wrong with it. What the module computes, others look at.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from longshort_model.export import ExportError
+
+
+def load(target: str, arguments: dict[str, Any], weights: Path | None = None) -> nn.Module:
+    """Return what `module:name` names, ready for inference: a class, a function that makes a module, or a module.
+
+    The current folder is searched first, as `python -m` does. `arguments` are passed by keyword; `weights` is a state
+    dict that torch.save wrote, or a dict with one under `state_dict`. Raises ExportError, which names the line where
+    the user's code failed.
+    """
+    found = _find(target)
+    if isinstance(found, nn.Module):
+        if arguments:
+            raise ExportError(f"{target} is a module already and takes no arguments")
+        made: Any = found
+    elif callable(found):
+        try:
+            made = found(**arguments)
+        except Exception as error:
+            raise ExportError(f"{target} could not be made: {failure(error)}") from error
+    else:
+        made = found
+    if not isinstance(made, nn.Module):
+        raise ExportError(f"{target} gives a {type(made).__name__}, no torch.nn.Module")
+    if weights is not None:
+        _load_weights(made, weights)
+    return made.eval().requires_grad_(requires_grad=False)
+
+
+def failure(error: BaseException) -> str:
+    """Return what an error of the user's code says and the line that it came from, in one line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = ("torch", "longshort_model", "importlib", "<frozen")
+    own = [f for f in frames if not any(part in f.filename for part in inside)]
+    place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    words = " ".join(str(error).split())
+    text = f"{type(error).__name__}: {words}" if words else type(error).__name__
+    return (text if len(text) <= 400 else text[:400] + " ...") + place
+
+
+def _find(target: str) -> Any:
+    module_name, _, path = target.partition(":")
+    if not module_name or not path:
+        raise ExportError(f"{target!r}: name it as module:ClassName, for example my_models:Wave")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        where = (
+            "" if error.name and error.name != module_name.split(".")[0] else "; looked in this folder too"
+        )
+        raise ExportError(f"{module_name} cannot be imported: {error}{where}") from error
+    except Exception as error:
+        raise ExportError(f"{module_name} cannot be imported: {failure(error)}") from error
+    finally:
+        sys.path.remove(str(Path.cwd()))
+    for name in path.split("."):
+        if not hasattr(found, name):
+            raise ExportError(f"{module_name} has no {path}")
+        found = getattr(found, name)
+    return found
+
+
+def _load_weights(module: nn.Module, path: Path) -> None:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ExportError(f"{path}: {error.strerror or error}") from error
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ExportError(
+            f"{path}: no file of weights alone, as torch.save(module.state_dict(), path) writes it"
+        ) from error
+    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, dict):
+        raise ExportError(f"{path}: holds a {type(loaded).__name__}, no state dict")
+    try:
+        module.load_state_dict(loaded)
+    except RuntimeError as error:
+        raise ExportError(f"{path}: {' '.join(str(error).split())}") from error
