@@ -41,6 +41,8 @@ CORE = (
     "frames",
     "frame_answer",
     "values",
+    "beginning",
+    "forecast",
     "general_run",
     "graph_check",
     "record",
@@ -62,6 +64,8 @@ NOT_IN_THE_CORE = {
 # What each room may import of the service. A room that is not named here is above all of these, or beside them.
 MAY_KNOW: dict[str, set[str]] = {
     "errors": set(),
+    "beginning": {"arena", "errors", "served_model", "signature"},
+    "forecast": {"errors", "signature", "values"},
     "ports": set(),
     "signature": {"ports"},
     "arena": set(),
@@ -187,8 +191,9 @@ MAY_KNOW: dict[str, set[str]] = {
     },
     "repository_watch": {"repository", "version_folder"},
     "eviction": {"errors", "record", "repository", "session", "sessions", "stores.base", "turns", "waiters"},
-    "model_change": {"errors", "record", "repository"},
+    "model_change": {"beginning", "errors", "record", "repository"},
     "model_exchange": {
+        "beginning",
         "errors",
         "turns",
         "checkpointer",
@@ -199,6 +204,9 @@ MAY_KNOW: dict[str, set[str]] = {
         "sessions",
     },
     "opener": {
+        "beginning",
+        "record",
+        "arena",
         "durability",
         "errors",
         "eviction",
@@ -232,6 +240,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "stepper": {
         *(
             "errors",
+            "forecast",
             "arena",
             "batching",
             "record",
@@ -244,8 +253,8 @@ MAY_KNOW: dict[str, set[str]] = {
         "values",
     },
     "management": {
+        "beginning",
         "errors",
-        "arena",
         "keeper",
         "opener",
         "record",

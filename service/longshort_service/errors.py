@@ -99,6 +99,12 @@ class TooManySteps(CallerFault):
     reason = "TOO_MANY_STEPS"
 
 
+class ConstantMissing(CallerFault):
+    """A session is to be created without a constant that its model needs of it."""
+
+    reason = "CONSTANT_MISSING"
+
+
 class ValueMissing(CallerFault):
     """Raised when a value is NaN and the model has no use for that."""
 

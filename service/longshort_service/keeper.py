@@ -374,7 +374,7 @@ class Keeper:
             live.restart(states, incarnation, self.clock())
             self.checkpointer.take_on(live, wanted)
 
-        blank = birth(live.id, live.model.origin, incarnation, live.epoch, self.clock())
+        blank = birth(live.id, live.model.origin, incarnation, live.epoch, self.clock(), states)
         await self.checkpointer.store_instead(live, blank, begin_again)
 
     async def close(self) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from longshort_service import errors
 from longshort_service import record as records
+from longshort_service.beginning import begin_again
 from longshort_service.opener import refuse_unfound
 from longshort_service.stores.base import OpenMode, StoreRequest, open_one
 from longshort_service.turns import until_free
@@ -117,13 +118,20 @@ class Management:
         model = self._model_of(before)
         live = self._table.get(session_id)
         if live is not None:
-            initial = model.arena.memory.initial_row()
-            await self._keeper.restart(live, initial, lambda: self._end_stream(live, "reset"))
+            states = begin_again(model, before.states)
+            await self._keeper.restart(live, states, lambda: self._end_stream(live, "reset"))
             return self._view(live.record(), live)
         now_s = self._keeper.clock()
         opening = await open_one(self._store, StoreRequest(session_id, OpenMode.OPEN), now_s)
         refuse_unfound(opening, session_id, None)
-        blank = records.birth(session_id, model.origin, self._keeper.draw_incarnation(), opening.epoch, now_s)
+        blank = records.birth(
+            session_id,
+            model.origin,
+            self._keeper.draw_incarnation(),
+            opening.epoch,
+            now_s,
+            begin_again(model, before.states),
+        )
         (refusal,) = await self._store.write([blank])
         if refusal is not None:
             raise errors.SessionMoved(

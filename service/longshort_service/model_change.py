@@ -10,6 +10,7 @@ import enum
 from typing import TYPE_CHECKING, Protocol
 
 from longshort_service import errors
+from longshort_service.beginning import begin_again
 
 if TYPE_CHECKING:
     from longshort_service.record import Origin, SessionRecord
@@ -82,8 +83,9 @@ def carried_over(asked: Asked, record: SessionRecord, model: Model) -> SessionRe
         return None
     if asked.model_change is ModelChange.REFUSE:
         return record  # of another file under the same version: `check_fit` refuses it
-    # What has not begun begins in the initial state of the model that it is on.
-    return dataclasses.replace(record, origin=model.origin, states=record.states if record.step else ())
+    # What has not begun begins in the initial state of the model that it is on, with the constants that it was given.
+    states = record.states if record.step else begin_again(model, record.states)
+    return dataclasses.replace(record, origin=model.origin, states=tuple(states))
 
 
 def _check_family(session_id: str, origin: Origin, other: Origin) -> None:

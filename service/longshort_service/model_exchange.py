@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from longshort_service import errors
+from longshort_service.beginning import begin_states
 from longshort_service.model_change import ModelChange, carried_over, is_same_file, model_for
 from longshort_service.turns import until_free
 
@@ -45,8 +46,8 @@ class ModelExchange:
         """Return what was opened on the models that the openings ask for, each with whether it began anew there.
 
         The caller has the turns at all of them, and has taken them from their streams. A session that was exchanged
-        has ended. One that could not be (ModelNotFound, ModelChanged, SessionsExhausted, StoreUnavailable) is as it
-        was, and its error returned.
+        has ended. One that could not be (ModelNotFound, ModelChanged, WrongShape, ConstantMissing, SessionsExhausted,
+        StoreUnavailable) is as it was, and its error returned.
         """
         taken = list(opened)
         leaving: dict[int, Session[Model]] = {}  # by place
@@ -88,10 +89,13 @@ class ModelExchange:
         # Asked again: the model may have been unloaded meanwhile.
         model = model_for(request, session.model.origin, self._repository)
         record = carried_over(request, session.record(), model)
+        states = begin_states(model, request.initial) if record is None else None
         fresh = self._table.exchange(session, model, self._clock())
         if record is None:
             fresh.incarnation = self._draw_incarnation()
             fresh.created_by = sys.intern(request.client_id)
+            if states is not None:
+                model.arena.write(fresh.slot, states)
         else:
             fresh.put(record)
         return fresh, record is None

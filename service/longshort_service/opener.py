@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from longshort_service import errors
+from longshort_service import record as records
+from longshort_service.beginning import begin_states
 from longshort_service.model_change import ModelChange, carried_over, model_for
 from longshort_service.repository import Model
 from longshort_service.served_model import check_fit
@@ -23,6 +25,9 @@ from longshort_service.turns import until_settled
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from numpy.typing import NDArray
+
+    from longshort_service.arena import States
     from longshort_service.durability import Durability
     from longshort_service.eviction import Evictor
     from longshort_service.outage import Outage
@@ -53,6 +58,8 @@ class OpenRequest:
     durability: Durability | None = None  # None: the server's
     epoch: int = 0  # the greatest that the client has seen of the session
     model_change: ModelChange = ModelChange.REFUSE
+    # By the input of a state what the session begins with where this creates it, without the batch axis.
+    initial: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,7 @@ class _Newcomer:
     request: OpenRequest
     opening: StoreOpening
     incarnation: int  # where it begins anew: the one that is stored already where the opening created it
+    states: States | None = None  # that it begins anew in; None: the model's own
 
 
 class Opener:
@@ -158,10 +166,16 @@ class Opener:
         if request.mode is not OpenMode.OPEN:
             try:
                 model = self._repository.get(request.model, request.version)
-            except errors.ModelNotFound:
+                states = begin_states(model, request.initial)
+            except (errors.ModelNotFound, errors.WrongShape, errors.ConstantMissing):
                 pass  # it may be there already, and run on another
             else:
-                birth = Birth(model.origin, self._draw_incarnation())
+                incarnation = self._draw_incarnation()
+                begun = None
+                if states is not None:
+                    now_s = self._clock()
+                    begun = records.birth(request.session_id, model.origin, incarnation, 0, now_s, states)
+                birth = Birth(model.origin, incarnation, begun)
         return StoreRequest(request.session_id, request.mode, request.client_id, birth)
 
     async def _find_live(self, request: OpenRequest, opening: StoreOpening) -> Session[Model] | None:
@@ -190,14 +204,14 @@ class Opener:
         return None
 
     def _refuse_model(self, request: OpenRequest) -> None:
-        """Raise ModelNotFound where a session that is not there cannot be created."""
+        """Raise what refuses to create a session that is not there: ModelNotFound, WrongShape or ConstantMissing."""
         if not request.model:
             known = ", ".join(sorted({model.name for model in self._repository.models()}))
             raise errors.ModelNotFound(
                 f"there is no session {request.session_id}: name a model to create it with ({known})",
                 model="",
             )
-        self._repository.get(request.model, request.version)
+        begin_states(self._repository.get(request.model, request.version), request.initial)
 
     def _model_of(self, request: OpenRequest, opening: StoreOpening) -> Model:
         """Return the model that a session goes on with. Raises ModelMismatch, ModelChanged or ModelNotFound."""
@@ -255,6 +269,8 @@ class Opener:
         for newcomer, record, session in zip(newcomers, records, sessions, strict=True):
             if record is None:
                 session.created_by = sys.intern(newcomer.request.client_id)
+                if newcomer.states is not None:
+                    model.arena.write(session.slot, newcomer.states)
             else:
                 session.put(record)
                 if newcomer.opening.is_settled:
@@ -291,14 +307,20 @@ class Opener:
 
 
 def _fitted(newcomer: _Newcomer, model: Model) -> _Newcomer:
-    """Return a newcomer with what its record is on a model; none where it begins anew. Raises ModelChanged."""
+    """Return a newcomer with what its record is on a model, or with the states that it begins anew in.
+
+    Raises ModelChanged, or what `begin_states` raises.
+    """
     opening = newcomer.opening
-    if opening.record is None:
-        return newcomer
-    record = carried_over(newcomer.request, opening.record, model)
+    record = opening.record
     if record is not None:
-        check_fit(record, model)
-    return dataclasses.replace(newcomer, opening=dataclasses.replace(opening, record=record))
+        record = carried_over(newcomer.request, record, model)
+        opening = dataclasses.replace(opening, record=record)
+    if record is None:
+        states = begin_states(model, newcomer.request.initial)
+        return dataclasses.replace(newcomer, opening=opening, states=states)
+    check_fit(record, model)
+    return dataclasses.replace(newcomer, opening=opening)
 
 
 def is_newest(live: Session[Model], opening: StoreOpening) -> bool:

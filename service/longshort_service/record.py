@@ -25,6 +25,8 @@ from longshort_service.ports import DTYPES
 from longshort_service.protocol import MessageIdentity
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 MAGIC: Final = b"LSREC\x00\x00\x02"  # the last byte is the version of the encoding
@@ -102,8 +104,15 @@ class SessionRecord:
         return self.origin.fingerprint
 
 
-def birth(session_id: str, origin: Origin, incarnation: int, epoch: int, now_s: float) -> SessionRecord:
-    """Return the record of a session that begins: step 0 in the model's initial state."""
+def birth(  # noqa: PLR0917  a record's own fields, in their order
+    session_id: str,
+    origin: Origin,
+    incarnation: int,
+    epoch: int,
+    now_s: float,
+    states: Sequence[NDArray[Any]] = (),
+) -> SessionRecord:
+    """Return the record of a session that begins: step 0 in the model's initial state, or in `states`."""
     return SessionRecord(
         session_id=session_id,
         origin=origin,
@@ -112,7 +121,7 @@ def birth(session_id: str, origin: Origin, incarnation: int, epoch: int, now_s: 
         epoch=epoch,
         is_gapless=True,
         last_used_s=now_s,
-        states=(),
+        states=tuple(states),
         last_message=None,
         last_answer=None,
         last_values=None,

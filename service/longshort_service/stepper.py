@@ -14,6 +14,7 @@ import numpy as np
 from longshort_service import errors
 from longshort_service.arena import Slots
 from longshort_service.batching import Job
+from longshort_service.forecast import check_horizon, rows_ahead
 from longshort_service.served_model import allocate_row, check_fit, failure_of
 from longshort_service.session import Answers, Replay, select_answers
 from longshort_service.values import check_values
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from longshort_service.singles import SingleWaiter
 
 MAX_EXPLAINS_AT_ONCE: Final = 4
+NOTHING_KNOWN: Final = np.empty(0, np.float32)
 
 
 class StepObserver(Protocol):
@@ -128,37 +130,33 @@ class Stepper:
         return outputs.copy()  # a view would keep the whole batch alive
 
     async def forecast(
-        self, record: SessionRecord, model: Model, horizon: int, max_steps: int
+        self,
+        record: SessionRecord,
+        model: Model,
+        horizon: int,
+        max_steps: int,
+        known: NDArray[np.float32] = NOTHING_KNOWN,
     ) -> NDArray[np.float32]:
-        """Return predictions `[horizon, outputs]` from a session's record; wherever it lives, it does not move.
+        """Return predictions `[horizon, width]` from a session's record; wherever it lives, it does not move.
 
-        The first row is the session's last prediction; each later one is the model's answer to the one before,
-        fed back as its signature says. Raises HorizonOutOfRange, ForecastUnavailable, SessionEmpty, ModelChanged
-        where the record is of another file, SessionsExhausted, and what Scheduler.submit raises.
+        The first row is the session's last prediction; each later one is the model's answer to the one before, fed
+        back as its signature says, beside a row of `known`, as `rows_ahead` has it. Raises what `check_horizon` and
+        `rows_ahead` raise, SessionEmpty, ModelChanged where the record is of another file, SessionsExhausted, and what
+        Scheduler.submit raises.
         """
-        if not 1 <= horizon <= max_steps:
-            raise errors.HorizonOutOfRange(
-                f"the horizon must be 1 to {max_steps}, not {horizon}", horizon=horizon, max_steps=max_steps
-            )
-        if not model.signature.can_forecast or model.signature.known_features():
-            raise errors.ForecastUnavailable(
-                f"{model.name} has features that no output predicts: it cannot run on its own",
-                model=model.name,
-            )
+        check_horizon(model.signature, horizon, max_steps)
         check_fit(record, model)
         first = record.last_output
         if first is None:
             raise errors.SessionEmpty(f"session {record.session_id} has seen no value yet: step it first")
+        rows = rows_ahead(model.signature, first, known, horizon)
         if horizon == 1:
             return first[None, :]
-        sources, targets = feedback = model.signature.feedback_words()
-        values = np.zeros((1, horizon - 1, model.signature.value_row.width), np.float32)
-        values[0, 0, targets] = first[sources]
         slot = allocate_row(model)
         if record.states:  # otherwise the session begins, and so does the row
             model.arena.write(slot, list(record.states))
         scratch = Slots.of(slot)
-        job = Job(values, scratch, scratch=scratch, feedback=feedback)
+        job = Job(rows[None], scratch, scratch=scratch, feedback=model.signature.feedback_words())
         try:
             rolled = await self._run(model, job)
         except (errors.QueueFull, errors.EngineDead):

@@ -93,7 +93,7 @@ def session_id(key: types_pb2.SessionKey, *, may_be_empty: bool = False) -> str:
 
 
 def open_request(request: sequence_pb2.Open) -> OpenRequest:
-    """Return what an opening asks for. Raises InvalidMessage or InvalidSessionId."""
+    """Return what an opening asks for. Raises InvalidMessage, InvalidSessionId or WrongShape."""
     if len(request.client_id) > MAX_CLIENT_ID:
         raise errors.InvalidMessage(f"client_id is longer than {MAX_CLIENT_ID} characters")
     return OpenRequest(
@@ -105,6 +105,7 @@ def open_request(request: sequence_pb2.Open) -> OpenRequest:
         durability(request.durability),
         request.epoch,
         model_change(request.model_change),
+        tensors.by_name(request.initial),
     )
 
 
@@ -220,6 +221,9 @@ def model_message(model: Model, repository: Repository, max_steps: int) -> model
         missing=_MISSING[signature.missing],
         max_steps=max_steps,
         forecasts=signature.can_forecast,
+        known_features=[signature.features[k].name for k in signature.known_features()]
+        if signature.can_forecast
+        else [],
         explains=model.can_explain,
         state_bytes=model.arena.row_bytes,
         fingerprint=signature.fingerprint,

@@ -9,18 +9,21 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import grpc
+import numpy as np
 
 from longshort_service import errors
 from longshort_service.handlers import codec, status
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from google.protobuf.message import Message
+    from numpy.typing import NDArray
 
     from longshort_service.keeper import Keeper
     from longshort_service.management import Management
-    from longshort_service.repository import Repository
+    from longshort_service.record import SessionRecord
+    from longshort_service.repository import Model, Repository
     from longshort_service.stepper import Stepper
 
 logger = logging.getLogger(__name__)
@@ -39,6 +42,16 @@ class EdgeObserver(Protocol):
 
     def step_total(self, model: str, seconds: float, num_messages: int = 1) -> None:
         """Note that messages of values were read, applied and answered in so many seconds each."""
+
+
+class Forecast(Protocol):
+    """What every message that asks for a forecast has."""
+
+    horizon: int
+
+    @property
+    def known(self) -> Sequence[float]:
+        """What will be known, flat."""
 
 
 @dataclass(slots=True)
@@ -99,6 +112,12 @@ class Edge:
             self.observer.conflict(error.reason)
         if isinstance(error, errors.OurFault):
             logger.error("a bug of ours", exc_info=error)
+
+    async def forecast(self, record: SessionRecord, model: Model, wanted: Forecast) -> NDArray[np.float32]:
+        """Return predictions `[horizon, outputs]` as numbers. Raises what Stepper.forecast raises."""
+        known = np.array(wanted.known, np.float32)
+        rows = await self.stepper.forecast(record, model, wanted.horizon, self.max_steps, known)
+        return model.signature.answer_row.to_numbers(rows)
 
     def unary(
         self, request_type: type[RequestT], handle: Callable[[RequestT], Awaitable[Message]]

@@ -327,7 +327,7 @@ class FrameConversation(Conversation):
         for begin in range(0, len(forecasts), _FORECASTS_AT_ONCE):
             part = forecasts[begin : begin + _FORECASTS_AT_ONCE]
             results = await asyncio.gather(
-                *(self._forecast_one(each.handle, each.horizon) for each in part), return_exceptions=True
+                *(self._forecast_one(each) for each in part), return_exceptions=True
             )
             for each, result in zip(part, results, strict=True):
                 if isinstance(result, errors.ServiceError):
@@ -337,13 +337,13 @@ class FrameConversation(Conversation):
                 else:
                     rest.forecasts.append(result)
 
-    async def _forecast_one(self, handle: int, horizon: int) -> sequence_pb2.FrameForecastAnswer:
-        session = self._handles.get(handle)
+    async def _forecast_one(self, wanted: sequence_pb2.FrameForecast) -> sequence_pb2.FrameForecastAnswer:
+        session = self._handles.get(wanted.handle)
         await self._edge.keeper.until_settled(session)
-        record = self._handles.get(handle).record()
-        outputs = await self._edge.stepper.forecast(record, session.model, horizon, self._edge.max_steps)
+        record = self._handles.get(wanted.handle).record()
+        numbers = await self._edge.forecast(record, session.model, wanted)
         return sequence_pb2.FrameForecastAnswer(
-            handle=handle, values=outputs.ravel().tolist(), step=record.step
+            handle=wanted.handle, values=numbers.ravel().tolist(), step=record.step
         )
 
 

@@ -96,6 +96,7 @@ class SequenceHandler:
                 codec.open_mode(request.mode),
                 request.model,
                 request.version,
+                initial=tensors.by_name(request.initial),
             )
         )
         # A copy that is on its way to the store may say that nothing is missing after it.
@@ -127,12 +128,12 @@ class SequenceHandler:
 
     async def _forecast(self, request: sequence_pb2.ForecastRequest) -> sequence_pb2.ForecastResponse:
         record, model = await self._look(request.session, request.min_step)
-        outputs = await self._edge.stepper.forecast(record, model, request.horizon, self._edge.max_steps)
-        return sequence_pb2.ForecastResponse(values=outputs.ravel().tolist(), step=record.step)
+        numbers = await self._edge.forecast(record, model, request)
+        return sequence_pb2.ForecastResponse(values=numbers.ravel().tolist(), step=record.step)
 
     async def _explain(self, request: sequence_pb2.ExplainRequest) -> sequence_pb2.ExplainResponse:
         record, model = await self._look(request.session, request.min_step)
-        message = sequence_pb2.Values(values=request.values)
+        message = sequence_pb2.Values(values=request.values, tensors=request.tensors)
         rows = codec.rows(message, model.signature, self._edge.max_steps)
         outputs = await self._edge.stepper.explain(record, model, rows)
         found = [tensors.message(name, array) for name, array in outputs.items()]

@@ -29,6 +29,7 @@ TABLE: Final[dict[type[errors.ServiceError], tuple[grpc.StatusCode, float | None
     errors.MessageTooLarge: (_Code.INVALID_ARGUMENT, None),
     errors.NotOpen: (_Code.FAILED_PRECONDITION, None),
     errors.InvalidSessionId: (_Code.INVALID_ARGUMENT, None),
+    errors.ConstantMissing: (_Code.INVALID_ARGUMENT, None),
     errors.WrongShape: (_Code.INVALID_ARGUMENT, None),
     errors.EmptyValues: (_Code.INVALID_ARGUMENT, None),
     errors.TooManySteps: (_Code.INVALID_ARGUMENT, None),

@@ -71,7 +71,7 @@ class StreamConversation(Conversation):
         elif kind == "open":
             self._slowly(self._open(request.open))
         elif kind == "forecast":
-            self._slowly(self._forecast(request.forecast.horizon))
+            self._slowly(self._forecast(request.forecast))
         else:
             self._slowly(self._flush())
 
@@ -215,22 +215,18 @@ class StreamConversation(Conversation):
         self._edge.observer.step_total(session.model.name, time.perf_counter() - begin_s)
         return response.SerializeToString()
 
-    async def _forecast(self, horizon: int) -> bytes:
+    async def _forecast(self, wanted: sequence_pb2.StreamForecast) -> bytes:
         session = self._settled_session()
         await self._edge.keeper.until_settled(session)
         record = self._settled_session().record()
-        outputs = await self._edge.stepper.forecast(record, session.model, horizon, self._edge.max_steps)
-        response = sequence_pb2.StreamResponse()
-        codec.fill_answer(
-            response.answer,
-            outputs,
-            session.model.signature,
+        numbers = await self._edge.forecast(record, session.model, wanted)
+        answer = sequence_pb2.Answer(
+            values=numbers.ravel().tolist(),
             step=record.step,
             durable_step=self._durable_step(),
-            as_tensors=False,
+            forecast=True,
         )
-        response.answer.forecast = True
-        return response.SerializeToString()
+        return sequence_pb2.StreamResponse(answer=answer).SerializeToString()
 
     def _settled_session(self) -> Session[Model]:
         """Return the stream's session. Raises SessionMoved where it was taken or ended meanwhile."""

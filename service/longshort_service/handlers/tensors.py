@@ -54,6 +54,19 @@ def array(tensor: types_pb2.Tensor, dtype: str, shape: Sequence[int | None]) -> 
     return np.frombuffer(tensor.data, written).reshape(sizes).astype(dtype)
 
 
+def by_name(tensors: Iterable[types_pb2.Tensor]) -> dict[str, NDArray[Any]]:
+    """Return tensors of any dtype and shape by name. Raises WrongShape for one that is damaged or there twice."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for tensor in tensors:
+        if tensor.name in arrays:
+            raise errors.WrongShape(f"the tensor {tensor.name} is there twice")
+        dtype = DTYPES.get(tensor.dtype)
+        if dtype is None:
+            raise errors.WrongShape(f"{tensor.name}: dtype {tensor.dtype} means nothing")
+        arrays[tensor.name] = array(tensor, dtype, list(tensor.shape))
+    return arrays
+
+
 def rows(tensors: Sequence[types_pb2.Tensor], layout: RowLayout, max_steps: int) -> NDArray[np.float32]:
     """Return one tensor for each port, `[time, *shape]`, as rows `[time, width]`.
 
