@@ -5,7 +5,6 @@ An engine is used from one thread at a time; its caller sees to that.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -77,9 +76,9 @@ class Engine:
         """How one session's states lie in memory, and what they start with."""
         return layouts_of(self.signature, self._arrays)
 
-    def run_rows_alone(self) -> None:
-        """Have every run hold one session from now on."""
-        self.signature = dataclasses.replace(self.signature, rows_alone=True)
+    def use_signature(self, signature: Signature) -> None:
+        """Run by another signature of the same graph from now on: one whose rows, or steps, run alone."""
+        self.signature = signature
         self._general = self._general_run(self._run_graph)
 
     def run(
@@ -144,11 +143,9 @@ class Engine:
 
         Raises ModelError where a run fails or its results are not of the shapes that the signature promises.
         """
+        self.check_results()
         try:
-            self._check_results()
             return measure_cost(self._run_of_zeros, max_rows, piece_steps)
-        except ModelError:
-            raise
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
             raise ModelError(f"{self.signature.name}: a run of it fails: {error}") from error
 
@@ -160,8 +157,19 @@ class Engine:
             return False
         return True
 
+    def check_results(self) -> None:
+        """Hold what a run returns against the signature, at a batch and a time of more than one where it takes them.
+
+        Raises ModelError where a run fails or its results are not of the shapes that the signature promises.
+        """
+        try:
+            self._check_results()
+        except ModelError:
+            raise
+        except Exception as error:  # onnxruntime's exceptions share no base but Exception
+            raise ModelError(f"{self.signature.name}: a run of it fails: {error}") from error
+
     def _check_results(self) -> None:
-        """Hold what a run returns against the signature, at a batch and a time of more than one where it takes them."""
         signature = self.signature
         num_rows, num_steps = 1 if signature.rows_alone else 2, 1 if signature.steps_alone else 3
         values = np.zeros((num_rows, num_steps, signature.value_row.width), np.float32)

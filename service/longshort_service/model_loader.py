@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Final
 from longshort_service.arena import Arena
 from longshort_service.batching import BatchPolicy
 from longshort_service.columns import SessionColumns
-from longshort_service.engine import Engine
+from longshort_service.engine import PROVIDERS, Engine
 from longshort_service.graph_check import ModelError
 from longshort_service.host_states import HostStates
 from longshort_service.lane import Lane
+from longshort_service.model_signature import resolve
 from longshort_service.observers import LaneMetrics
 from longshort_service.repository import Model
+from longshort_service.row_probe import probe_rows
 from longshort_service.signature import MissingValue
 from longshort_service.version_folder import MODEL_FILE
 
@@ -49,16 +51,29 @@ class ModelLoader:
             file.stat().st_mtime_ns
         )  # before it is read: what is changed meanwhile is seen to have changed
         num_rows = config.max_sessions + SCRATCH_ROWS
-        engine = Engine(file, provider=config.provider, intra_op_num_threads=config.intra_op_num_threads)
+        resolved = resolve(folder, file)
+        if resolved.table is not None:
+            logger.info("the signature of %s/%s, as inferred:\n%s", name, version, resolved.table)
+        engine = Engine(
+            file,
+            provider=config.provider,
+            intra_op_num_threads=config.intra_op_num_threads,
+            signature=resolved.signature,
+            arrays=resolved.arrays,
+        )
         resident = None
         if config.provider != "cpu" and engine.signature.is_plain:
             resident = self._load_resident(file, num_rows)
         states: HostStates | None = None
         if resident is None:
+            warnings = _run_alone_where_needed(engine)
             states = HostStates(engine.layouts, num_rows)
             memory: StateMemory = states
         else:
+            warnings = ()
             engine, memory = resident.plain, resident.states
+        for warning in (*resolved.warnings, *warnings):
+            logger.warning("%s/%s: %s", name, version, warning)
         signature = engine.signature
         max_rows = (
             min(config.max_batch_rows, MAX_ROWS_ALONE) if signature.rows_alone else config.max_batch_rows
@@ -121,3 +136,11 @@ class ModelLoader:
         """Tell of a version that is gone."""
         self._metrics.model_unloaded(model.name, model.version)
         logger.info("model unloaded", extra={"fields": {"model": f"{model.name}/{model.version}"}})
+
+
+def _run_alone_where_needed(engine: Engine) -> tuple[str, ...]:
+    """Have an engine run rows, or steps, alone that depend on their company; return what an operator should read."""
+    engine.check_results()
+    findings = probe_rows(engine, exact=engine.provider == PROVIDERS["cpu"])
+    engine.use_signature(findings.applied_to(engine.signature))
+    return findings.warnings
