@@ -118,6 +118,10 @@ MAY_KNOW: dict[str, set[str]] = {
     "row_probe": {"arena", "ports", "signature"},
     "engine": {"arena", "batching", "general_run", "graph_check", "host_states", "signature", "small_run"},
     "resident_graph": {"signature"},
+    "recurrent_node": set(),
+    "explain_cells": {"recurrent_node"},
+    "explain_survey": {"recurrent_node"},
+    "explain_graph": {"explain_cells", "explain_survey", "recurrent_node"},
     "device_states": {"arena", "engine", "graph_check", "host_states", "resident_graph"},
     "resident_engine": {
         *("batching", "device_states", "engine", "graph_check", "host_states", "resident_graph")
@@ -264,6 +268,8 @@ MAY_KNOW: dict[str, set[str]] = {
         "turns",
     },
     "model_loader": {
+        "model_signature",
+        "row_probe",
         *("arena", "batching", "columns", "config", "engine", "host_states", "lane", "metrics", "observers"),
         *("graph_check", "repository", "resident_engine", "resident_graph", "signature", "version_folder"),
     },
@@ -285,12 +291,13 @@ MAY_KNOW: dict[str, set[str]] = {
     "transport.coroutines": {"transport.call", "transport.context"},
     "transport.server": {"transport.call", "transport.coroutines", "transport.event_loop"},
 }
+EXPLAINING = ("recurrent_node", "explain_cells", "explain_survey", "explain_graph")
 ONLY_IN = {
     "onnxruntime": {"engine", "device_states", "small_run"},
     "prometheus_client": {"metrics", "http_endpoint", "demo"},
     "click": {"cli", "config", "commands"},
     "torch": set(),
-    "onnx": {"resident_graph", "resident_engine"},
+    "onnx": {"resident_graph", "resident_engine", *EXPLAINING},
     "longshort_model": {"commands", "demo"},
 }
 # The service's side of the wire, and what calls a service as a client does.
