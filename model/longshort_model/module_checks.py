@@ -26,18 +26,13 @@ def check(taken: Taken) -> None:
     """Raise ExportError unless the module is a function of its inputs and states, row by row and step by step."""
     generator = torch.Generator().manual_seed(1)
     inputs, states = drawn(taken, generator, ROWS, STEPS)
-    before = [tensor.clone() for tensor in inputs]
     whole = taken.call([*inputs, *states])
     _check_repeatable(taken, inputs, states, whole)
-    if any(
-        not torch.equal(a, b) for a, b in zip(inputs, before, strict=True)
-    ):  # pragma: no cover  copies are given
-        raise ExportError("forward writes into its inputs")
     _check_finite(taken, whole)
     _check_rows(taken, inputs, states, whole)
+    _check_states_are_read(taken, inputs, states, whole)
     if taken.has_time:
         _check_steps(taken, inputs, states, whole)
-    _check_states_are_read(taken, inputs, states, whole)
 
 
 def drawn(
