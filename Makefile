@@ -33,7 +33,7 @@ run: .venv/with-demo ## Start the service, see it work, and go on serving until 
 demo: .venv/with-demo ## The same, and end; the figures are in build/demo.json.
 	$(BIN)/longshort demo --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) $(MODELS)
 
-train: .venv/with-torch ## Train both shipped models anew into models/; the scores are in build/train.json.
+train: .venv/with-torch ## Train the shipped models anew into models/; the scores are in build/train.json.
 	$(BIN)/longshort train --shipped --out models --report build
 
 test: .venv/with-dev build/public-models/made ## Run all tests; what needs an engine or Debian packages skips visibly.
