@@ -44,7 +44,7 @@ ARG PIP_NO_INDEX
 ARG PIP_FIND_LINKS
 # What the gpu extra names, without onnxruntime: both packages write the same folder.
 RUN python3 -m pip --python /opt/venv/bin/python3 uninstall --yes onnxruntime \
-    && python3 -m pip --python /opt/venv/bin/python3 install "onnxruntime-gpu[cuda,cudnn]>=1.22" "onnx>=1.17"
+    && python3 -m pip --python /opt/venv/bin/python3 install "onnxruntime-gpu[cuda,cudnn]>=1.22"
 
 FROM ${BASE} AS runtime
 LABEL org.opencontainers.image.title="longshort" \

@@ -114,7 +114,28 @@ MAY_KNOW: dict[str, set[str]] = {
     "general_run": {"arena", "ports", "signature"},
     "graph_check": {"ports", "signature"},
     "model_file": {"graph_check"},
-    "model_signature": {"graph_check", "model_file", "signature"},
+    "graph_facts": set(),
+    "tensor_file": {"graph_check"},
+    "model_checks": {"graph_check", "graph_facts", "model_file", "tensor_file"},
+    "signature_file": {"graph_check", "signature"},
+    "state_pairs": {"graph_facts"},
+    "signature_roles": {"graph_check", "graph_facts", "ports", "signature_file", "state_pairs"},
+    "signature_axes": {"graph_check", "graph_facts", "signature_file", "signature_roles"},
+    "signature_build": {
+        *("graph_check", "graph_facts", "ports", "signature", "signature_axes", "signature_file"),
+        *("signature_roles", "tensor_file"),
+    },
+    "signature_merge": {"graph_facts", "ports", "signature", "signature_file"},
+    "signature_text": {"graph_facts", "signature_axes", "signature_file", "signature_roles"},
+    "fingerprint": {"ports", "signature"},
+    "shape_probe": {
+        *("engine", "graph_facts", "signature_axes", "signature_file", "signature_roles", "tensor_file"),
+    },
+    "model_signature": {
+        *("fingerprint", "graph_check", "graph_facts", "model_checks", "model_file", "row_probe"),
+        *("shape_probe", "signature", "signature_axes", "signature_build", "signature_file"),
+        *("signature_merge", "signature_roles", "signature_text"),
+    },
     "row_probe": {"arena", "ports", "signature"},
     "engine": {"arena", "batching", "general_run", "graph_check", "host_states", "signature", "small_run"},
     "resident_graph": {"signature"},
@@ -297,7 +318,7 @@ ONLY_IN = {
     "prometheus_client": {"metrics", "http_endpoint", "demo"},
     "click": {"cli", "config", "commands"},
     "torch": set(),
-    "onnx": {"resident_graph", "resident_engine", *EXPLAINING},
+    "onnx": {"resident_graph", "resident_engine", "graph_facts", "model_checks", *EXPLAINING},
     "longshort_model": {"commands", "demo"},
 }
 # The service's side of the wire, and what calls a service as a client does.

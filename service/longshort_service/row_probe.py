@@ -186,7 +186,9 @@ class _Probe:
         if all(np.array_equal(have, want, equal_nan=have.dtype.kind == "f") for have, want in pairs):
             return ""
         worst = max(_relative(have, want) for have, want in pairs)
-        return "" if not self._exact and worst <= TOLERANCE else f"{worst:.2g}"
+        if worst <= TOLERANCE:
+            return f"{worst:.2g}, by rounding" if self._exact else ""
+        return f"{worst:.2g}"
 
 
 def random_rows(layout: RowLayout, num_rows: int, num_steps: int) -> NDArray[np.float32]:

@@ -1,0 +1,338 @@
+"""Which axis of each tensor is the batch and which the time: said, or told by the graph's symbols, or seen in a run.
+
+Pure but for the run, which is given. A state's batch is its one open axis. Values share its symbol; their other open
+axis is time where the answers have it too. An axis that is neither has a size that only people know.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from longshort_service.graph_check import ModelError
+from longshort_service.signature_file import AS_IS, BATCH, TIME
+from longshort_service.signature_roles import Question, described, key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from longshort_service.graph_facts import TensorFact
+    from longshort_service.signature_file import Axes, Said, SaidTensor, Window
+    from longshort_service.signature_roles import Roles
+
+    # Runs the graph on zeros with so many rows and steps in these axes; returns shapes of outputs, None where it fails.
+    SeeShapes = Callable[["Found", int, int], Mapping[str, Sequence[int]] | None]
+
+BATCH_NAMES: Final = frozenset({"batch", "batch_size", "batchsize", "batch_dim", "n", "b", "bs"})
+# Rows and steps of the runs that show what an output's axes are: where a size follows, so does the axis.
+PROBES: Final = ((2, 3), (3, 5))
+PROBES_OF_ONE: Final = ((1, 3), (1, 5))
+
+
+@dataclass(slots=True)
+class Found:
+    """The axes of each tensor as they are known so far, and what has to be asked."""
+
+    inputs: dict[str, Axes] = field(default_factory=dict)
+    states: dict[str, Axes] = field(default_factory=dict)  # constants of one session among them
+    outputs: dict[str, Axes] = field(default_factory=dict)
+    questions: list[Question] = field(default_factory=list)
+
+
+def find_axes(roles: Roles, said: Said, see_shapes: SeeShapes) -> Found:
+    """Return the axes of all tensors. Raises ModelError where what is said of one does not fit it."""
+    found = Found()
+    for state in roles.states:
+        own = said.states.get(state.input.name)
+        _state(state.input, own.axes if own else None, "states", found)
+    for fact in roles.session_constants:
+        _state(fact, said.session_constants[fact.name].axes, "session_constants", found)
+    symbols = _batch_symbols(roles, found)
+    has_batch = any(BATCH in found.states.get(state.input.name, ()) for state in roles.states)
+    for fact in roles.values:
+        tensor = said.inputs.get(fact.name)
+        if tensor is not None and tensor.axes is not None:
+            found.inputs[fact.name] = taken(fact, tensor.axes, "inputs", tensor.window)
+        elif fact.axes != ():
+            _value(fact, roles, symbols, found, has_batch=has_batch, window=tensor.window if tensor else None)
+    _check_company(roles, said, found)
+    if not (found.questions or roles.questions):
+        _outputs(roles, said, found, see_shapes)
+    return found
+
+
+def taken(fact: TensorFact, axes: Axes, table: str, window: Window | None = None) -> Axes:
+    """Return axes as they are said, with the file's sizes where it says "*". A window's axis is without the window."""
+    where = f"[{table}.{key(fact.name)}] axes = {list(axes)}"
+    if fact.axes is not None and len(fact.axes) != len(axes):
+        raise ModelError(f"{where}: {fact.name} has {len(fact.axes)} axes, it is {described(fact)}")
+    declared = fact.axes or (None,) * len(axes)
+    sizes: list[str | int] = []
+    for place, (axis, size) in enumerate(zip(axes, declared, strict=True)):
+        kept = window.size if window and place == window.axis % len(axes) else 0
+        if axis == AS_IS:
+            if not isinstance(size, int):
+                raise ModelError(
+                    f'{where}: the file leaves the size of axis {place} open: a number must stand for "*"'
+                )
+            axis = size - kept  # noqa: PLW2901  the size is what "*" stands for
+            if axis < 1:
+                raise ModelError(f"{where}: a window of {kept} leaves nothing of {size} values")
+        elif isinstance(axis, int) and isinstance(size, int) and axis + kept != size:
+            window_text = f" with a window of {kept}" if kept else ""
+            raise ModelError(f"{where}: axis {place} is {size} in the file, not {axis}{window_text}")
+        elif isinstance(axis, str) and isinstance(size, int) and size != 1:
+            raise ModelError(f"{where}: axis {place} is fixed at {size} in the file and cannot be the {axis}")
+        # A batch or a time that is fixed at 1 is an axis of one element: a run holds one row, or one step.
+        sizes.append(1 if isinstance(size, int) and isinstance(axis, str) else axis)
+    return tuple(sizes)
+
+
+def _state(fact: TensorFact, axes: Axes | None, table: str, found: Found) -> None:
+    """Note the axes of a state: its one open axis is the batch, without one the graph has none."""
+    if axes is not None:
+        found.states[fact.name] = taken(fact, axes, table)
+        return
+    places = fact.open_axes
+    if fact.axes is None or len(places) > 1:
+        guess = ", ".join(_quoted(axis) for axis in _guess_state(fact))
+        found.questions.append(
+            Question(
+                f"Which axis of {fact.name}, {described(fact)}, is the batch, and how long are the others that the "
+                "file leaves open?",
+                (f"[{table}.{key(fact.name)}]", f"axes = [{guess}]"),
+            )
+        )
+        return
+    found.states[fact.name] = tuple(axis if isinstance(axis, int) else BATCH for axis in fact.axes)
+
+
+def _guess_state(fact: TensorFact) -> list[str | int]:
+    axes = list(fact.axes or (None, None))
+    batch = next(
+        (k for k, axis in enumerate(axes) if _is_batch_name(axis)), fact.open_axes[0] if fact.axes else 0
+    )
+    return [BATCH if k == batch else axis if isinstance(axis, int) else 64 for k, axis in enumerate(axes)]
+
+
+def _batch_symbols(roles: Roles, found: Found) -> set[str | None]:
+    """Return the symbols of the states' batches."""
+    return {
+        None if isinstance(symbol, int) else symbol
+        for state in roles.states
+        for symbol, axis in zip(state.input.axes or (), found.states.get(state.input.name, ()), strict=False)
+        if axis == BATCH
+    }
+
+
+def _is_batch_name(axis: object) -> bool:
+    return isinstance(axis, str) and axis.lower() in BATCH_NAMES
+
+
+def _value(
+    fact: TensorFact,
+    roles: Roles,
+    symbols: set[str | None],
+    found: Found,
+    *,
+    has_batch: bool,
+    window: Window | None,
+) -> None:
+    """Note the axes of values where they can be told, and ask where not."""
+    if fact.axes is None:
+        found.questions.append(_ask_axes(fact, roles, f"Which axes has {fact.name}?"))
+        return
+    batch = _batch_of(fact, symbols, has_batch=has_batch)
+    rest = [place for place in fact.open_axes if place != batch]
+    if 0 in rest:
+        found.questions.append(
+            _ask_axes(
+                fact, roles, f"Is the first axis of {fact.name}, {described(fact)}, its time or the batch?"
+            )
+        )
+    elif len(rest) > 1 or (rest and not _may_be_time(fact.axes[rest[0]], roles)) or (rest and window):
+        found.questions.append(
+            _ask_axes(
+                fact,
+                roles,
+                f"How long is axis {rest[-1]} of {fact.name}, {described(fact)}? It is no time of the answers",
+            )
+        )
+    elif has_batch and batch is None:
+        found.questions.append(_ask_role(fact))
+    else:
+        axes = tuple(
+            BATCH if place == batch else TIME if place in rest else AS_IS for place in range(len(fact.axes))
+        )
+        found.inputs[fact.name] = taken(fact, axes, "inputs", window)
+
+
+def _batch_of(fact: TensorFact, symbols: set[str | None], *, has_batch: bool) -> int | None:
+    """Return the place of the batch: the states' symbol, a symbol that says so, or the only open axis that has none."""
+    axes = fact.axes or ()
+    named = [place for place in fact.open_axes if axes[place] is not None and axes[place] in symbols]
+    named = named or [place for place in fact.open_axes if _is_batch_name(axes[place])]
+    if len(named) == 1:
+        return named[0]
+    nameless = len(fact.open_axes) == 1 and None in {*symbols, axes[fact.open_axes[0]]}
+    return fact.open_axes[0] if has_batch and nameless and fact.open_axes[0] == 0 else None
+
+
+def _may_be_time(symbol: object, roles: Roles) -> bool:
+    """Return whether an answer could have this axis: by the same symbol, or because the file does not say."""
+    axes = [fact.axes for fact in roles.answers]
+    if any(own is not None and symbol is not None and symbol in own for own in axes):
+        return True
+    ours = {axis for fact in roles.values for axis in fact.axes or ()}
+    return any(
+        own is None
+        or any(isinstance(axis, str) and axis not in ours for axis in own)
+        or sum(axis is None for axis in own) > 1
+        for own in axes
+    )
+
+
+def _check_company(roles: Roles, said: Said, found: Found) -> None:
+    """Ask what an input is that has no time where others have it: it may be the same for a whole session."""
+    timed = [name for name, axes in found.inputs.items() if TIME in axes]
+    for fact in roles.values:
+        own = found.inputs.get(fact.name)
+        declared = said.inputs.get(fact.name)
+        if own is not None and timed and TIME not in own and not (declared and declared.axes):
+            del found.inputs[fact.name]
+            found.questions.append(_ask_role(fact))
+
+
+def _ask_role(fact: TensorFact) -> Question:
+    axes = ", ".join(_quoted(BATCH if _is_batch_name(axis) else AS_IS) for axis in fact.axes or ())
+    return Question(
+        f"{fact.name}, {described(fact)}, has not the axes of the other values. Is it given once at a session's "
+        "opening ([session_constants]), the same for all ([constants]), or given at every step ([inputs])?",
+        (
+            "[session_constants]",
+            f"{key(fact.name)} = 0  # where an opening gives none",
+            "# or",
+            "# [constants]",
+            f'# {key(fact.name)} = 0  # or "file.npy"',
+            "# or",
+            f"# [inputs.{key(fact.name)}]",
+            f"# axes = [{axes}]",
+        ),
+    )
+
+
+def _ask_axes(fact: TensorFact, roles: Roles, sentence: str) -> Question:
+    axes = list(fact.axes or (None, None, None))
+    guess: list[str | int] = []
+    for place, axis in enumerate(axes):
+        if isinstance(axis, int):
+            guess.append(AS_IS)
+        elif _is_batch_name(axis) or (place == 0 and len(axes) == 2 and axis is None):
+            guess.append(BATCH)
+        elif TIME not in guess and (place == 0 or _may_be_time(axis, roles)):
+            guess.append(TIME)
+        else:
+            guess.append(512)
+    lines = [f"[inputs.{key(fact.name)}]", f"axes = [{', '.join(map(_quoted, guess))}]"]
+    if any(isinstance(axis, int) for axis in guess):
+        lines[-1] += "  # 512: the size that it has"
+    return Question(sentence, tuple(lines))
+
+
+def _quoted(axis: str | int) -> str:
+    return str(axis) if isinstance(axis, int) else f'"{axis}"'
+
+
+def _outputs(roles: Roles, said: Said, found: Found, see_shapes: SeeShapes) -> None:
+    """Note the axes of answers: said, by the symbols of the values, or as runs of two sizes show them."""
+    known = _symbols_of(roles, found)
+    unknown: list[TensorFact] = []
+    for fact in roles.answers:
+        tensor: SaidTensor | None = said.outputs.get(fact.name)
+        if tensor is not None and tensor.axes is not None and _is_complete(fact, tensor.axes):
+            found.outputs[fact.name] = taken(fact, tensor.axes, "outputs")
+            continue
+        axes = tuple(
+            axis if isinstance(axis, int) else known.get(axis or "", AS_IS) for axis in fact.axes or (None,)
+        )
+        wanted = {axis for own in found.inputs.values() for axis in own if axis in (BATCH, TIME)}
+        if fact.axes is None or AS_IS in axes or not wanted <= set(axes):
+            unknown.append(fact)
+        found.outputs[fact.name] = axes
+    if unknown:
+        _see_outputs(unknown, said, found, see_shapes)
+        _check_time(roles, said, found)
+
+
+def _check_time(roles: Roles, said: Said, found: Found) -> None:
+    """Ask for the size of an axis that was taken for time, where a run shows that no answer follows it."""
+    if any(TIME in axes for axes in found.outputs.values()):
+        return
+    for fact in roles.values:
+        tensor = said.inputs.get(fact.name)
+        if TIME in found.inputs[fact.name] and not (tensor and tensor.axes):
+            found.questions.append(
+                _ask_axes(
+                    fact, roles, f"How long is axis {found.inputs[fact.name].index(TIME)} of {fact.name}?"
+                )
+            )
+
+
+def _is_complete(fact: TensorFact, axes: Axes) -> bool:
+    """Return whether a "*" stands only where the file says a size."""
+    return fact.axes is not None and all(
+        axis != AS_IS or isinstance(size, int) for axis, size in zip(axes, fact.axes, strict=False)
+    )
+
+
+def _symbols_of(roles: Roles, found: Found) -> dict[str, str]:
+    """Return what the symbols of the values' axes stand for."""
+    return {
+        symbol: axis
+        for fact in roles.values
+        for symbol, axis in zip(fact.axes or (), found.inputs.get(fact.name, ()), strict=False)
+        if isinstance(symbol, str) and axis in (BATCH, TIME) and isinstance(axis, str)
+    }
+
+
+def _see_outputs(unknown: Iterable[TensorFact], said: Said, found: Found, see_shapes: SeeShapes) -> None:
+    for probes in (PROBES, PROBES_OF_ONE):
+        seen = [see_shapes(found, *sizes) for sizes in probes]
+        if None not in seen:
+            break
+    else:
+        probes, seen = PROBES_OF_ONE, [see_shapes(found, 1, 1)] * 2
+    for fact in unknown:
+        shapes = [shapes[fact.name] for shapes in seen if shapes is not None]
+        axes = _followed(shapes, probes) if shapes else None
+        if axes is None:
+            found.questions.append(
+                Question(
+                    f"Which axes has the output {fact.name}, {described(fact)}?",
+                    (f"[outputs.{key(fact.name)}]", 'axes = ["batch", "time", 1]'),
+                )
+            )
+            continue
+        tensor = said.outputs.get(fact.name)
+        found.outputs[fact.name] = axes
+        if tensor is not None and tensor.axes is not None:
+            sizes = tuple(a if isinstance(a, int) else None for a in axes)
+            found.outputs[fact.name] = taken(type(fact)(fact.name, fact.dtype, sizes), tensor.axes, "outputs")
+
+
+def _followed(shapes: Sequence[Sequence[int]], probes: Sequence[tuple[int, int]]) -> Axes | None:
+    """Return an output's axes: what has the sizes of the rows or of the steps in both runs is that."""
+    first, second = shapes[0], shapes[-1]
+    if len(first) != len(second):
+        return None
+    axes: list[str | int] = []
+    for sizes in zip(first, second, strict=True):
+        if sizes[0] == sizes[1]:
+            axes.append(sizes[0])
+        elif sizes == tuple(probe[0] for probe in probes):
+            axes.append(BATCH)
+        elif sizes == tuple(probe[1] for probe in probes):
+            axes.append(TIME)
+        else:
+            return None
+    return tuple(axes) if axes.count(BATCH) <= 1 and axes.count(TIME) <= 1 else None
