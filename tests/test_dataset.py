@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from longshort_model.csv_file import DatasetError
-from longshort_model.dataset import LEAST_ROWS, load, metro, parking, read_csv, repeat_last
+from longshort_model.dataset import LEAST_ROWS, load, metro, parking, read_csv, repeat_last, with_calendar
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -205,3 +205,22 @@ def test_what_the_demo_imports_brings_no_torch() -> None:
         check=True,
     )
     assert found.stdout.strip() == "False"
+
+
+def test_a_calendar_puts_hour_and_weekday_of_each_row_beside_its_value() -> None:
+    data = load("metro-calendar")
+    inputs = data.inputs()
+    assert inputs.shape == (1, 17520, 3)
+    assert data.times[0].weekday() == 5  # 2016-10-01 was a Saturday
+    assert inputs[0, 0, 1:].tolist() == [0, 5]
+    assert inputs[0, 47, 1:].tolist() == [23, 6]
+    assert inputs[0, 48, 1:].tolist() == [0, 0]
+    np.testing.assert_array_equal(inputs[..., :1], metro().inputs())
+    assert (data.name, metro().inputs().shape[-1]) == ("metro-calendar", 1)
+
+
+def test_a_file_without_times_has_no_calendar(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("level\n" + "1\n2\n" * 100)
+    with pytest.raises(DatasetError) as caught:
+        with_calendar(load(str(tmp_path / "a.csv")))
+    assert "needs the time of each row" in str(caught.value)

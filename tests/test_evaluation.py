@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from longshort_model.dataset import Dataset, parking, repeat_last
 from longshort_model.evaluation import coverage, error_by_age, point_errors, series_better_than, summary
-from longshort_model.report import draw, write_json
+from longshort_model.report import draw, draw_horizons, write_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,9 +98,13 @@ def test_the_report_is_written_as_json_and_drawn(tmp_path: Path) -> None:
     dataset = parking()
     last = repeat_last(dataset.values)
     band = np.stack([last, last - 0.05, last + 0.05], axis=-1)
-    report = summary(dataset, band, dataset.validation_end) | {"error_by_age": [0.3, None, 0.1]}
+    report = summary(dataset, band, dataset.validation_end)
+    report |= {"model": "parking", "error_by_age": [0.3, None, 0.1], "error_by_horizon": [0.1, None, 0.3]}
+    report["unit"] = dataset.unit
     write_json(tmp_path / "new" / "report.json", report)
     read = json.loads((tmp_path / "new" / "report.json").read_text())
     assert read["mae"] == pytest.approx(read["persistence_mae"]) == pytest.approx(0.0526, rel=2e-3)
     draw(tmp_path / "picture.png", dataset, band, report)
-    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    draw_horizons(tmp_path / "more" / "horizons.png", [report, report | {"model": "another"}])
+    for picture in ("picture.png", "more/horizons.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")

@@ -222,6 +222,29 @@ def test_a_network_of_several_layers_and_features_exports(tmp_path: Path) -> Non
     assert Replay(export(net, signature, tmp_path) / "model.onnx").signature.features[2].name == "c"
 
 
+@pytest.mark.torch
+def test_a_network_with_a_calendar_exports_and_no_hour_can_fail_the_run(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from longshort_model.export import export
+    from longshort_model.network import Network
+
+    torch.manual_seed(1)
+    net = Network(8, mean=np.array([100], "f"), scale=np.array([20], "f"), layers=2, calendar_width=3)
+    signature = Signature(
+        "clock",
+        tuple(map(Channel, ("x", "hour", "weekday"))),
+        tuple(map(Channel, ("m", "l", "h"))),
+        lstm_states(2, 8),
+        sequence_lens="sequence_lens",
+    )
+    replay = Replay(export(net, signature, tmp_path) / "model.onnx")
+    hours = np.array([3, 27, -21, 3.9, np.nan, np.inf, -np.inf, 1e30], "f")
+    values = np.stack([np.full(8, 90, "f"), hours, np.full(8, 2, "f")], -1)[:, None]
+    made = replay.run(values)["y"]
+    assert np.isfinite(made).all()
+    assert all(np.array_equal(row, made[0]) for row in made[1:4])
+
+
 def damage_gate_order(monkeypatch: pytest.MonkeyPatch, weights: Weights) -> Weights:
     monkeypatch.setattr(graph, "reorder", lambda gates: gates)
     return weights

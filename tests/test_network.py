@@ -128,3 +128,27 @@ def test_weights_in_numpy_are_copies() -> None:
         net.lstm.weight_hh_l0.zero_()
     assert np.array_equal(weights.layers[0].hidden_weights, before)
     assert weights.hidden == 8
+
+
+def test_a_calendar_is_looked_up_by_the_hour_of_the_week_and_its_table_is_learnt() -> None:
+    torch.manual_seed(0)
+    net = Network(8, mean=MEAN, scale=SCALE, calendar_width=3)
+    traffic = values(2, 4)
+    monday, sunday = torch.tensor([5.0, 0.0]).expand(2, 4, 2), torch.tensor([5.0, 6.0]).expand(2, 4, 2)
+    first, _ = net(torch.cat([traffic, monday], -1))
+    assert not torch.equal(first, net(torch.cat([traffic, sunday], -1))[0])
+    beyond = torch.tensor([24.0 + 5.0, 7.0]).expand(2, 4, 2)
+    assert torch.equal(first, net(torch.cat([traffic, beyond], -1))[0])
+    first.sum().backward()
+    assert net.calendar is not None
+    touched = net.calendar.grad.abs().sum(-1).nonzero().flatten()  # type: ignore[union-attr]
+    assert touched.tolist() == [5]
+
+
+def test_a_network_without_a_calendar_is_drawn_as_ever() -> None:
+    torch.manual_seed(0)
+    one = Network(8, mean=MEAN, scale=SCALE)
+    torch.manual_seed(0)
+    other = Network(8, mean=MEAN, scale=SCALE, calendar_width=0)
+    assert one.calendar is None
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
 from longshort_model import replay as replays
-from longshort_model.dataset import Dataset, metro
+from longshort_model.dataset import Dataset, load, metro, repeat_last
 from longshort_model.replay import MOST_RUNS, Replay
 from longshort_model.synthetic import write_random_model
 
-if TYPE_CHECKING:
-    from pathlib import Path
+SHIPPED = Path(__file__).parents[1] / "service" / "longshort_service" / "models"
 
 
 def dataset_of(series: int, rows: int) -> Dataset:
@@ -63,6 +63,42 @@ def test_runs_times_ages_are_bounded(replay: Replay, series: int, rows: int, num
     assert targets.shape == made.shape
     assert targets.shape[1] == num_ages
     assert 50 * num_ages < targets.size <= replays.MOST_STEPS
+
+
+def test_a_forecast_is_a_session_carried_from_the_first_value_that_is_fed_its_own_medians(
+    replay: Replay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = dataset_of(2, 120)
+    dataset.values[1, 93] = np.nan
+    targets, made = replay.forecasts(dataset, start=90, horizon=4)
+    assert targets.shape == made.shape == (27 * 2, 4)  # after each of rows 89 to 115, of both series
+    filled = repeat_last(dataset.values)
+    for origin, series in ((89, 0), (93, 1), (115, 1)):
+        run = 2 * (origin - 89) + series
+        got = replay.run(filled[series : series + 1, : origin + 1, None])
+        expected = [got["y"][0, -1, 0]]
+        while len(expected) < 4:
+            got = replay.run(np.full((1, 1, 1), expected[-1]), (got["hn"], got["cn"]))
+            expected.append(got["y"][0, 0, 0])
+        assert made[run].tolist() == expected
+        np.testing.assert_array_equal(targets[run], dataset.values[series, origin + 1 : origin + 5])
+    monkeypatch.setattr(replays, "MOST_RUNS", 12)
+    assert replay.forecasts(dataset, start=90, horizon=4)[1].shape == (6 * 2, 4)
+
+
+def test_a_forecast_with_a_calendar_is_told_the_hours_that_come() -> None:
+    data = load("metro-calendar")
+    part = dataclasses.replace(data, values=data.values[:, :400], times=data.times[:400])
+    replay = Replay(SHIPPED / "metro-calendar" / "1" / "model.onnx")
+    _, made = replay.forecasts(part, start=390, horizon=3)
+    inputs = part.inputs()
+    got = replay.run(inputs[:, :390])
+    expected = [got["y"][0, -1, 0]]
+    for row in (390, 391):
+        told = np.concatenate([[expected[-1]], inputs[0, row, 1:]]).astype(np.float32)
+        got = replay.run(told[None, None], (got["hn"], got["cn"]))
+        expected.append(got["y"][0, 0, 0])
+    assert made[0].tolist() == expected
 
 
 def test_a_month_of_minutes_is_evaluated_within_a_gigabyte(tmp_path: Path) -> None:

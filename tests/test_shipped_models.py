@@ -6,11 +6,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import onnx
 import pytest
 from longshort_model.dataset import load
-from longshort_model.evaluation import summary
+from longshort_model.evaluation import error_by_age, summary
 from longshort_model.graph import fingerprint
 from longshort_model.onnx_nodes import IR_VERSION, OPSET
 from longshort_model.replay import Replay
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 REPOSITORY = ROOT / "service" / "longshort_service" / "models"
-NAMES = ["metro", "parking"]
+NAMES = ["metro", "metro-calendar", "parking"]
 MOST_BYTES = 100_000
 
 
@@ -33,7 +32,8 @@ def newest(name: str) -> Path:
 def documented(name: str) -> dict[str, tuple[float, float]]:
     """Return least and greatest value of a score over the seeds, from the table of docs/training.md."""
     text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-    rows = re.findall(rf"^\| {name} \| (\w+) \|[^|]*\| ([\d.]+) to ([\d.]+) \|", text, re.MULTILINE)
+    row = name.replace("-", "_")
+    rows = re.findall(rf"^\| {row} \| (\w+) \|[^|]*\| ([\d.]+) to ([\d.]+) \|", text, re.MULTILINE)
     return {score: (float(least), float(most)) for score, least, most in rows}
 
 
@@ -96,18 +96,37 @@ def test_its_signature_says_what_a_caller_needs(name: str) -> None:
     assert signature.sequence_lens == "sequence_lens"
 
 
-def test_a_day_ahead_the_metro_forecast_still_beats_the_same_hour_of_the_day_before() -> None:
-    """Rolled forward on its own predictions from 60 places of the test part, 24 hours each."""
-    data, replay = load("metro"), Replay(newest("metro") / "model.onnx")
-    begins = np.arange(data.validation_end, data.values.shape[1] - 25, 71)
-    index = begins[:, None] + np.arange(-336, 1)
-    filled = np.nan_to_num(data.values[0])
-    made = replay.run(filled[index][..., None])
-    ahead = [made["y"][:, -1:, :1]]
-    while len(ahead) < 24:
-        made = replay.run(ahead[-1], (made["hn"], made["cn"]))
-        ahead.append(made["y"][..., :1])
-    forecast = np.concatenate(ahead, axis=1)[..., 0]  # [begins, 24]
-    targets = data.values[0][begins[:, None] + np.arange(1, 25)]
-    day_before = data.values[0][begins[:, None] + np.arange(1, 25) - 24]
-    assert np.nanmean(np.abs(forecast - targets)) < np.nanmean(np.abs(day_before - targets))
+def by_horizon(name: str) -> list[float]:
+    data = load(name)
+    targets, made = Replay(newest(name) / "model.onnx").forecasts(data, data.validation_end, 24)
+    return [float(error) for error in error_by_age(targets, made)]
+
+
+def test_a_day_ahead_the_metro_forecast_is_near_the_week_before_and_with_the_calendar_far_better() -> None:
+    """A session carried from the first of all values, asked for the next 24 hours after each value of the test part."""
+    plain, told = by_horizon("metro"), by_horizon("metro-calendar")
+    naive = evaluate(load("metro"), Replay(newest("metro") / "model.onnx"))[0]["weekly_naive_mae"]
+    for name, errors in (("metro", plain), ("metro-calendar", told)):
+        assert errors[0] == pytest.approx(
+            Replay(newest(name) / "model.onnx").signature.scores["mae"], rel=2e-2
+        )
+    assert all(error < naive * 1.01 for error in plain)
+    assert all(one < other for one, other in zip(told[1:], plain[1:], strict=True))
+    assert told[-1] < 0.8 * plain[-1]
+
+
+def test_the_documented_errors_by_horizon_are_those_of_the_models_that_ship() -> None:
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    table = text[text.index("| hours ahead |") :].splitlines()
+    hours = [int(cell) for cell in table[0].split("|")[2:-1]]
+    for line in table[2:4]:
+        name, *cells = (cell.strip() for cell in line.split("|")[1:-1])
+        errors = by_horizon(name)
+        assert [float(cell) for cell in cells] == pytest.approx([errors[h - 1] for h in hours], abs=1.0)
+
+
+def test_metro_calendar_is_told_hour_and_weekday_and_is_asked_for_traffic_alone() -> None:
+    signature = Replay(newest("metro-calendar") / "model.onnx").signature
+    assert [channel.name for channel in signature.features] == ["vehicles", "hour", "weekday"]
+    assert signature.known_features() == [1, 2]
+    assert [(pair.output, pair.feature) for pair in signature.forecast] == [("median", "vehicles")]

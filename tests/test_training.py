@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from typing import TYPE_CHECKING
 
@@ -183,6 +184,29 @@ def test_the_command_trains_on_a_file_and_numbers_its_versions(tmp_path: Path) -
     }
 
 
+def test_the_command_tells_a_model_the_calendar_where_it_is_asked_to(tmp_path: Path) -> None:
+    from longshort_model.replay import Replay
+
+    arguments = [
+        "--data",
+        str(write_csv(tmp_path / "tank.csv")),
+        "--calendar",
+        "--out",
+        str(tmp_path / "models"),
+    ]
+    arguments += ["--report", str(tmp_path / "build"), "--hidden", "4", "--updates", "20", "--window", "24"]
+    result = CliRunner().invoke(command, [*arguments, "--no-progress"])
+    assert result.exit_code == 0, result.output
+    signature = Replay(tmp_path / "models" / "tank" / "1" / "explain.onnx").signature
+    assert [channel.name for channel in signature.features] == ["level", "hour", "weekday"]
+    assert signature.known_features() == [1, 2]
+    report = json.loads((tmp_path / "build" / "tank.json").read_text())
+    assert len(report["error_by_horizon"]) == 24
+    # Another model with the other inputs does not go on from its checkpoint.
+    other = CliRunner().invoke(command, [*(a for a in arguments if a != "--calendar"), "--resume"])
+    assert (other.exit_code, "other settings or other data" in other.output) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -193,6 +217,7 @@ def test_the_command_trains_on_a_file_and_numbers_its_versions(tmp_path: Path) -
         (["--data", "FILE", "--version", "0"], "--version"),
         (["--shipped", "--hidden", "3"], "--shipped"),
         (["--shipped", "--state-family", "f"], "--shipped"),
+        (["--shipped", "--calendar"], "--shipped"),
     ],
 )
 def test_a_mistake_of_the_callers_is_one_line_and_exit_code_2(
