@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Axis = int | str | None
 
-_DTYPES: Final = {
+_DTYPES: Final[dict[Any, str]] = {
     TensorProto.FLOAT16: "float16",
     TensorProto.FLOAT: "float32",
     TensorProto.DOUBLE: "float64",
@@ -140,7 +140,7 @@ def _fact(value: onnx.ValueInfoProto) -> TensorFact:
     number = tensor.elem_type
     dtype = _DTYPES.get(number)
     if dtype is None:
-        names: dict[Any, str] = {value: name for name, value in TensorProto.DataType.items()}
+        names = {value: name for name, value in TensorProto.DataType.items()}
         dtype = names.get(number, f"type {number}").lower()
     if not tensor.HasField("shape"):
         return TensorFact(value.name, dtype, None)

@@ -13,7 +13,6 @@ from longshort_service import model_file as model_files
 from longshort_service import signature_file
 from longshort_service.fingerprint import fingerprint_of, what_changes_numbers
 from longshort_service.graph_check import ModelError
-from longshort_service.row_probe import with_steps_alone
 from longshort_service.shape_probe import ShapeProbe
 from longshort_service.signature import METADATA_KEY, SignatureError, from_json
 from longshort_service.signature_axes import find_axes
@@ -36,6 +35,15 @@ if TYPE_CHECKING:
     from longshort_service.signature_roles import Question, Roles
 
 T = TypeVar("T")
+
+
+class NotInferred(ModelError):
+    """A model of which something has to be said. `asked` holds the questions, with lines that would answer them."""
+
+    def __init__(self, summary: str, asked: str) -> None:
+        super().__init__(f"{summary}\n\n{asked}")
+        self.summary = summary
+        self.asked = asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +94,10 @@ def resolve(folder: Path, model_file: Path) -> Resolved:
         return _labelled(model_file, lambda: _signed(signed, folder))
     known = understand(folder, model_file, outside)
     if known.questions:
-        raise ModelError(
-            f"{model_file}: not all of it can be inferred. What is asked here is said in "
-            f"{folder / signature_file.FILE_NAME}; `longshort describe {folder} --write` begins it\n\n"
-            f"{asked(known.questions)}"
+        raise NotInferred(
+            f"{model_file}: not all of it can be inferred: say it in {folder / signature_file.FILE_NAME}, which "
+            f"`longshort describe {folder} --write` begins",
+            asked(known.questions),
         )
     return _labelled(model_file, lambda: _resolved(known, folder, model_file))
 
@@ -122,7 +130,7 @@ def _resolved(known: Understanding, folder: Path, model_file: Path) -> Resolved:
     said, base = known.said, known.base
     signature, reasons = build(known.facts, known.roles, known.found, said, known.name)
     if said.steps_alone or {name for _, name in known.facts.operators} & DYNAMIC_QUANTISATION:
-        signature = with_steps_alone(signature)
+        signature = dataclasses.replace(signature, single_steps=True)
     if base is not None:
         order = [state.input for state in base.states]
         states = sorted(

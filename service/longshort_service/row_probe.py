@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from longshort_service.arena import States
-    from longshort_service.ports import Port, RowLayout
+    from longshort_service.ports import RowLayout
     from longshort_service.signature import Signature, State
 
 # Rows together. A product of matrices takes rows in blocks of 2 to 16 by processor, so that both full blocks and what
@@ -60,7 +60,7 @@ class Findings:
     def applied_to(self, signature: Signature) -> Signature:
         """Return the signature under which the model may be served."""
         if self.steps_alone:
-            signature = with_steps_alone(signature)
+            signature = dataclasses.replace(signature, single_steps=True)
         return dataclasses.replace(signature, rows_alone=True) if self.rows_alone else signature
 
 
@@ -82,22 +82,6 @@ def probe_rows(runner: Runner, *, exact: bool) -> Findings:
         rows and f"runs one session at a time, so that none feels another: {rows}",
         steps and f"runs one step at a time, so that none depends on how values are sent: {steps}",
     )
-
-
-def with_steps_alone(signature: Signature) -> Signature:
-    """Return a signature whose runs hold one step: an axis of time is an axis of one element."""
-    return dataclasses.replace(
-        signature,
-        inputs=tuple(_without_time(port) for port in signature.inputs),
-        answers=tuple(_without_time(port) for port in signature.answers),
-    )
-
-
-def _without_time(port: Port) -> Port:
-    if port.time_axis is None:
-        return port
-    place = port.time_axis - (port.batch_axis is not None and port.batch_axis < port.time_axis)
-    return dataclasses.replace(port, shape=(*port.shape[:place], 1, *port.shape[place:]), time_axis=None)
 
 
 class _Probe:

@@ -24,6 +24,7 @@ SEQUENCE_LENS: Final = (
 )
 
 
+SAMPLE_RATES: Final = ("sr", "sample_rate", "samplerate", "sampling_rate")
 SAID: Final = "said"  # how a pair is known that signature.toml names
 
 
@@ -187,7 +188,7 @@ def _ask_constants(values: tuple[TensorFact, ...], said: Said) -> Iterable[Quest
         if fact.axes == () and fact.name not in said.inputs:
             yield Question(
                 f"What is {fact.name}, one {fact.dtype} for all sessions and steps?",
-                ("[constants]", f"{key(fact.name)} = 0"),
+                ("[constants]", f"{key(fact.name)} = {16000 if fact.name.lower() in SAMPLE_RATES else 0}"),
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -11,12 +12,16 @@ import click
 from longshort_service.commands.group import Mistake
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from longshort_service.signature import Channel, Signature
 
 MODEL_FILE: Final = "model.onnx"
 EXPLAIN_FILE: Final = "explain.onnx"
+FILE_NAME: Final = "signature.toml"
+MOST_CHANNELS: Final = 16  # that are listed one by one
+SHORT: Final = {"float16": "f16", "float32": "f32", "float64": "f64", "int32": "i32", "int64": "i64"}
+ITEM_BYTES: Final = {"float16": 2, "float32": 4, "float64": 8, "int32": 4, "int64": 8}
 STEPS: Final = ((86400, "d"), (3600, "h"), (60, "min"))
 MISSING: Final = {
     "REJECT": "refused",
@@ -28,27 +33,80 @@ MISSING: Final = {
 @click.command(short_help="Say what a model file promises.")
 @click.argument("path", metavar="PATH|NAME", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the signature as the file carries it.")
-def describe(path: Path, *, as_json: bool) -> None:
+@click.option(
+    "--write", is_flag=True, help=f"Write {FILE_NAME} beside the file: what is known and what is asked."
+)
+@click.option(
+    "--force", is_flag=True, help="With --write: write it anew where there is one; what it says stays."
+)
+def describe(path: Path, *, as_json: bool, write: bool, force: bool) -> None:
     """Say what the model at PATH takes, gives, remembers, and how well it did.
 
     PATH is a model file, the folder of a version, or that of a model (its highest version); where there is no
-    such folder, NAME is a model that ships. Read with onnxruntime alone, and checked as the service checks it.
+    such folder, NAME is a model that ships. Read and checked as the service does it: a file without a signature is
+    told by its graph and by signature.toml beside it.
 
     \b
     Examples:
       longshort describe metro
       longshort describe models/metro
       longshort describe models/metro/1 --json
+      longshort describe models/mine/1 --write
     """  # noqa: D301  click reads the backspace
     file = find_model_file(path)
     from longshort_service.engine import Engine  # noqa: PLC0415  not needed for --help
     from longshort_service.graph_check import ModelError  # noqa: PLC0415  not needed for --help
+    from longshort_service.model_signature import NotInferred, resolve  # noqa: PLC0415  not needed for --help
 
     try:
-        signature = Engine(file, provider="cpu", intra_op_num_threads=1).signature
+        if write:
+            click.echo(write_skeleton(file, force=force))
+            return
+        resolved = resolve(file.parent, file)
+        engine = Engine(
+            file,
+            provider="cpu",
+            intra_op_num_threads=1,
+            signature=resolved.signature,
+            arrays=resolved.arrays,
+        )
+    except NotInferred as error:
+        click.echo(error.asked)
+        raise Mistake(error.summary) from None
     except ModelError as error:
         raise Mistake(str(error)) from None
-    click.echo(signature.to_json() if as_json else "\n".join(description(signature, file)))
+    if as_json:
+        click.echo(engine.signature.to_json())
+        return
+    click.echo("\n".join(description(engine.signature, file)))
+    if resolved.table is not None:
+        click.echo("\n" + "\n".join(f"  {line}" for line in resolved.table.splitlines()))
+    for warning in resolved.warnings:
+        click.echo(f"\n  {warning}.")
+
+
+def write_skeleton(file: Path, *, force: bool) -> str:
+    """Write signature.toml beside a model file, and return a sentence about it.
+
+    Raises Mistake where there is one already, unless `force`; what that one says is kept then.
+    """
+    from longshort_service.model_signature import understand  # noqa: PLC0415  not needed for --help
+    from longshort_service.signature_text import skeleton  # noqa: PLC0415  not needed for --help
+
+    target = file.parent / FILE_NAME
+    if target.exists() and not force:
+        raise Mistake(
+            f"{target} is there already: --force writes it anew, what it says stays, its comments do not"
+        )
+    known = understand(file.parent, file)
+    text = skeleton(known.facts, known.roles, known.found, known.said, known.questions, name=known.name)
+    part = target.with_name(f".{FILE_NAME}.part")  # a watching service must not read half of it
+    part.write_text(text, encoding="utf-8")
+    part.replace(target)
+    if not known.questions:
+        return f"{target}: written; nothing has to be added"
+    number = len(known.questions)
+    return f"{target}: written; {number} {'question is' if number == 1 else 'questions are'} open at its end"
 
 
 def find_model_file(path: Path) -> Path:
@@ -84,8 +142,8 @@ def description(signature: Signature, file: Path) -> Iterator[str]:
     if signature.description:
         yield signature.description
     yield ""
-    yield from _rows("takes", (_channel(c) for c in signature.features))
-    yield from _rows("gives", (_channel(c) for c in signature.outputs))
+    yield from _rows("takes", _channels(signature.features))
+    yield from _rows("gives", _channels(signature.outputs))
     facts = {
         "one step": _duration(signature.step_s),
         "missing": MISSING[signature.missing.value],
@@ -111,6 +169,13 @@ def _rows(name: str, texts: Iterator[str] | list[str]) -> Iterator[str]:
         name = ""
 
 
+def _channels(channels: Sequence[Channel]) -> Iterator[str]:
+    if len(channels) <= MOST_CHANNELS:
+        yield from (_channel(channel) for channel in channels)
+    else:
+        yield f"{channels[0].name} to {channels[-1].name}: {len(channels)} numbers"
+
+
 def _channel(channel: Channel) -> str:
     quantile = "" if channel.quantile is None else f"{100 * channel.quantile:g} % quantile"
     return f"{channel.name:12} {channel.unit:20} {quantile}".rstrip()
@@ -128,13 +193,13 @@ def _duration(step_s: float | None) -> str:
 def _memories(signature: Signature) -> Iterator[str]:
     total = 0
     for state in signature.states:
-        shape = state.row_shape()
-        size = 4
-        for length in shape:
-            size *= length
-        total += size
+        total += math.prod(state.row_shape()) * ITEM_BYTES[state.dtype]
         role = "" if state.memory is None else f" ({state.memory.value.replace('_', '-')} memory)"
-        yield f"{state.input} {list(shape)} f32{role}"
+        if state.is_constant:
+            role = " (given at opening)"
+        elif state.window_of:
+            role = f" (the last values of {state.window_of})"
+        yield f"{state.input} {list(state.row_shape())} {SHORT[state.dtype]}{role}"
     yield f"{total} bytes a session"
 
 
