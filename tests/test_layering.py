@@ -137,7 +137,12 @@ MAY_KNOW: dict[str, set[str]] = {
         *("signature_merge", "signature_roles", "signature_text"),
     },
     "row_probe": {"arena", "ports", "signature"},
-    "engine": {"arena", "batching", "general_run", "graph_check", "host_states", "signature", "small_run"},
+    "step_results": set(),
+    "engine": {
+        *("arena", "batching", "general_run", "graph_check", "host_states", "ports", "signature", "small_run"),
+        "step_results",
+    },
+    "explain_file": {"engine", "explain_graph", "graph_check", "version_folder"},
     "resident_graph": {"signature"},
     "recurrent_node": set(),
     "explain_cells": {"recurrent_node"},
@@ -211,6 +216,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "processor": set(),
     "version_folder": set(),
     "repository": {
+        "explain_file",
         *("errors", "arena", "columns", "engine", "graph_check", "lane", "processor", "record", "signature"),
         "version_folder",
     },
@@ -237,7 +243,6 @@ MAY_KNOW: dict[str, set[str]] = {
         "eviction",
         "model_change",
         "outage",
-        "record",
         "repository",
         "served_model",
         "session",
@@ -265,7 +270,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "stepper": {
         *(
             "errors",
-            "forecast",
+            "forecaster",
             "arena",
             "batching",
             "record",
@@ -276,6 +281,9 @@ MAY_KNOW: dict[str, set[str]] = {
             "singles",
         ),
         "values",
+    },
+    "forecaster": {
+        *("errors", "arena", "batching", "forecast", "record", "repository", "scheduler", "served_model"),
     },
     "management": {
         "beginning",
@@ -289,6 +297,7 @@ MAY_KNOW: dict[str, set[str]] = {
         "turns",
     },
     "model_loader": {
+        "explain_file",
         "model_signature",
         "row_probe",
         *("arena", "batching", "columns", "config", "engine", "host_states", "lane", "metrics", "observers"),
@@ -312,7 +321,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "transport.coroutines": {"transport.call", "transport.context"},
     "transport.server": {"transport.call", "transport.coroutines", "transport.event_loop"},
 }
-EXPLAINING = ("recurrent_node", "explain_cells", "explain_survey", "explain_graph")
+EXPLAINING = ("recurrent_node", "explain_cells", "explain_survey", "explain_graph", "explain_file")
 ONLY_IN = {
     "onnxruntime": {"engine", "device_states", "small_run"},
     "prometheus_client": {"metrics", "http_endpoint", "demo"},

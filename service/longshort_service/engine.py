@@ -17,7 +17,9 @@ from longshort_service.batching import RunCost
 from longshort_service.general_run import GeneralRun, from_graph
 from longshort_service.graph_check import ModelError, check_graph, promised_results
 from longshort_service.host_states import layouts_of
+from longshort_service.ports import DTYPES
 from longshort_service.small_run import SmallRun
+from longshort_service.step_results import joined
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -63,7 +65,7 @@ class Engine:
         )
         self.provider = PROVIDERS[provider]
         self.build = ort.__version__
-        self._arrays = dict(arrays or {})
+        self.arrays = dict(arrays or {})
         self.signature = self._read_signature() if signature is None else signature
         check_graph(self.signature, self._session, self._label)
         self.output_names = [node.name for node in self._session.get_outputs()]
@@ -74,7 +76,7 @@ class Engine:
     @property
     def layouts(self) -> list[StateLayout]:
         """How one session's states lie in memory, and what they start with."""
-        return layouts_of(self.signature, self._arrays)
+        return layouts_of(self.signature, self.arrays)
 
     def use_signature(self, signature: Signature) -> None:
         """Run by another signature of the same graph from now on: one whose rows, or steps, run alone."""
@@ -105,8 +107,9 @@ class Engine:
     def run_all(self, values: NDArray[np.float32], states: States) -> dict[str, NDArray[Any]]:
         """Run rows `[time, width]` of one session on from `states` `[..., 1, ...]`; return every output of the graph.
 
-        Answers and what the signature does not name have their time first, `[time, ...]`, without a batch axis; states
-        are those after the last step, without theirs.
+        Answers have their time first, `[time, ...]`, without a batch axis; states are those after the last step,
+        without theirs. What the signature does not name is as `step_results.joined` says, where it is of a dtype that
+        a row can have.
         """
         runs: list[dict[str, NDArray[Any]]] = []
 
@@ -127,8 +130,8 @@ class Engine:
                 found[name] = arrays[-1] if state.is_unbatched else arrays[-1].take(0, state.batch_axis)
             elif name in ports:
                 found[name] = np.concatenate([from_graph(ports[name], array)[0] for array in arrays])
-            else:
-                found[name] = np.concatenate([array[0] for array in arrays])
+            elif isinstance(arrays[0], np.ndarray) and arrays[0].dtype.name in DTYPES:
+                found[name] = joined(arrays, is_stepped=self.signature.steps_alone)
         return found
 
     def initial_states(self, num_rows: int) -> States:
@@ -202,7 +205,7 @@ class Engine:
 
     def _constants(self) -> dict[str, NDArray[Any]]:
         return {
-            constant.input: self._arrays[constant.input]
+            constant.input: self.arrays[constant.input]
             if constant.file
             else np.full(constant.shape, constant.value, constant.dtype)
             for constant in self.signature.constants

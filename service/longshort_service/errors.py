@@ -212,7 +212,7 @@ class ForecastUnavailable(CallerFault):
 
 
 class ExplainUnavailable(CallerFault):
-    """Raised when no explain.onnx lies beside the model."""
+    """Raised when no explain.onnx lies beside the model and none can be derived, or it cannot be loaded."""
 
     reason = "EXPLAIN_UNAVAILABLE"
 

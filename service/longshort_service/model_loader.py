@@ -10,6 +10,7 @@ from longshort_service.arena import Arena
 from longshort_service.batching import BatchPolicy
 from longshort_service.columns import SessionColumns
 from longshort_service.engine import PROVIDERS, Engine
+from longshort_service.explain_file import can_explain
 from longshort_service.graph_check import ModelError
 from longshort_service.host_states import HostStates
 from longshort_service.lane import Lane
@@ -102,7 +103,7 @@ class ModelLoader:
             ),
             observer=LaneMetrics(self._metrics, name, version),
         )
-        return Model(name, version, folder, mtime_ns, lane)
+        return Model(name, version, folder, mtime_ns, lane, can_explain(folder))
 
     def _load_resident(self, file: Path, num_rows: int) -> ResidentEngine | None:
         """Return an engine with its states on the device; None for a graph that has to take them from the host."""

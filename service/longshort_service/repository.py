@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from longshort_service import errors
-from longshort_service.engine import Engine
+from longshort_service.explain_file import open_explain
 from longshort_service.graph_check import ModelError
 from longshort_service.processor import processor_name
 from longshort_service.record import Origin
-from longshort_service.version_folder import EXPLAIN_FILE, Look, look_at_all
+from longshort_service.version_folder import Look, look_at_all
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from longshort_service.arena import Arena
     from longshort_service.columns import SessionColumns
+    from longshort_service.engine import Engine
     from longshort_service.lane import Lane
     from longshort_service.signature import Signature
     from longshort_service.version_folder import VersionFolder
@@ -33,15 +34,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class Model:
-    """One loaded version of a model. Compared by identity."""
+    """One loaded version of a model. Compared by identity.
+
+    `can_explain`: an explain.onnx lies beside it, or can be derived from it.
+    """
 
     name: str
     version: int
     folder: Path
     file_mtime_ns: int
     lane: Lane
+    can_explain: bool
     origin: Origin = field(init=False)
     _explain: Engine | None = None
+    _unexplained: str = ""
 
     def __post_init__(self) -> None:
         """Note what the numbers of its sessions come from."""
@@ -75,23 +81,15 @@ class Model:
         """Return the number of steps above which messages of so many sessions take more than one run."""
         return self.lane.policy.piece(num_rows)
 
-    @property
-    def can_explain(self) -> bool:
-        """Whether an explain.onnx lies beside it."""
-        return (self.folder / EXPLAIN_FILE).is_file()
-
     def explain_engine(self) -> Engine:
-        """Return the engine of explain.onnx, loaded on first use. Blocks; raises ExplainUnavailable."""
-        if self._explain is None:
-            if not self.can_explain:
-                raise errors.ExplainUnavailable(
-                    f"{self.name}/{self.version} has no {EXPLAIN_FILE}: export it with longshort",
-                    model=self.name,
-                )
+        """Return the engine that explains it, tried once, on first use. Blocks; raises ExplainUnavailable."""
+        if self._explain is None and not self._unexplained:
             try:
-                self._explain = Engine(self.folder / EXPLAIN_FILE, provider="cpu", intra_op_num_threads=1)
+                self._explain = open_explain(self.folder, self.lane.engine)
             except ModelError as error:
-                raise errors.ExplainUnavailable(str(error), model=self.name) from error
+                self._unexplained = f"{self.name}/{self.version} cannot be explained: {error}"
+        if self._explain is None:
+            raise errors.ExplainUnavailable(self._unexplained, model=self.name)
         return self._explain
 
 

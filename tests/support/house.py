@@ -18,6 +18,8 @@ from longshort_service.durability import Durability
 from longshort_service.engine import Engine
 from longshort_service.errors import ServiceError
 from longshort_service.eviction import Evictor, Limits
+from longshort_service.explain_file import can_explain
+from longshort_service.forecaster import Ahead
 from longshort_service.host_states import HostStates, StateLayout
 from longshort_service.keeper import Keeper
 from longshort_service.lane import Lane
@@ -171,7 +173,7 @@ class House:
         )
         policy = BatchPolicy(4, 4, signature.sequence_lens is not None, RunCost(1e-5, 1e-6, 1e-6))
         lane = Lane(name, engine, Arena(states, ROWS), states, columns, policy, self.notes)
-        return Model(name, version, folder, path.stat().st_mtime_ns, lane)
+        return Model(name, version, folder, path.stat().st_mtime_ns, lane, can_explain(folder))
 
     def check(self) -> None:
         """Every row that is held is that of one live session."""
@@ -197,7 +199,8 @@ class House:
     async def forecast(self, session: Session[Model], horizon: int, max_steps: int) -> tuple[Any, int]:
         """Look ahead from a session that is live and settled; return the predictions and the step."""
         record = session.record()
-        return await self.stepper.forecast(record, session.model, horizon, max_steps), record.step
+        wanted = Ahead(record, session.model, horizon)
+        return await self.stepper.forecast(wanted, max_steps), record.step
 
     async def explain(self, session: Session[Model], rows: Any) -> tuple[Any, int]:
         """Look inside a session that is live and settled; return the outputs and the step."""
