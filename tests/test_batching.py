@@ -123,6 +123,20 @@ def test_piece_is_as_long_as_its_time_allows_and_never_empty(cost: RunCost, num_
     assert policy_of(1024, 64, cost).piece(num_rows) == expected
 
 
+@pytest.mark.parametrize(
+    ("cost", "expected"),
+    [
+        (RunCost(0.0, 0.0, 0.0), 64),  # never more than the limit of rows
+        (RunCost(0.0001, 0.0001, 0.0001), 18),  # as many as 2 ms hold
+        (RunCost(0.001, 0.0, 0.002), 2),  # in a slow model twice what one takes
+        (RunCost(0.0, 0.0, 0.01), 2),
+        (RunCost(1.0, 0.0, 1e-6), 64),
+    ],
+)
+def test_job_that_goes_step_by_step_has_as_many_rows_as_make_a_short_run(cost: RunCost, expected: int):
+    assert policy_of(64, 64, cost).rows_together() == expected
+
+
 def test_forecast_goes_one_step_a_run():
     batch = form(deque([job_of(9, is_forecast=True)]), policy_of())
     assert batch is not None

@@ -16,12 +16,13 @@ from longshort_service import errors
 from longshort_service.arena import Slots
 from longshort_service.batching import Job
 from longshort_service.columns import Moves
+from longshort_service.forecaster import Ahead
 from longshort_service.record import Origin
 from longshort_service.session import Answers
 from longshort_service.stepper import MAX_EXPLAINS_AT_ONCE
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
     Play = Callable[..., None]
@@ -324,10 +325,83 @@ def test_record_of_another_file_is_neither_forecast_nor_explained(
         await house.step(session, 3)
         foreign = dataclasses.replace(session.record(), **change)
         stepper, model = house.stepper, session.model
-        assert await reason_of(stepper.forecast(foreign, model, 5, 50)) is errors.ModelChanged
+        assert await reason_of(stepper.forecast(Ahead(foreign, model, 5), 50)) is errors.ModelChanged
         assert await reason_of(stepper.explain(foreign, model, rows(1))) is errors.ModelChanged
 
     play(scenario, explained)
+
+
+# -- forecasts of many -----
+
+
+async def look_ahead(house: House, sessions: Sequence[Any], horizons: Sequence[int]) -> list[Any]:
+    """Return the predictions of each as numbers, or the kind of its error."""
+    wanted = [Ahead(s.record(), s.model, h) for s, h in zip(sessions, horizons, strict=True)]
+    outcomes = await house.stepper.forecast_many(wanted, 50)
+    return [type(each) if isinstance(each, Exception) else each[:, 0].tolist() for each in outcomes]
+
+
+async def stepped(house: House, *values: float) -> list[Any]:
+    sessions = [await house.open(f"s{k}") for k in range(len(values))]
+    for session, value in zip(sessions, values, strict=True):
+        await house.step(session, value)
+    return sessions
+
+
+def test_forecasts_of_equal_horizon_share_jobs_of_a_few_rows(play: Play):
+    async def scenario(house: House) -> None:
+        sessions = await stepped(house, 1, 2, 3)
+        gate = Gate.before(sessions[0].model.lane)
+        gate.open()
+        assert await look_ahead(house, sessions, [3, 3, 3]) == [[1, 2, 4], [2, 4, 8], [3, 6, 12]]
+        assert gate.batches == [3, 3]
+        assert await look_ahead(house, sessions, [3, 1, 2]) == [[1, 2, 4], [2], [3, 6]]
+        sessions[0].model.lane.policy = dataclasses.replace(sessions[0].model.lane.policy, max_rows=2)
+        assert await look_ahead(house, sessions, [2, 2, 2]) == [[1, 2], [2, 4], [3, 6]]
+        assert max(gate.batches[4:]) <= 2
+
+    play(scenario)
+
+
+def test_forecast_that_fails_harms_no_other(play: Play):
+    async def scenario(house: House) -> None:
+        sessions = [*await stepped(house, 1, 1e38, 3), await house.open("empty")]
+        found = await look_ahead(house, [*sessions, sessions[0]], [4, 4, 4, 4, 51])
+        assert found == [
+            *([1, 2, 4, 8], errors.NonFiniteResult, [3, 6, 12, 24], errors.SessionEmpty),
+            errors.HorizonOutOfRange,
+        ]
+
+    play(scenario)
+
+
+def test_forecasts_take_turns_where_rows_are_few(play: Play):
+    async def scenario(house: House) -> None:
+        sessions = await stepped(house, 1, 2, 3, 4)
+        arena = sessions[0].model.arena
+        assert arena.num_rows - arena.num_held == 4
+        taken = [arena.allocate() for _ in range(3)]
+        assert await look_ahead(house, sessions, [2] * 4) == [[1, 2], [2, 4], [3, 6], [4, 8]]
+        taken.append(arena.allocate())
+        assert await look_ahead(house, sessions, [2] * 4) == [errors.SessionsExhausted] * 4
+        for slot in taken:
+            arena.free(slot)
+
+    play(scenario)
+
+
+def test_forecasts_refused_by_a_full_queue_give_their_rows_back(play: Play):
+    async def scenario(house: House) -> None:
+        sessions = await stepped(house, 1, 2)
+        busy = await house.open("busy")
+        gate = Gate.before(busy.model.lane)
+        filling = asyncio.ensure_future(house.step(busy, *[1] * 97))
+        await gate.arrival()
+        assert await look_ahead(house, sessions, [5, 5]) == [errors.QueueFull] * 2
+        gate.open()
+        await filling
+
+    play(scenario)
 
 
 # -- explanations -----

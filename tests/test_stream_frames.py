@@ -904,7 +904,7 @@ def test_bug_in_one_forecast_ends_its_stream_and_no_other(
         async with asyncio.timeout(20), service(adders, may_log_errors=True) as (app, caller):
             frames = Frames(caller)
             await frames.open("a")
-            monkeypatch.setattr(app._edge.stepper, "forecast", forecast)
+            monkeypatch.setattr(app._edge.stepper, "forecast_many", forecast)
             end = await frames.end(forecasts=[sequence_pb2.FrameForecast(handle=0, horizon=2)])
             assert end == ("INTERNAL", "INTERNAL")
             assert (await caller.step("a", [1], 0, "")).answer.values == [1]

@@ -181,6 +181,12 @@ class BatchPolicy:
         seconds = max(self.piece_s, 2 * self.cost.run(num_rows, 1))
         return max(1, min(self.piece_steps, self.cost.steps_within(seconds, num_rows)))
 
+    def rows_together(self) -> int:
+        """Return how many rows a job may have that goes step by step, so that each of its runs is a short one."""
+        seconds = max(self.piece_s, 2 * self.cost.run(1, 1))
+        rows = (seconds - self.cost.fixed - self.cost.each_step) / max(self.cost.each_row_step, 1e-9)
+        return max(1, min(self.max_rows, int(rows)))
+
 
 def form_batch(queue: deque[Job], policy: BatchPolicy, drop: Callable[[Job], None]) -> Batch | None:
     """Take the next batch off the queue; None where nothing waits. What stays keeps its order.

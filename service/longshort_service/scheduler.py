@@ -64,6 +64,25 @@ class Scheduler:
         lane.queue.append(job)
         self._wake(lane)
 
+    async def complete(self, lane: Lane, job: Job) -> None:
+        """Queue a job and wait until it has ended; it is withdrawn where the caller is cancelled.
+
+        Raises what `submit` raises.
+        """
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def wake(_job: Job) -> None:
+            if not waiter.done():
+                waiter.set_result(None)
+
+        job.on_end = wake
+        self.submit(lane, job)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            self.withdraw(job)
+            raise
+
     def submit_single(
         self, lane: Lane, slot: Slot, values: Sequence[float], answer_rows: int, waiter: SingleWaiter
     ) -> None:

@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import numpy as np
 
 from longshort_service import errors
-from longshort_service.arena import Slots
-from longshort_service.batching import Job
-from longshort_service.forecast import check_horizon, rows_ahead
-from longshort_service.served_model import allocate_row, check_fit, failure_of
+from longshort_service.forecaster import Forecaster
+from longshort_service.served_model import check_fit, failure_of
 from longshort_service.session import Answers, Replay, select_answers
 from longshort_service.values import check_values
 
@@ -26,6 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from longshort_service.arena import Slot, States
+    from longshort_service.batching import Job
+    from longshort_service.forecaster import Ahead
     from longshort_service.record import SessionRecord
     from longshort_service.repository import Model
     from longshort_service.scheduler import Scheduler
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from longshort_service.singles import SingleWaiter
 
 MAX_EXPLAINS_AT_ONCE: Final = 4
-NOTHING_KNOWN: Final = np.empty(0, np.float32)
 
 
 class StepObserver(Protocol):
@@ -67,6 +66,7 @@ class Stepper:
         self._clock = clock
         self._explain_thread = explain_thread
         self._num_explains = 0
+        self._forecaster = Forecaster(scheduler)
 
     def submit(self, model: Model, job: Job) -> None:
         """Queue a job whose `on_end` says when it has ended. Raises what Scheduler.submit raises."""
@@ -109,19 +109,7 @@ class Stepper:
 
         Raises what Scheduler.submit raises, NonFiniteResult, ValuesRefused, or what ended the job.
         """
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def wake(_job: Job) -> None:
-            if not waiter.done():
-                waiter.set_result(None)
-
-        job.on_end = wake
-        self._scheduler.submit(model.lane, job)
-        try:
-            await waiter
-        except asyncio.CancelledError:
-            self._scheduler.withdraw(job)
-            raise
+        await self._scheduler.complete(model.lane, job)
         if job.failure is not None:
             raise job.failure
         if job.failed is not None:
@@ -129,41 +117,18 @@ class Stepper:
         outputs: NDArray[np.float32] = job.outputs[0]
         return outputs.copy()  # a view would keep the whole batch alive
 
-    async def forecast(
-        self,
-        record: SessionRecord,
-        model: Model,
-        horizon: int,
-        max_steps: int,
-        known: NDArray[np.float32] = NOTHING_KNOWN,
-    ) -> NDArray[np.float32]:
-        """Return predictions `[horizon, width]` from a session's record; wherever it lives, it does not move.
+    async def forecast(self, wanted: Ahead, max_steps: int) -> NDArray[np.float32]:
+        """Return predictions `[horizon, width]` from a session's record; raises what `Forecaster.forecast` returns."""
+        (outcome,) = await self.forecast_many([wanted], max_steps)
+        if isinstance(outcome, errors.ServiceError):
+            raise outcome
+        return outcome
 
-        The first row is the session's last prediction; each later one is the model's answer to the one before, fed
-        back as its signature says, beside a row of `known`, as `rows_ahead` has it. Raises what `check_horizon` and
-        `rows_ahead` raise, SessionEmpty, ModelChanged where the record is of another file, SessionsExhausted, and what
-        Scheduler.submit raises.
-        """
-        check_horizon(model.signature, horizon, max_steps)
-        check_fit(record, model)
-        first = record.last_output
-        if first is None:
-            raise errors.SessionEmpty(f"session {record.session_id} has seen no value yet: step it first")
-        rows = rows_ahead(model.signature, first, known, horizon)
-        if horizon == 1:
-            return first[None, :]
-        slot = allocate_row(model)
-        if record.states:  # otherwise the session begins, and so does the row
-            model.arena.write(slot, list(record.states))
-        scratch = Slots.of(slot)
-        job = Job(rows[None], scratch, scratch=scratch, feedback=model.signature.feedback_words())
-        try:
-            rolled = await self._run(model, job)
-        except (errors.QueueFull, errors.EngineDead):
-            if not job.has_ended:
-                model.arena.free(scratch)
-            raise
-        return np.vstack([first, rolled])
+    async def forecast_many(
+        self, wanted: Sequence[Ahead], max_steps: int
+    ) -> list[NDArray[np.float32] | errors.ServiceError]:
+        """Look ahead from many sessions at once; see Forecaster.forecast."""
+        return await self._forecaster.forecast(wanted, max_steps)
 
     async def explain(
         self, record: SessionRecord, model: Model, rows: NDArray[np.float32]

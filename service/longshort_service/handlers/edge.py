@@ -12,6 +12,7 @@ import grpc
 import numpy as np
 
 from longshort_service import errors
+from longshort_service.forecaster import Ahead
 from longshort_service.handlers import codec, status
 
 if TYPE_CHECKING:
@@ -115,9 +116,20 @@ class Edge:
 
     async def forecast(self, record: SessionRecord, model: Model, wanted: Forecast) -> NDArray[np.float32]:
         """Return predictions `[horizon, outputs]` as numbers. Raises what Stepper.forecast raises."""
-        known = np.array(wanted.known, np.float32)
-        rows = await self.stepper.forecast(record, model, wanted.horizon, self.max_steps, known)
+        rows = await self.stepper.forecast(_ahead(record, model, wanted), self.max_steps)
         return model.signature.answer_row.to_numbers(rows)
+
+    async def forecast_many(
+        self, wanted: Sequence[tuple[SessionRecord, Model, Forecast]]
+    ) -> list[NDArray[np.float32] | errors.ServiceError]:
+        """Return for each predictions `[horizon, outputs]` as numbers, or why there are none."""
+        outcomes = await self.stepper.forecast_many([_ahead(*each) for each in wanted], self.max_steps)
+        return [
+            outcome
+            if isinstance(outcome, errors.ServiceError)
+            else model.signature.answer_row.to_numbers(outcome)
+            for outcome, (_, model, _) in zip(outcomes, wanted, strict=True)
+        ]
 
     def unary(
         self, request_type: type[RequestT], handle: Callable[[RequestT], Awaitable[Message]]
@@ -146,3 +158,7 @@ class Edge:
         internal.__cause__ = error
         self.count(internal)
         return internal
+
+
+def _ahead(record: SessionRecord, model: Model, wanted: Forecast) -> Ahead:
+    return Ahead(record, model, wanted.horizon, np.array(wanted.known, np.float32))

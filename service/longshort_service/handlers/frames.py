@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from longshort_service.frame_answer import FrameAnswer
     from longshort_service.frame_work import FrameWork
     from longshort_service.handlers.edge import Edge
+    from longshort_service.record import SessionRecord
     from longshort_service.repository import Model
     from longshort_service.session import Session
     from longshort_service.transport.call import Call
@@ -325,26 +326,24 @@ class FrameConversation(Conversation):
     ) -> None:
         """Look ahead from each session, many at once; the scheduler lets live steps through between."""
         for begin in range(0, len(forecasts), _FORECASTS_AT_ONCE):
-            part = forecasts[begin : begin + _FORECASTS_AT_ONCE]
-            results = await asyncio.gather(
-                *(self._forecast_one(each) for each in part), return_exceptions=True
-            )
-            for each, result in zip(part, results, strict=True):
-                if isinstance(result, errors.ServiceError):
-                    self._add_error(rest, each.handle, _FORECAST, result)
-                elif isinstance(result, BaseException):
-                    raise result
+            looks: list[tuple[SessionRecord, Model, sequence_pb2.FrameForecast]] = []
+            for each in forecasts[begin : begin + _FORECASTS_AT_ONCE]:
+                try:
+                    looks.append((*await self._look(each.handle), each))
+                except errors.ServiceError as error:
+                    self._add_error(rest, each.handle, _FORECAST, error)
+            outcomes = await self._edge.forecast_many(looks)
+            for (record, _, each), outcome in zip(looks, outcomes, strict=True):
+                if isinstance(outcome, errors.ServiceError):
+                    self._add_error(rest, each.handle, _FORECAST, outcome)
                 else:
-                    rest.forecasts.append(result)
+                    rest.forecasts.add(handle=each.handle, values=outcome.ravel().tolist(), step=record.step)
 
-    async def _forecast_one(self, wanted: sequence_pb2.FrameForecast) -> sequence_pb2.FrameForecastAnswer:
-        session = self._handles.get(wanted.handle)
-        await self._edge.keeper.until_settled(session)
-        record = self._handles.get(wanted.handle).record()
-        numbers = await self._edge.forecast(record, session.model, wanted)
-        return sequence_pb2.FrameForecastAnswer(
-            handle=wanted.handle, values=numbers.ravel().tolist(), step=record.step
-        )
+    async def _look(self, handle: int) -> tuple[SessionRecord, Model]:
+        """Return a session between two messages, and its model. Raises why the handle names none."""
+        await self._edge.keeper.until_settled(self._handles.get(handle))
+        session = self._handles.get(handle)
+        return session.record(), session.model
 
 
 def _do_nothing() -> None:
