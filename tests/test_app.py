@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from conftest import Server
+    from servers import Server
 
 
 def readyz(server: Server) -> tuple[int, str]:

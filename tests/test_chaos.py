@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from conftest import Server
+    from servers import Server
 
 NUM_FAULTS = int(os.environ.get("CHAOS_FAULTS") or 0)
 SEED = int(os.environ.get("CHAOS_SEED") or secrets.randbelow(10**6))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from conftest import Server
+    from servers import Server
 
     # Takes one step of every session with a value; returns the answers [sessions, outputs] f32.
     Step = Callable[[np.float32], Sequence[Any]]

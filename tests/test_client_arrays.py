@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from longshort import arrays, errors, results
+from longshort import arrays, errors, named, results
 from longshort.v1 import session_pb2, types_pb2
 
 
@@ -62,11 +62,11 @@ def test_tensors_keep_name_type_and_shape():
         shape=[2, 1],
         data=np.array([5, -6], "<i8").tobytes(),
     )
-    array = arrays.tensors([message])["t"]
+    array = named.from_messages([message])["t"]
     assert array.tolist() == [[5], [-6]]
     message.dtype = types_pb2.DATA_TYPE_UNSPECIFIED
     with pytest.raises(errors.ServerFault):
-        arrays.tensors([message])
+        named.from_messages([message])
 
 
 def test_memory_of_a_model_that_is_no_lstm_names_its_states():

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
-    from conftest import Server
     from numpy.typing import NDArray
+    from servers import Server
 
 VALUES = np.sin(np.arange(90)).round(3).astype(np.float32)
 NAMES = [f"s{number}" for number in range(6)]

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from conftest import Server
     from envoy import Envoy
+    from servers import Server
 
 SESSIONS = [f"s{number}" for number in range(60)]
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from conftest import Server
+    from servers import Server
 
 IDS = [f"meter-{number}" for number in range(60)]
 

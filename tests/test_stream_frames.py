@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from conftest import Server
     from longshort_service.app import App
     from longshort_service.session import Session
+    from servers import Server
 
     Run = Callable[..., Any]
     Scenario = Callable[[Callable[[Caller], Awaitable[None]]], None]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from longshort.errors import LongshortError
@@ -44,7 +43,7 @@ class Wait:
 class Done:
     """What was asked is done; `result` is [rows, outputs] f32 where it has rows."""
 
-    result: NDArray[np.float32] | None
+    result: NDArray[Any] | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,21 +8,12 @@ from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 
-from longshort.errors import InvalidRequest, ServerFault
-from longshort.v1 import types_pb2
+from longshort.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import ArrayLike, NDArray
-
-_DTYPES: dict[int, str] = {
-    types_pb2.DATA_TYPE_FLOAT32: "<f4",
-    types_pb2.DATA_TYPE_FLOAT64: "<f8",
-    types_pb2.DATA_TYPE_FLOAT16: "<f2",
-    types_pb2.DATA_TYPE_INT32: "<i4",
-    types_pb2.DATA_TYPE_INT64: "<i8",
-}
 
 _AGES_S = 1e9  # in place of infinity, which gRPC takes for a time that has passed
 
@@ -84,17 +75,6 @@ def seconds(value: float, name: str) -> float:
 def answer_rows(values: Sequence[float], num_outputs: int) -> NDArray[np.float32]:
     """Return an answer's numbers as [rows, outputs] f32."""
     return np.fromiter(values, np.float32, len(values)).reshape(-1, num_outputs)
-
-
-def tensors(messages: Iterable[types_pb2.Tensor]) -> dict[str, NDArray[np.generic]]:
-    """Return named tensors as arrays of their own memory."""
-    arrays: dict[str, NDArray[np.generic]] = {}
-    for message in messages:
-        if message.dtype not in _DTYPES:
-            raise ServerFault(f"tensor {message.name} has the unknown type {message.dtype}")
-        flat = np.frombuffer(message.data, _DTYPES[message.dtype])
-        arrays[message.name] = flat.reshape(tuple(message.shape)).copy()
-    return arrays
 
 
 def floats(values: ArrayLike) -> NDArray[np.float32]:

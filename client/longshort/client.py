@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import TracebackType
 
+    from longshort.named import Named
     from longshort.results import ModelInfo, SessionInfo
 
 T = TypeVar("T")
@@ -77,6 +78,7 @@ class Client:
         mode: Mode = "open_or_create",
         durability: Durability | None = None,
         model_change: ModelChange = "refuse",
+        initial: Named | None = None,
         timeout_s: float | None = None,
     ) -> Session:
         """Open a session and return it; close it, or use it in a `with` statement.
@@ -85,7 +87,9 @@ class Client:
         "open" (SessionNotFound, SessionExpired) or "create" (SessionExists). `durability` is what is asked
         for; the session's attribute says what is given. `model_change` says what to do where the session's state is
         of another model file or version than asked for: "refuse" (ModelMismatch), "move" its state where the signatures
-        say that it fits, or "reset" it. `timeout_s` is for this and each of its calls.
+        say that it fits, or "reset" it. `initial` is what a session that is created here begins with: arrays by the
+        names of the model's states, each of one session, and its constants, which it may need (CONSTANT_MISSING).
+        `timeout_s` is for this and each of its calls.
         """
         opening = Opening(
             session_id,
@@ -94,6 +98,7 @@ class Client:
             mode=mode,
             durability=durability,
             model_change=model_change,
+            initial=initial,
             client_id=self.client_id,
         )
         return Session(self, opening, self._timeout_s if timeout_s is None else timeout_s)

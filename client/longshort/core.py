@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from longshort import errors, recovery, status
 from longshort.actions import RECEIVE, Action, Connect, Done, Failed, Send, Wait
-from longshort.arrays import answer_rows, whole_number
+from longshort.arrays import whole_number
 from longshort.journal import Journal, Message
+from longshort.named import answer_rows
 from longshort.recovery import Verdict
 from longshort.tasks import Expected, FlushTask, ForecastTask, StepsTask, Task
 from longshort.v1 import sequence_pb2, types_pb2
@@ -84,8 +85,8 @@ class SessionCore:
 
     # What the caller asks
 
-    def begin_steps(self, rows: NDArray[np.float32], answers: types_pb2.Answers, at: int | None) -> None:
-        """Ask for [time, features] f32 to be taken, from the next step on or from the caller's number.
+    def begin_steps(self, rows: NDArray[Any], answers: types_pb2.Answers, at: int | None) -> None:
+        """Ask for [time, features] f32, or [time] of fields, to be taken, from the next step or the caller's number on.
 
         The last answered message again is answered from here.
         """
@@ -94,14 +95,14 @@ class SessionCore:
         if at is not None and self._last is not None:
             message, answer = self._last
             if message.same_values(Message(first_step, rows, answers)):
-                self._outcome = Done(answer_rows(answer.values, self.opened.num_outputs))
+                self._outcome = Done(answer_rows(answer, self.opened.num_outputs))
                 return
         self._task = StepsTask(rows, first_step, answers)
 
-    def begin_forecast(self, horizon: int) -> None:
-        """Ask for the model's own continuation; the session does not move."""
+    def begin_forecast(self, horizon: int, known: NDArray[np.float32] | None = None) -> None:
+        """Ask for the model's own continuation, beside what will be known; the session does not move."""
         self.check_can_begin()
-        self._task = ForecastTask(whole_number(horizon, "horizon", 2**32))
+        self._task = ForecastTask(whole_number(horizon, "horizon", 2**32), known)
 
     def begin_flush(self) -> None:
         """Ask for the moment when all that was answered is stored."""
@@ -277,7 +278,7 @@ class SessionCore:
         elif expected is Expected.RESENT and answer.step == self._resend[0].end_step:
             self._resend.popleft()
         elif expected is Expected.FORECAST and answer.forecast:
-            self._outcome = Done(answer_rows(answer.values, self.opened.num_outputs))
+            self._outcome = Done(answer_rows(answer, self.opened.num_outputs))
         else:
             self._violated(f"an answer at step {answer.step} came where {expected.value} was awaited")
             return

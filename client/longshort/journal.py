@@ -5,12 +5,14 @@ It owns which answered messages are kept and for how long. It does not know conn
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from longshort import named
 from longshort.v1 import sequence_pb2, types_pb2
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ class Message:
     """One numbered message of values, known to the server by its first step, its count and its bits."""
 
     first_step: int
-    rows: NDArray[np.float32]  # [time, features] f32
+    rows: NDArray[Any]  # [time, features] f32, or [time] of named fields
     answers: types_pb2.Answers
 
     @property
@@ -34,14 +36,20 @@ class Message:
 
     def request(self) -> sequence_pb2.StreamRequest:
         """Return it for the wire, a new object each time: gRPC serialises in a thread of its own."""
-        values = sequence_pb2.Values(
-            values=self.rows.ravel().tolist(), step=self.first_step, answers=self.answers
-        )
+        values = sequence_pb2.Values(step=self.first_step, answers=self.answers)
+        if self.rows.dtype.names is None:
+            values.values.extend(self.rows.ravel().tolist())
+        else:
+            values.tensors.extend(named.step_messages(self.rows))
         return sequence_pb2.StreamRequest(values=values)
 
     def same_values(self, other: Message) -> bool:
         """Return whether both are the same message to the server, bit for bit (a NaN equals itself)."""
-        return self.first_step == other.first_step and self.rows.tobytes() == other.rows.tobytes()
+        return (
+            self.first_step == other.first_step
+            and self.rows.dtype == other.rows.dtype
+            and self.rows.tobytes() == other.rows.tobytes()
+        )
 
 
 class Journal:
@@ -118,6 +126,9 @@ def _joined(messages: list[Message], step: int, max_steps: int) -> Iterator[Mess
     if not messages:
         return
     first_step = max(step, messages[0].first_step)
-    rows = np.concatenate([_from_step(message, step).rows for message in messages])
-    for start in range(0, len(rows), max_steps):
-        yield Message(first_step + start, rows[start : start + max_steps], types_pb2.ANSWERS_NONE)
+    # What was sent as numbers goes as numbers, what was sent by name by name.
+    for _, alike in itertools.groupby(messages, lambda message: message.rows.dtype):
+        rows = np.concatenate([_from_step(message, step).rows for message in alike])
+        for start in range(0, len(rows), max_steps):
+            yield Message(first_step + start, rows[start : start + max_steps], types_pb2.ANSWERS_NONE)
+        first_step += len(rows)

@@ -8,11 +8,12 @@ import socket
 import uuid
 from typing import TYPE_CHECKING, Final, Literal
 
-from longshort import arrays, errors
+from longshort import arrays, errors, named
 from longshort.v1 import sequence_pb2, types_pb2
 
 if TYPE_CHECKING:
     from longshort.errors import LongshortError
+    from longshort.named import Named
 
 Mode = Literal["open_or_create", "open", "create"]
 Durability = Literal["none", "behind", "sync"]
@@ -63,7 +64,7 @@ class Opening:
 
     Without an id (None or empty) a random UUID is drawn. `client_id` names the client; what goes over the
     wire has a random tail, since two clients of one name must not take each other for themselves. `created`
-    says after the first opening whether the session is new.
+    says after the first opening whether the session is new. `initial` is what it begins with where it is.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Opening:
         mode: Mode = "open_or_create",
         durability: Durability | None = None,
         model_change: ModelChange = "refuse",
+        initial: Named | None = None,
         client_id: str = "client",
     ) -> None:
         for name, value, table in (
@@ -96,6 +98,7 @@ class Opening:
         self._mode = MODES[mode]
         self._durability = DURABILITIES[durability]
         self._model_change = MODEL_CHANGES[model_change]
+        self._initial = [] if initial is None else named.messages(initial)
         self._created_by_lost_try = False
 
     def request(self, opened: sequence_pb2.Opened | None, epoch: int = 0) -> sequence_pb2.StreamRequest:
@@ -114,6 +117,7 @@ class Opening:
                 durability=self._durability,
                 epoch=epoch,
                 model_change=self._model_change if opened is None else types_pb2.MODEL_CHANGE_UNSPECIFIED,
+                initial=self._initial if opened is None else (),
             )
         )
 

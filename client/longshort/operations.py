@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import grpc
 
-from longshort import arrays, errors, results, status
+from longshort import arrays, errors, named, results, status
 from longshort.results import ModelInfo, SessionInfo
 from longshort.v1 import (
     model_pb2,
@@ -25,7 +25,6 @@ from longshort.v1 import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy as np
     from google.protobuf.message import Message
     from numpy.typing import NDArray
 
@@ -141,15 +140,15 @@ def delete(session_id: str) -> Operation[None]:
     return Operation("sessions", "Delete", request, lambda _: None, session_id, is_read=False)
 
 
-def explain(
-    session_id: str, rows: NDArray[np.float32], min_step: int
-) -> Operation[dict[str, NDArray[np.generic]]]:
-    """Run [time, features] f32 on a copy of a session's state and return its gates and memories."""
-    request = sequence_pb2.ExplainRequest(
-        session=key(session_id), values=rows.ravel().tolist(), min_step=min_step
-    )
+def explain(session_id: str, rows: NDArray[Any], min_step: int) -> Operation[dict[str, NDArray[Any]]]:
+    """Run the rows of a message on a copy of a session's state and return its gates and memories."""
+    request = sequence_pb2.ExplainRequest(session=key(session_id), min_step=min_step)
+    if rows.dtype.names is None:
+        request.values.extend(rows.ravel().tolist())
+    else:
+        request.tensors.extend(named.step_messages(rows))
     return Operation(
-        "sequences", "Explain", request, lambda response: arrays.tensors(response.tensors), session_id
+        "sequences", "Explain", request, lambda response: named.from_messages(response.tensors), session_id
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from longshort import arrays, errors
+from longshort import errors, named
 from longshort.v1 import model_pb2, session_pb2, types_pb2
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ class ModelInfo:
     provider: str
     signature: str
     serving: bool
+    known_features: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, message: model_pb2.Model) -> ModelInfo:
@@ -139,12 +140,13 @@ class ModelInfo:
             provider=message.provider,
             signature=message.signature,
             serving=message.serving,
+            known_features=tuple(message.known_features),
         )
 
 
 def described(response: session_pb2.GetSessionResponse) -> SessionInfo:
     """Return a session with its memories, where the response has them."""
-    return SessionInfo.of(response.session, arrays.tensors(response.memory))
+    return SessionInfo.of(response.session, named.from_messages(response.memory))
 
 
 def durability_name(durability: types_pb2.Durability) -> str:

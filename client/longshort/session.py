@@ -7,11 +7,11 @@ import threading
 import time
 import warnings
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import grpc
 
-from longshort import actions, arrays, errors, operations, results, view
+from longshort import actions, errors, operations, results, view
 from longshort.options import CLOSE_TIMEOUT_S
 from longshort.v1 import sequence_pb2, types_pb2
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
+    from longshort import named
     from longshort.client import Client
     from longshort.opening import Opening
 
@@ -55,25 +56,51 @@ class Session(view.SessionView):
         self._stream: Stream | None = None
         self._turn = threading.Lock()
         self._alarm = client.watchdog.new_alarm()
-        self._finish: Callable[[NDArray[np.float32] | None], Any] = view.no_rows
+        self._finish: Callable[[NDArray[Any] | None], Any] = view.no_rows
         try:
             self._call(lambda: None, view.no_rows, None)
         except BaseException:
             self._is_closed = True
             raise
 
+    @overload
+    def step(
+        self, value: named.Named, *, at: int | None = None, timeout_s: float | None = None
+    ) -> dict[str, NDArray[Any]]: ...
+
+    @overload
     def step(
         self, value: ArrayLike, *, at: int | None = None, timeout_s: float | None = None
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[np.float32]: ...
+
+    def step(
+        self, value: ArrayLike | named.Named, *, at: int | None = None, timeout_s: float | None = None
+    ) -> NDArray[np.float32] | dict[str, NDArray[Any]]:
         """Take one step with a number or [features]; return its answer [outputs] f32.
+
+        Of a model with several inputs, or of other dtypes, the value is one array [*shape] for each input by name, and
+        the answer one for each output. An array is sent in the dtype that it has.
 
         `at` is the step's number where the caller owns it: the last step's again returns the answer that was
         given, any other than `position` raises StepConflict, StepGap or ValuesDiffer.
         """
-        rows = arrays.one_row(value, self.num_features)
+        rows = view.one_step(value, self.num_features)
         begin = partial(self._core.begin_steps, rows, types_pb2.ANSWERS_ALL, at)
-        return self._call(begin, view.single_row, timeout_s)
+        answer: NDArray[np.float32] | dict[str, NDArray[Any]]
+        answer = self._call(begin, view.single_row, timeout_s)
+        return answer
 
+    @overload
+    def steps(
+        self,
+        values: named.Named,
+        *,
+        at: int | None = None,
+        answers: view.AnswersName = "all",
+        timeout_s: float | None = None,
+    ) -> dict[str, NDArray[Any]]: ...
+
+    @overload
     def steps(
         self,
         values: ArrayLike,
@@ -81,26 +108,47 @@ class Session(view.SessionView):
         at: int | None = None,
         answers: view.AnswersName = "all",
         timeout_s: float | None = None,
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[np.float32]: ...
+
+    def steps(
+        self,
+        values: ArrayLike | named.Named,
+        *,
+        at: int | None = None,
+        answers: view.AnswersName = "all",
+        timeout_s: float | None = None,
+    ) -> NDArray[np.float32] | dict[str, NDArray[Any]]:
         """Take [time] (one feature) or [time, features]; return the answers [rows, outputs] f32.
+
+        By name: one array [time, *shape] for each input, and the answers one [rows, *shape] for each output.
 
         `answers` is "all" (a row a step), "last" (one row) or "none". More than `max_steps` go as several
         messages: where one of them is refused, those before it have moved the session, and the error's
         `partial` holds their answers.
         """
-        rows = arrays.many_rows(values, self.num_features)
+        rows = view.many_steps(values, self.num_features)
         begin = partial(self._core.begin_steps, rows, view.answers_named(answers), at)
-        return self._call(begin, view.all_rows, timeout_s)
+        found: NDArray[np.float32] | dict[str, NDArray[Any]]
+        found = self._call(begin, view.all_rows, timeout_s)
+        return found
 
-    def warm_up(self, values: ArrayLike, *, timeout_s: float | None = None) -> None:
+    def warm_up(self, values: ArrayLike | named.Named, *, timeout_s: float | None = None) -> None:
         """Take values as `steps` does, without answers: for a long history."""
-        rows = arrays.many_rows(values, self.num_features)
+        rows = view.many_steps(values, self.num_features)
         begin = partial(self._core.begin_steps, rows, types_pb2.ANSWERS_NONE, None)
         self._call(begin, view.no_rows, timeout_s)
 
-    def forecast(self, horizon: int, *, timeout_s: float | None = None) -> NDArray[np.float32]:
-        """Return the model's own continuation, [horizon, outputs] f32. The session does not move."""
-        return self._call(partial(self._core.begin_forecast, horizon), view.all_rows, timeout_s)
+    def forecast(
+        self, horizon: int, *, known: ArrayLike | None = None, timeout_s: float | None = None
+    ) -> NDArray[np.float32]:
+        """Return the model's own continuation, [horizon, outputs] f32. The session does not move.
+
+        `known` is what the features that the model does not predict will be, [horizon - 1, known features], row k of
+        the step `position + k`; a last row more is not looked at. `ModelInfo.known_features` names them.
+        """
+        begin = partial(self._core.begin_forecast, horizon, view.known_rows(known))
+        rows: NDArray[np.float32] = self._call(begin, view.all_rows, timeout_s)
+        return rows
 
     def flush(self, *, timeout_s: float | None = None) -> int:
         """Wait until all that was answered is stored, where the server stores; return the durable step."""
@@ -116,12 +164,14 @@ class Session(view.SessionView):
         operation = operations.get_session(self.id, include_memory=True, min_step=self.position)
         return results.Memory.of(self._read(operation, timeout_s))
 
-    def explain(self, values: ArrayLike, *, timeout_s: float | None = None) -> dict[str, NDArray[np.generic]]:
+    def explain(
+        self, values: ArrayLike | named.Named, *, timeout_s: float | None = None
+    ) -> dict[str, NDArray[Any]]:
         """Return gates and memories of every layer and step for values as of `steps`, by tensor name.
 
         The session does not move.
         """
-        rows = arrays.many_rows(values, self.num_features)
+        rows = view.many_steps(values, self.num_features)
         return self._read(operations.explain(self.id, rows, self.position), timeout_s)
 
     def close(self) -> None:
@@ -175,7 +225,7 @@ class Session(view.SessionView):
     def _call(
         self,
         begin: Callable[[], None],
-        finish: Callable[[NDArray[np.float32] | None], T],
+        finish: Callable[[NDArray[Any] | None], T],
         timeout_s: float | None,
     ) -> T:
         if not self._turn.acquire(blocking=False):
@@ -198,7 +248,7 @@ class Session(view.SessionView):
             self._alarm.disarm()
             self._turn.release()
 
-    def _converse(self) -> NDArray[np.float32] | None:
+    def _converse(self) -> NDArray[Any] | None:
         """Do what the core says until it has a result; raise its error, or that the time is up."""
         while True:
             action = self._core.next_action()

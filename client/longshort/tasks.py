@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from longshort.arrays import answer_rows
 from longshort.journal import Message
+from longshort.named import answer_rows
 from longshort.v1 import sequence_pb2, types_pb2
 
 if TYPE_CHECKING:
@@ -33,13 +33,13 @@ class StepsTask:
 
     __slots__ = ("_answers", "_first_step", "_inflight", "_num_answered", "_parts", "_rows", "sent")
 
-    def __init__(self, rows: NDArray[np.float32], first_step: int, answers: types_pb2.Answers) -> None:
-        self._rows = rows  # [time, features] f32
+    def __init__(self, rows: NDArray[Any], first_step: int, answers: types_pb2.Answers) -> None:
+        self._rows = rows  # [time, features] f32, or [time] of named fields
         self._first_step = first_step
         self._answers = answers
         self._num_answered = 0
         self._inflight: Message | None = None
-        self._parts: list[NDArray[np.float32]] = []
+        self._parts: list[NDArray[Any]] = []
         self.sent = False
 
     @property
@@ -68,11 +68,11 @@ class StepsTask:
         """Take the answer to the message in flight; return whether the task is done."""
         self._num_answered += len(message.rows)
         self._inflight = None
-        self._parts.append(answer_rows(answer.values, num_outputs))
+        self._parts.append(answer_rows(answer, num_outputs))
         return self._num_answered >= len(self._rows)
 
-    def result(self) -> NDArray[np.float32] | None:
-        """Return the rows answered so far, [rows, outputs] f32, or None where no message was answered."""
+    def result(self) -> NDArray[Any] | None:
+        """Return the rows answered so far, [rows, outputs] f32 or [rows] of fields; None where no message was."""
         if len(self._parts) == 1:
             return self._parts[0]
         return np.concatenate(self._parts) if self._parts else None
@@ -81,14 +81,18 @@ class StepsTask:
 class ForecastTask:
     """A forecast; it may be asked any number of times."""
 
-    __slots__ = ("horizon",)
+    __slots__ = ("horizon", "known")
 
-    def __init__(self, horizon: int) -> None:
+    def __init__(self, horizon: int, known: NDArray[np.float32] | None = None) -> None:
         self.horizon = horizon
+        self.known = known  # [horizon - 1 or horizon, known features] f32
 
     def request(self) -> sequence_pb2.StreamRequest:
         """Return it for the wire."""
-        return sequence_pb2.StreamRequest(forecast=sequence_pb2.StreamForecast(horizon=self.horizon))
+        known = [] if self.known is None else self.known.ravel().tolist()
+        return sequence_pb2.StreamRequest(
+            forecast=sequence_pb2.StreamForecast(horizon=self.horizon, known=known)
+        )
 
 
 class FlushTask:

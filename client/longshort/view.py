@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from longshort import arrays, errors, recovery, results
+from longshort import arrays, errors, named, recovery, results
 from longshort.backoff import Backoff, pause_s
 from longshort.core import SessionCore
 from longshort.patience import Patience
@@ -15,7 +16,7 @@ from longshort.v1 import types_pb2
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from longshort.actions import Wait
     from longshort.opening import Opening
@@ -164,23 +165,43 @@ def answers_named(name: AnswersName) -> types_pb2.Answers:
     return ANSWERS[name]
 
 
-def single_row(rows: NDArray[np.float32] | None) -> NDArray[np.float32]:
-    """Return the answer [outputs] f32 of a message of one step."""
+def one_step(value: ArrayLike | named.Named, num_features: int) -> NDArray[Any]:
+    """Return one step's value as the rows of a message, or raise InvalidRequest."""
+    if isinstance(value, Mapping):
+        return named.one_step(value)
+    return arrays.one_row(value, num_features)
+
+
+def many_steps(values: ArrayLike | named.Named, num_features: int) -> NDArray[Any]:
+    """Return the values of several steps as the rows of messages, or raise InvalidRequest."""
+    if isinstance(values, Mapping):
+        return named.many_steps(values)
+    return arrays.many_rows(values, num_features)
+
+
+def known_rows(known: ArrayLike | None) -> NDArray[np.float32] | None:
+    """Return what a forecast is told, [rows, known features] f32 or flat, or raise InvalidRequest."""
+    return None if known is None else arrays.floats(known)
+
+
+def single_row(rows: NDArray[Any] | None) -> Any:  # numbers or names, as the values were
+    """Return the answer [outputs] f32, or its arrays [*shape] by name, of a message of one step."""
     if rows is None or not len(rows):
         # Only by number: the step was first taken with answers="none", and its stored answer is empty.
         raise errors.FailedPrecondition("the step was taken without an answer", reason="NO_ANSWER")
-    row: NDArray[np.float32] = rows[-1]
-    return row
+    if rows.dtype.names is not None:
+        return {name: array[-1] for name, array in named.by_name(rows).items()}
+    return rows[-1]
 
 
-def all_rows(rows: NDArray[np.float32] | None) -> NDArray[np.float32]:
-    """Return answers [rows, outputs] f32."""
+def all_rows(rows: NDArray[Any] | None) -> Any:  # numbers or names, as the values were
+    """Return answers [rows, outputs] f32, or their arrays [rows, *shape] by name."""
     if rows is None:
         raise errors.ServerFault("an answer without rows", reason="PROTOCOL_VIOLATION")
-    return rows
+    return rows if rows.dtype.names is None else named.by_name(rows)
 
 
-def no_rows(_rows: NDArray[np.float32] | None) -> None:
+def no_rows(_rows: NDArray[Any] | None) -> None:
     """Return nothing, where nothing was asked for."""
 
 

@@ -113,7 +113,8 @@ class Signature:
     `features` and `outputs` name the numbers of a row of values and of answers. `inputs` and `answers` name the graph
     tensors that carry them, in the same order; left out they are one each: `input`, `[batch, time, features] f32`, and
     `output`, `[batch, time, outputs] f32`. `rows_alone`: a run holds one session, as batch-mates would change its
-    answers, or the graph has no room for them. `sequence_lens` the optional graph input `[batch] i32` that says how
+    answers, or the graph has no room for them; `single_steps`: a run holds one step, as steps of one run are other than
+    steps of their own. `sequence_lens` the optional graph input `[batch] i32` that says how
     many steps of each row are real. `state_family` says whose states are alike: a session may move between files that
     name the same family; "" is no family, and each file's states are its own.
     """
@@ -137,6 +138,7 @@ class Signature:
     answers: tuple[Port, ...] = ()
     constants: tuple[Constant, ...] = ()
     rows_alone: bool = False
+    single_steps: bool = False
     value_row: RowLayout = field(init=False, repr=False, compare=False)
     answer_row: RowLayout = field(init=False, repr=False, compare=False)
 
@@ -176,12 +178,13 @@ class Signature:
             and all(state.is_plain for state in self.states)
             and not self.constants
             and not self.rows_alone
+            and not self.single_steps
         )
 
     @property
     def steps_alone(self) -> bool:
-        """Whether a run holds one step: a tensor of the graph has no time axis."""
-        return any(port.time_axis is None for port in (*self.inputs, *self.answers))
+        """Whether a run holds one step: it must, or a tensor of the graph has no time axis."""
+        return self.single_steps or any(port.time_axis is None for port in (*self.inputs, *self.answers))
 
     @property
     def can_forecast(self) -> bool:
@@ -321,6 +324,7 @@ def from_json(text: str) -> Signature:
             answers=tuple(_port(port) for port in raw.get("answers", ())),
             constants=tuple(_constant(constant) for constant in raw.get("constants", ())),
             rows_alone=bool(raw.get("rows_alone", False)),
+            single_steps=bool(raw.get("single_steps", False)),
         )
     except SignatureError:
         raise

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from chaos_callers import Caller
-    from conftest import Server
+    from servers import Server
     from valkey import Valkey
 
 NUM_REPLICAS: Final = 3

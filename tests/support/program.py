@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 if TYPE_CHECKING:
-    from conftest import Server
+    from servers import Server
 
 ROOT = Path(__file__).parent.parent.parent
 SHIPPED = ROOT / "service" / "longshort_service" / "models"

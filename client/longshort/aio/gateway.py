@@ -16,7 +16,7 @@ from longshort.aio.lanes import Lanes
 from longshort.aio.waits import Waits
 from longshort.gateway.calls import rows_failed
 from longshort.gateway.group import Group
-from longshort.gateway.values import session_rows
+from longshort.gateway.values import session_fields, session_known, session_rows
 from longshort.opening import Durability, Mode, ModelChange, Opening, own_client_id
 from longshort.options import DEFAULT_GIVE_UP_S, DEFAULT_TIMEOUT_S
 from longshort.results import durability_name
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     import grpc
     from numpy.typing import ArrayLike, NDArray
+
+    from longshort.named import Named
 
 MAX_WAITING_STEPS = 262_144  # some 200 MB where each is a call of its own
 MAX_KEPT_STEPS = 262_144
@@ -150,39 +152,69 @@ class Gateway:
         )
 
     async def forecast(
-        self, session_id: str, horizon: int, *, timeout_s: float | None = None
+        self,
+        session_id: str,
+        horizon: int,
+        *,
+        known: ArrayLike | None = None,
+        timeout_s: float | None = None,
     ) -> NDArray[np.float32]:
-        """Return the model's own continuation of a session, [horizon, outputs] f32. The session does not move."""
+        """Return the model's own continuation of a session, [horizon, outputs] f32. The session does not move.
+
+        `known` is as of `Session.forecast`.
+        """
         try:
-            answers = await self.forecasts([session_id], horizon, timeout_s=timeout_s)
+            answers = await self.forecasts([session_id], horizon, known=known, timeout_s=timeout_s)
         except errors.RowsFailed as failure:
             raise failure.errors[0] from None
         ahead: NDArray[np.float32] = answers[0]
         return ahead
 
     async def forecasts(
-        self, ids: Iterable[str] | Group, horizon: int, *, timeout_s: float | None = None
+        self,
+        ids: Iterable[str] | Group,
+        horizon: int,
+        *,
+        known: ArrayLike | None = None,
+        timeout_s: float | None = None,
     ) -> NDArray[np.float32]:
-        """Return the continuations of n sessions, [n, horizon, outputs] f32; RowsFailed as in `steps`."""
+        """Return the continuations of n sessions, [n, horizon, outputs] f32; RowsFailed as in `steps`.
+
+        `known` is as of `Session.forecast`, for all sessions alike, or [n, rows, known features], each session's own.
+        """
         left_s = await self._waits.enter(timeout_s)
         horizon = arrays.whole_number(horizon, "horizon", 2**32)
+        group = _group(ids)
+        told = session_known(known, len(group))
         return await self._lanes.ask(
-            _group(ids),
+            group,
             horizon,
             self._waits.within(left_s),
-            lambda core, call, _: core.forecast(call, horizon),
+            lambda core, call, own: core.forecast(call, horizon, None if told is None else told[own]),
             is_flat=False,
         )
 
-    async def open(self, ids: Iterable[str] | Group, *, timeout_s: float | None = None) -> NDArray[np.bool_]:
+    async def open(
+        self,
+        ids: Iterable[str] | Group,
+        *,
+        initial: Named | None = None,
+        timeout_s: float | None = None,
+    ) -> NDArray[np.bool_]:
         """Open n sessions without values, in bulk; return of each whether that has created it, as `created` does.
 
+        `initial` is what those begin with that are created, as of `Client.session`: by name one array [n, *shape].
         RowsFailed as in `steps`; its `answers` is then 1, 0 or NaN, [n, 1] f32.
         """
         left_s = await self._waits.enter(timeout_s)
         group = _group(ids)
+        begun = None if initial is None else session_fields(initial, len(group))
         created = await self._lanes.ask(
-            group, 1, self._waits.within(left_s), lambda core, call, _: core.open(call), is_flat=True
+            group,
+            1,
+            self._waits.within(left_s),
+            lambda core, call, own: core.open(call, None if begun is None else begun[own]),
+            is_flat=True,
         )
         return created.astype(np.bool_).reshape(len(group))
 

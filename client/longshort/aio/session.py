@@ -7,11 +7,11 @@ import contextlib
 import time
 import warnings
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import grpc
 
-from longshort import actions, arrays, errors, operations, results, view
+from longshort import actions, errors, operations, results, view
 from longshort.aio.writing import is_cancelled, write
 from longshort.options import CLOSE_TIMEOUT_S
 from longshort.v1 import types_pb2
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
+    from longshort import named
     from longshort.aio.client import Client
     from longshort.opening import Opening
     from longshort.v1 import sequence_pb2
@@ -44,7 +45,7 @@ class Session(view.SessionView):
         self._client = client
         self._call_on_wire: Any = None
         self._is_busy = False
-        self._finish: Callable[[NDArray[np.float32] | None], Any] = view.no_rows
+        self._finish: Callable[[NDArray[Any] | None], Any] = view.no_rows
         self._is_closed = True  # until it is opened
 
     def __await__(self) -> Generator[Any, None, Self]:
@@ -63,14 +64,37 @@ class Session(view.SessionView):
         self._is_closed = False
         return self
 
+    @overload
+    async def step(
+        self, value: named.Named, *, at: int | None = None, timeout_s: float | None = None
+    ) -> dict[str, NDArray[Any]]: ...
+
+    @overload
     async def step(
         self, value: ArrayLike, *, at: int | None = None, timeout_s: float | None = None
-    ) -> NDArray[np.float32]:
-        """Take one step with a number or [features]; return its answer [outputs] f32."""
-        rows = arrays.one_row(value, self.num_features)
-        begin = partial(self._core.begin_steps, rows, types_pb2.ANSWERS_ALL, at)
-        return await self._call(begin, view.single_row, timeout_s)
+    ) -> NDArray[np.float32]: ...
 
+    async def step(
+        self, value: ArrayLike | named.Named, *, at: int | None = None, timeout_s: float | None = None
+    ) -> NDArray[np.float32] | dict[str, NDArray[Any]]:
+        """Take one step with a number or [features]; return its answer [outputs] f32."""
+        rows = view.one_step(value, self.num_features)
+        begin = partial(self._core.begin_steps, rows, types_pb2.ANSWERS_ALL, at)
+        answer: NDArray[np.float32] | dict[str, NDArray[Any]]
+        answer = await self._call(begin, view.single_row, timeout_s)
+        return answer
+
+    @overload
+    async def steps(
+        self,
+        values: named.Named,
+        *,
+        at: int | None = None,
+        answers: view.AnswersName = "all",
+        timeout_s: float | None = None,
+    ) -> dict[str, NDArray[Any]]: ...
+
+    @overload
     async def steps(
         self,
         values: ArrayLike,
@@ -78,21 +102,40 @@ class Session(view.SessionView):
         at: int | None = None,
         answers: view.AnswersName = "all",
         timeout_s: float | None = None,
-    ) -> NDArray[np.float32]:
-        """Take [time] (one feature) or [time, features]; return the answers [rows, outputs] f32."""
-        rows = arrays.many_rows(values, self.num_features)
-        begin = partial(self._core.begin_steps, rows, view.answers_named(answers), at)
-        return await self._call(begin, view.all_rows, timeout_s)
+    ) -> NDArray[np.float32]: ...
 
-    async def warm_up(self, values: ArrayLike, *, timeout_s: float | None = None) -> None:
+    async def steps(
+        self,
+        values: ArrayLike | named.Named,
+        *,
+        at: int | None = None,
+        answers: view.AnswersName = "all",
+        timeout_s: float | None = None,
+    ) -> NDArray[np.float32] | dict[str, NDArray[Any]]:
+        """Take [time] (one feature) or [time, features]; return the answers [rows, outputs] f32."""
+        rows = view.many_steps(values, self.num_features)
+        begin = partial(self._core.begin_steps, rows, view.answers_named(answers), at)
+        found: NDArray[np.float32] | dict[str, NDArray[Any]]
+        found = await self._call(begin, view.all_rows, timeout_s)
+        return found
+
+    async def warm_up(self, values: ArrayLike | named.Named, *, timeout_s: float | None = None) -> None:
         """Take values as `steps` does, without answers: for a long history."""
-        rows = arrays.many_rows(values, self.num_features)
+        rows = view.many_steps(values, self.num_features)
         begin = partial(self._core.begin_steps, rows, types_pb2.ANSWERS_NONE, None)
         await self._call(begin, view.no_rows, timeout_s)
 
-    async def forecast(self, horizon: int, *, timeout_s: float | None = None) -> NDArray[np.float32]:
-        """Return the model's own continuation, [horizon, outputs] f32. The session does not move."""
-        return await self._call(partial(self._core.begin_forecast, horizon), view.all_rows, timeout_s)
+    async def forecast(
+        self, horizon: int, *, known: ArrayLike | None = None, timeout_s: float | None = None
+    ) -> NDArray[np.float32]:
+        """Return the model's own continuation, [horizon, outputs] f32. The session does not move.
+
+        `known` is what the features that the model does not predict will be, [horizon - 1, known features], row k of
+        the step `position + k`; a last row more is not looked at. `ModelInfo.known_features` names them.
+        """
+        begin = partial(self._core.begin_forecast, horizon, view.known_rows(known))
+        rows: NDArray[np.float32] = await self._call(begin, view.all_rows, timeout_s)
+        return rows
 
     async def flush(self, *, timeout_s: float | None = None) -> int:
         """Wait until all that was answered is stored, where the server stores; return the durable step."""
@@ -109,10 +152,10 @@ class Session(view.SessionView):
         return results.Memory.of(await self._read(operation, timeout_s))
 
     async def explain(
-        self, values: ArrayLike, *, timeout_s: float | None = None
-    ) -> dict[str, NDArray[np.generic]]:
+        self, values: ArrayLike | named.Named, *, timeout_s: float | None = None
+    ) -> dict[str, NDArray[Any]]:
         """Return gates and memories of every layer and step for values as of `steps`, by tensor name."""
-        rows = arrays.many_rows(values, self.num_features)
+        rows = view.many_steps(values, self.num_features)
         return await self._read(operations.explain(self.id, rows, self.position), timeout_s)
 
     async def close(self) -> None:
@@ -148,7 +191,7 @@ class Session(view.SessionView):
     async def _call(
         self,
         begin: Callable[[], None],
-        finish: Callable[[NDArray[np.float32] | None], T],
+        finish: Callable[[NDArray[Any] | None], T],
         timeout_s: float | None,
     ) -> T:
         if self._is_busy:
@@ -175,7 +218,7 @@ class Session(view.SessionView):
         finally:
             self._is_busy = False
 
-    async def _converse(self) -> NDArray[np.float32] | None:
+    async def _converse(self) -> NDArray[Any] | None:
         """Do what the core says until it has a result; raise its error, or that the time is up."""
         while True:
             action = self._core.next_action()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from longshort.gateway.group import Group
+    from longshort.named import Named
     from longshort.opening import Durability, Mode, ModelChange
 
 T = TypeVar("T")
@@ -97,20 +98,38 @@ class Gateway:
         return self._run(lambda: self._gateway.steps(ids, values, timeout_s=timeout_s))
 
     def forecast(
-        self, session_id: str, horizon: int, *, timeout_s: float | None = None
+        self,
+        session_id: str,
+        horizon: int,
+        *,
+        known: ArrayLike | None = None,
+        timeout_s: float | None = None,
     ) -> NDArray[np.float32]:
         """Return the model's own continuation of a session, [horizon, outputs] f32. The session does not move."""
-        return self._run(lambda: self._gateway.forecast(session_id, horizon, timeout_s=timeout_s))
+        return self._run(
+            lambda: self._gateway.forecast(session_id, horizon, known=known, timeout_s=timeout_s)
+        )
 
     def forecasts(
-        self, ids: Iterable[str] | Group, horizon: int, *, timeout_s: float | None = None
+        self,
+        ids: Iterable[str] | Group,
+        horizon: int,
+        *,
+        known: ArrayLike | None = None,
+        timeout_s: float | None = None,
     ) -> NDArray[np.float32]:
         """Return the continuations of n sessions, [n, horizon, outputs] f32."""
-        return self._run(lambda: self._gateway.forecasts(ids, horizon, timeout_s=timeout_s))
+        return self._run(lambda: self._gateway.forecasts(ids, horizon, known=known, timeout_s=timeout_s))
 
-    def open(self, ids: Iterable[str] | Group, *, timeout_s: float | None = None) -> NDArray[np.bool_]:
+    def open(
+        self,
+        ids: Iterable[str] | Group,
+        *,
+        initial: Named | None = None,
+        timeout_s: float | None = None,
+    ) -> NDArray[np.bool_]:
         """Open n sessions without values, in bulk; return of each whether that has created it."""
-        return self._run(lambda: self._gateway.open(ids, timeout_s=timeout_s))
+        return self._run(lambda: self._gateway.open(ids, initial=initial, timeout_s=timeout_s))
 
     def group(self, ids: Iterable[str]) -> Group:
         """Return ids for repeated array calls, which then cost no look-up of each."""

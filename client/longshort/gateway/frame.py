@@ -69,7 +69,8 @@ class Frame:
             closes=[*(row.slot for row in self.closes), *self.unwanted],
             flushes=[row.slot for row in self.flushes],
             forecasts=[
-                sequence_pb2.FrameForecast(handle=row.slot, horizon=row.horizon) for row in self.forecasts
+                sequence_pb2.FrameForecast(handle=row.slot, horizon=row.horizon, known=row.known)
+                for row in self.forecasts
             ],
         )
         all_ones = self.num_steps == len(self.slots)

@@ -43,6 +43,7 @@ class Openings:
         self._later: list[tuple[float, int]] = []  # heap of (when, slot)
         self._lost_tries: set[int] = set()  # slots whose first opening was sent, and its answer lost
         self._ours: set[int] = set()  # slots that such a try created
+        self._initial: dict[int, list[types_pb2.Tensor]] = {}  # by slot, of those that were not open yet
         self._unwanted: list[int] = []  # handles that the server has open, of sessions that have ended here
 
     @property
@@ -61,12 +62,19 @@ class Openings:
                 frame.opens.append(slot)
         return [sequence_pb2.FrameOpen(handle=slot, open=self._open(slot)) for slot in frame.opens]
 
+    def begin_with(self, slot: int, initial: list[types_pb2.Tensor]) -> None:
+        """Note what a session begins with where its first opening creates it."""
+        if self._table.opened[slot] is None:
+            self._initial[slot] = initial
+
     def _open(self, slot: int) -> sequence_pb2.Open:
         message, before = sequence_pb2.Open(), self._table.opened[slot]
         message.CopyFrom(self._template)
         message.session.id = self._table.ids[slot]
         message.epoch = int(self._table.epoch[slot])
-        if before is not None:
+        if before is None:
+            message.initial.extend(self._initial.get(slot, ()))
+        else:
             message.model, message.version = before.model, before.version
             message.model_change = types_pb2.MODEL_CHANGE_UNSPECIFIED
         if before is not None or slot in self._ours:
@@ -82,6 +90,7 @@ class Openings:
         self._backoff.reset()
         self._lost_tries.discard(slot)
         self._ours.discard(slot)
+        self._initial.pop(slot, None)
         end: LongshortError | None = None
         if not self._fits(opened):
             end = _other_shape(opened, table.shape)
@@ -192,6 +201,7 @@ class Openings:
         """Forget a session that was closed."""
         self._lost_tries.discard(slot)
         self._ours.discard(slot)
+        self._initial.pop(slot, None)
 
 
 def _other_shape(opened: sequence_pb2.Opened, shape: Shape) -> LongshortError:

@@ -5,7 +5,7 @@ It owns how long values are cut into messages. It does not know sessions' states
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from longshort.gateway.calls import StepCall
@@ -66,6 +66,7 @@ class ForecastRow:
     sink: Sink
     index: int
     horizon: int
+    known: list[float] = field(default_factory=list)  # flat, [rows, known features]
 
     @property
     def is_idle(self) -> bool:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from longshort import arrays, errors, recovery
+from longshort import arrays, errors, named, recovery
 from longshort.backoff import FIRST_DELAY_S
 from longshort.gateway import placing, wire
 from longshort.gateway.actions import CONNECT, RECEIVE, Action, Idle, SendFrame
@@ -114,18 +114,27 @@ class FrameStream:
         call.number = next(self._numbers)
         self.turns.ask_array(call, values)
 
-    def forecast(self, call: ArrayCall, horizon: int) -> None:
-        """Look ahead from n sessions. Rows that cannot be asked fail by themselves."""
-        self._check()
-        self.turns.num_waiting_steps += call.weight
-        for index, slot in enumerate(call.slots.tolist()):
-            self.turns.try_enqueue(ForecastRow(slot, call, index, horizon))
+    def forecast(self, call: ArrayCall, horizon: int, known: NDArray[np.float32] | None = None) -> None:
+        """Look ahead from n sessions, beside what will be known, flat [n, numbers] f32.
 
-    def open(self, call: ArrayCall) -> None:
-        """Open n sessions; the answer of each is 1 where it was created, else 0. As `forecast` otherwise."""
+        Rows that cannot be asked fail by themselves.
+        """
         self._check()
         self.turns.num_waiting_steps += call.weight
         for index, slot in enumerate(call.slots.tolist()):
+            told = [] if known is None else known[index].tolist()
+            self.turns.try_enqueue(ForecastRow(slot, call, index, horizon, told))
+
+    def open(self, call: ArrayCall, initial: NDArray[Any] | None = None) -> None:
+        """Open n sessions; the answer of each is 1 where it was created, else 0. As `forecast` otherwise.
+
+        `initial` [n] of named fields is what those begin with that are created.
+        """
+        self._check()
+        self.turns.num_waiting_steps += call.weight
+        for index, slot in enumerate(call.slots.tolist()):
+            if initial is not None:
+                self._openings.begin_with(slot, named.row_messages(initial[index]))
             self.turns.try_enqueue(OpenRow(slot, call, index))
 
     def flush(self, call: ArrayCall) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from longshort import arrays
+import numpy as np
+
+from longshort import arrays, named
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
     from longshort.errors import LongshortError
@@ -35,6 +36,31 @@ def session_rows(values: ArrayLike, num_sessions: int, num_features: int) -> tup
     if num_sessions and num_features and array.shape[2] != num_features:
         raise arrays.wrong_shape(f"the model takes {num_features} features a step, got {shape}")
     return array, is_flat
+
+
+def session_known(known: ArrayLike | None, num_sessions: int) -> NDArray[np.float32] | None:
+    """Return what forecasts are told as [n, numbers] f32, or raise InvalidRequest.
+
+    [rows, known features], or [rows] of one, is the same for all; [n, rows, known features] each session's own.
+    """
+    if known is None:
+        return None
+    array = arrays.floats(known)
+    if array.ndim < 3:
+        return np.tile(array.reshape(1, -1), (num_sessions, 1))
+    if array.ndim > 3 or len(array) != num_sessions:
+        raise arrays.wrong_shape(
+            f"expected [rows, features] or [{num_sessions}, rows, features], got {list(array.shape)}"
+        )
+    return array.reshape(num_sessions, -1)
+
+
+def session_fields(initial: named.Named, num_sessions: int) -> NDArray[Any]:
+    """Return what sessions begin with, by name one array [n, *shape], as [n] of fields, or raise InvalidRequest."""
+    rows = named.many_steps(initial)
+    if len(rows) != num_sessions:
+        raise arrays.wrong_shape(f"expected arrays of {num_sessions} sessions, got {len(rows)}")
+    return rows
 
 
 def wrong_width(num_given: int, num_features: int, *, is_array: bool) -> LongshortError:
