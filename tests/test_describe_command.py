@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from graphs import write_adder
 from longshort_model.replay import Replay
 from longshort_model.synthetic import write_random_model
 from longshort_service.cli import main
@@ -34,8 +35,14 @@ def test_describe_takes_the_highest_version_and_says_which_others_there_are(tmp_
         write_random_model(tmp_path / f"m/{version}/model.onnx", name="m", hidden=4, features=2, outputs=1)
     said = CliRunner().invoke(main, ["describe", str(tmp_path / "m")]).output
     assert said.startswith("m, version 10 (beside it: 2)\n")
-    for word in ("at any time", "forecast     no", "explain      no", "32 bytes"):
+    for word in ("at any time", "forecast     no", "explain      yes (derived", "32 bytes"):
         assert word in said
+
+
+def test_describe_says_when_nothing_explains_a_model(tmp_path):
+    write_adder(tmp_path / "adder/1/model.onnx")
+    said = CliRunner().invoke(main, ["describe", str(tmp_path / "adder")]).output
+    assert "explain      no (explain.onnx is not beside it, and it cannot be derived from the file)" in said
 
 
 def test_describe_takes_the_name_of_a_shipped_model_where_no_folder_has_it(tmp_path, monkeypatch):
@@ -64,7 +71,7 @@ def test_describe_of_what_is_no_model_is_one_line_and_exit_code_two(tmp_path):
     (tmp_path / "some" / "build").mkdir(parents=True)
     (tmp_path / "some" / "build" / "model.onnx").write_text("in no repository: build is no version")
     for path, said in (
-        (tmp_path / "nowhere", "no such file or folder, and no model that ships (metro and parking)"),
+        (tmp_path / "nowhere", "no such file or folder, and no model that ships (metro, metro-calendar, parking)"),
         (tmp_path, f"{tmp_path}: no model.onnx in it\n"),
         (tmp_path / "file.onnx", "is no ONNX file"),
         (SHIPPED, f"no model.onnx in it; there is {SHIPPED / 'metro'}"),

@@ -124,7 +124,7 @@ def find_model_file(path: Path) -> Path:
     if found:
         return found[max(found)]
     if not path.exists():
-        there = " and ".join(sorted(folder.name for folder in shipped.iterdir() if folder.is_dir()))
+        there = ", ".join(sorted(folder.name for folder in shipped.iterdir() if folder.is_dir()))
         raise Mistake(f"{path}: no such file or folder, and no model that ships ({there})")
     found_in = (file.parent for file in path.glob(f"*/*/{MODEL_FILE}"))
     names = sorted({folder.parent.name for folder in found_in if folder.name.isdecimal()})
@@ -149,9 +149,7 @@ def description(signature: Signature, file: Path) -> Iterator[str]:
         "missing": MISSING[signature.missing.value],
         "forecast": ", ".join(f"{pair.output} is fed back as {pair.feature}" for pair in signature.forecast)
         or "no",
-        "explain": "yes"
-        if file.with_name(EXPLAIN_FILE).is_file()
-        else f"no ({EXPLAIN_FILE} is not beside it)",
+        "explain": _explanation(file),
     }
     for name, text in facts.items():
         yield from _rows(name, [text])
@@ -161,6 +159,16 @@ def description(signature: Signature, file: Path) -> Iterator[str]:
     yield from _rows("scores", [scores or "none"])
     yield from _rows("fingerprint", [signature.fingerprint or "none"])
     yield from _rows("file", [f"{file}, {file.stat().st_size / 1000:.0f} kB"])
+
+
+def _explanation(file: Path) -> str:
+    from longshort_service.explain_file import can_explain  # noqa: PLC0415  not needed for --help
+
+    if file.with_name(EXPLAIN_FILE).is_file():
+        return "yes"
+    if can_explain(file):
+        return "yes (derived from the file's own LSTM, GRU or RNN nodes)"
+    return f"no ({EXPLAIN_FILE} is not beside it, and it cannot be derived from the file)"
 
 
 def _rows(name: str, texts: Iterator[str] | list[str]) -> Iterator[str]:
