@@ -6,7 +6,7 @@ python=${PYTHON:-.venv/bin/python}
 set -- -q -p no:cacheprovider --cov-branch --cov-report=term-missing --cov-fail-under=100
 core="protocol durability session sessions sharded_dict row_index served_model arena host_states columns"
 core="$core batching singles ports signature general_run lane few_steps small_run handles frames frame_answer values record snapshot waiters outage"
-core="$core behind"
+core="$core behind beginning forecast"
 # Stores that ask another program for their sessions have tests of their own.
 for module in $core frame_work stores.base stores.memory; do
     set -- "$@" "--cov=longshort_service.$module"
