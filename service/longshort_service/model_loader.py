@@ -103,7 +103,7 @@ class ModelLoader:
             ),
             observer=LaneMetrics(self._metrics, name, version),
         )
-        return Model(name, version, folder, mtime_ns, lane, can_explain(folder))
+        return Model(name, version, folder, mtime_ns, lane, can_explain(file))
 
     def _load_resident(self, file: Path, num_rows: int) -> ResidentEngine | None:
         """Return an engine with its states on the device; None for a graph that has to take them from the host."""

@@ -16,7 +16,7 @@ from longshort_service.explain_file import open_explain
 from longshort_service.graph_check import ModelError
 from longshort_service.processor import processor_name
 from longshort_service.record import Origin
-from longshort_service.version_folder import Look, look_at_all
+from longshort_service.version_folder import MODEL_FILE, Look, look_at_all
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -85,7 +85,7 @@ class Model:
         """Return the engine that explains it, tried once, on first use. Blocks; raises ExplainUnavailable."""
         if self._explain is None and not self._unexplained:
             try:
-                self._explain = open_explain(self.folder, self.lane.engine)
+                self._explain = open_explain(self.folder / MODEL_FILE, self.lane.engine)
             except ModelError as error:
                 self._unexplained = f"{self.name}/{self.version} cannot be explained: {error}"
         if self._explain is None:

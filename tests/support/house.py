@@ -173,7 +173,7 @@ class House:
         )
         policy = BatchPolicy(4, 4, signature.sequence_lens is not None, RunCost(1e-5, 1e-6, 1e-6))
         lane = Lane(name, engine, Arena(states, ROWS), states, columns, policy, self.notes)
-        return Model(name, version, folder, path.stat().st_mtime_ns, lane, can_explain(folder))
+        return Model(name, version, folder, path.stat().st_mtime_ns, lane, can_explain(path))
 
     def check(self) -> None:
         """Every row that is held is that of one live session."""
