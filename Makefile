@@ -51,8 +51,9 @@ check: .venv/with-dev ## Format, lint, types, proto lint, generated code without
 	rm -rf build/stubs
 	PYTHON=$(BIN)/python tools/generate_stubs.sh build/stubs
 	diff --recursive --exclude=__init__.py --exclude=__pycache__ build/stubs/longshort/v1 client/longshort/v1
+	diff --recursive --exclude=__init__.py --exclude=__pycache__ build/stubs/inference service/longshort_service/inference
 
-stubs: .venv/with-dev ## Generate client/longshort/v1 from proto/.
+stubs: .venv/with-dev ## Generate from proto/ what client/ and service/ speak it with.
 	PYTHON=$(BIN)/python tools/generate_stubs.sh
 
 # The load client is C++: Debian's g++, pkg-config and libgrpc++-dev.

@@ -8,15 +8,21 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-STUBS = ROOT / "client" / "longshort" / "v1"
+STUBS = {
+    "longshort/v1": ROOT / "client" / "longshort" / "v1",
+    "inference": ROOT / "service" / "longshort_service" / "inference",
+}
 
 
 def test_stubs_are_what_the_contract_generates(tmp_path):
     command = [ROOT / "tools" / "generate_stubs.sh", tmp_path]
     subprocess.run(command, env=os.environ | {"PYTHON": sys.executable}, check=True, timeout=60)
-    made = {path.name: path.read_text() for path in (tmp_path / "longshort" / "v1").iterdir()}
-    committed = {path.name: path.read_text() for path in STUBS.glob("*_pb2*")}
-    assert len(made) == 12  # four files of the contract: messages, their types, services
+    made, committed = {}, {}
+    for package, folder in STUBS.items():
+        made |= {path.name: path.read_text() for path in (tmp_path / package).iterdir()}
+        committed |= {path.name: path.read_text() for path in folder.glob("*_pb2*")}
+    # Four files of the contract: messages, their types, services; and one of the Open Inference Protocol: messages.
+    assert len(made) == 14
     assert made.keys() == committed.keys()
     assert [name for name in made if made[name] != committed[name]] == []
 
