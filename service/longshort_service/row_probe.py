@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 # Rows together. A product of matrices takes rows in blocks of 2 to 16 by processor, so that both full blocks and what
 # is left over must be seen: the public Silero VAD v4 is exact for 3 rows and not for 2, 8 or 17.
-COMPANIES: Final = (2, 3, 8, 17)
+COMPANIES: Final = (2, 3, 8, 17, 67)
 NUM_STEPS: Final = 5
+MOST_WITH_STEPS: Final = 17  # rows that take several steps; more of them take one, as each is run alone too
 TOLERANCE: Final = 1e-4  # relative, where runs need not be exact: CUDA picks kernels by shape
 _SCALES: Final = (1.0, 0.1, 10.0)  # companions of unequal size: what is scaled by the largest shows
 
@@ -67,7 +68,7 @@ class Findings:
 def probe_rows(runner: Runner, *, exact: bool) -> Findings:
     """Return what running alone and in company shows; `exact`: to the bit, otherwise within TOLERANCE.
 
-    Blocks for about a hundred runs of a few rows. The model has run for zeros before, and runs without state of its
+    Blocks for about 300 runs of a row. The model has run for zeros before, and runs without state of its
     own: nothing is left behind.
     """
     probe = _Probe(runner, exact=exact)
@@ -100,10 +101,11 @@ class _Probe:
     def run_alone(self) -> None:
         """Step each row alone: first to states of its own, then through its values."""
         for row in range(len(self._values)):
+            num_steps = NUM_STEPS if row < MOST_WITH_STEPS else 1
             states = self._runner.initial_states(1)
-            _, states, _ = self._step(row, states, NUM_STEPS - row % 2)
+            _, states, _ = self._step(row, states, max(1, num_steps - row % 2))
             self._starts.append(states)
-            answers, _, ends = self._step(row, states, NUM_STEPS)
+            answers, _, ends = self._step(row, states, num_steps)
             self._answers.append(answers)
             self._ends.append(ends)
 
@@ -133,7 +135,8 @@ class _Probe:
     def why_rows_alone(self, num_steps: int) -> str:
         """Return why rows cannot share a run, "" where they can."""
         for num_rows in COMPANIES:
-            for steps in sorted({1, 1 if self._signature.steps_alone else num_steps}):
+            most = 1 if self._signature.steps_alone or num_rows > MOST_WITH_STEPS else num_steps
+            for steps in sorted({1, most}):
                 counts = None
                 if self._signature.sequence_lens is not None:
                     counts = np.array([steps - row % steps for row in range(num_rows)], np.int32)

@@ -183,13 +183,15 @@ def _may_be_time(symbol: object, roles: Roles) -> bool:
     axes = [fact.axes for fact in roles.answers]
     if any(own is not None and symbol is not None and symbol in own for own in axes):
         return True
-    ours = {axis for fact in roles.values for axis in fact.axes or ()}
-    return any(
-        own is None
-        or any(isinstance(axis, str) and axis not in ours for axis in own)
-        or sum(axis is None for axis in own) > 1
-        for own in axes
-    )
+    ours = {axis for fact in roles.values for axis in fact.axes or () if isinstance(axis, str)}
+    return any(own is None or _has_unexplained(own, ours) for own in axes)
+
+
+def _has_unexplained(axes: tuple[int | str | None, ...], ours: set[str]) -> bool:
+    """Return whether an answer has an open axis that is neither one of the values' by name nor their batch."""
+    strange = any(isinstance(axis, str) and axis not in ours for axis in axes)
+    has_batch_by_name = any(isinstance(axis, str) and axis in ours for axis in axes)
+    return strange or sum(axis is None for axis in axes) > (0 if has_batch_by_name else 1)
 
 
 def _check_company(roles: Roles, said: Said, found: Found) -> None:
