@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.torch
 
 SUPPORT = Path(user_modules.__file__).parent
+PAGE = Path(__file__).parents[1] / "docs" / "export.md"
 TOKEN = parse("token:time,batch:int64:0..10")
 WORDS_STATES = (parse("h:1,?,5"), parse("count:batch:int64"))
 STEP_OF_THREE = parse("x:batch,3")
@@ -355,6 +356,33 @@ def test_the_command_imports_from_the_current_folder_and_takes_arguments_weights
         expected, _ = module.eval()(values, *module.initial_states(2))
     (y,), _ = served.run([values.numpy()], served.start(2))
     np.testing.assert_allclose(y, expected.numpy(), atol=1e-6)
+
+
+def test_the_module_of_the_docs_is_exported_by_the_command_of_the_docs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    (tmp_path / "my_models.py").write_text(page.partition("```python\n")[2].partition("```")[0])
+    line = page.partition("```\n")[2].splitlines()[0]
+    assert line.startswith("longshort export my_models:Wave ")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_models", raising=False)
+    wave = user_module.load("my_models:Wave", {})
+    torch.save(wave.state_dict(), "wave.pt")
+    done = CliRunner().invoke(command, line.split()[2:])
+    monkeypatch.delitem(sys.modules, "my_models")
+    assert done.exit_code == 0, done.output
+    served = Served(tmp_path / "models" / "wave" / "1")
+    values = torch.randn(2, 4, 3)
+    (y,), _ = served.run([values.numpy()], served.start(2))
+    np.testing.assert_allclose(y, wave(values, *wave.initial_states(2))[0].numpy(), atol=1e-6)
+
+
+def test_every_flag_of_the_command_is_on_its_page() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    flags = [flag for parameter in command.params for flag in parameter.opts if flag.startswith("--")]
+    assert len(flags) == 14
+    assert [flag for flag in flags if f"`{flag}`" not in page] == []
 
 
 def test_a_function_and_a_module_are_exported_like_a_class(tmp_path: Path) -> None:

@@ -277,7 +277,11 @@ def _listed(tree: Any) -> list[Any]:
 def _parameter_names(module: nn.Module) -> list[str]:
     """Return the names of what `forward` takes one by one; what it takes as *states has none."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [name for name, p in inspect.signature(module.forward).parameters.items() if p.kind in kinds]
+    try:
+        parameters = inspect.signature(module.forward).parameters
+    except ValueError:  # compiled: it has no names to ask for
+        return []
+    return [name for name, p in parameters.items() if p.kind in kinds]
 
 
 def _inputs_of(made: list[list[Any]], names: list[str]) -> list[Face]:
