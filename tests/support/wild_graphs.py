@@ -71,7 +71,7 @@ def write_cell(
     states: Sequence[Axes] = (("batch", 2),),
     dtype: str = "float32",
     names: Sequence[tuple[str, str]] | None = None,
-    declared: Axes | None | str = "as values",
+    declared: Axes | str | None = "as values",
     batch: str = "batch",
     time: str = "time",
     value_names: tuple[str, str] = ("x", "y"),
