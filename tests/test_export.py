@@ -243,6 +243,8 @@ def test_a_network_with_a_calendar_exports_and_no_hour_can_fail_the_run(tmp_path
     made = replay.run(values)["y"]
     assert np.isfinite(made).all()
     assert all(np.array_equal(row, made[0]) for row in made[1:4])
+    for row in range(len(values)):
+        assert np.array_equal(replay.run(values[row : row + 1])["y"][0], made[row])
 
 
 def damage_gate_order(monkeypatch: pytest.MonkeyPatch, weights: Weights) -> Weights:
