@@ -9,7 +9,8 @@ import onnx
 import pytest
 from inside import service
 from longshort.v1 import model_pb2, sequence_pb2, types_pb2
-from longshort_service.explain_file import can_explain
+from longshort_service.engine import Engine
+from longshort_service.explain_file import can_explain, open_explain
 from longshort_service.ports import Port
 from longshort_service.signature import METADATA_KEY, Channel, MissingValue, Signature, State
 from onnx import TensorProto, helper
@@ -143,6 +144,23 @@ def test_models_say_whether_they_can_be_explained_and_why_not(run: Callable[...,
                 assert refusal_of(caught.value) == ("FAILED_PRECONDITION", "EXPLAIN_UNAVAILABLE")
 
     run(scenario())
+
+
+def test_node_that_is_left_out_beside_others_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    write(tmp_path / "1", Case("GRU"))
+    file = tmp_path / "1" / "model.onnx"
+    model = onnx.load(file)
+    model.graph.node.extend([model.graph.node[1], model.graph.node[1]])
+    for place, node in enumerate(model.graph.node[-2:]):
+        node.name, node.output[:] = f"more{place}", [f"more{place}"]
+        node.attribute.append(helper.make_attribute("activations", ["Sigmoid", ("Affine", "Relu")[place]]))
+    onnx.save(model, file)
+    engine = open_explain(file, Engine(file, provider="cpu", intra_op_num_threads=1))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"explaining {file}: layer1, GRU 'more0', is left out: its activation Affine is not known here."
+    ]
+    layers = {name.partition(".")[0] for name in engine.output_names}
+    assert layers == {"y", "h_next", "layer0", "layer2"}
 
 
 def test_explain_file_beside_a_model_goes_before_what_could_be_derived(

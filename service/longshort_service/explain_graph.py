@@ -6,7 +6,7 @@ the node's own hidden states. Owns the derived graph; loads no files and runs no
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import onnx
 from onnx import TensorProto, helper
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from longshort_service.recurrent_node import Recurrent
+
+
+MAX_REASONS: Final = 3  # in a message; real files have dozens of nodes in branches
 
 
 class NothingToExplain(ValueError):
@@ -37,7 +40,9 @@ def derive(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     """
     layers, notes = survey(model)
     if not layers:
-        raise NothingToExplain(" ".join(notes) or "the graph has no node of type LSTM, GRU or RNN")
+        reasons = " ".join(notes[:MAX_REASONS]) or "the graph has no node of type LSTM, GRU or RNN"
+        more = f" So are {len(notes) - MAX_REASONS} others." if len(notes) > MAX_REASONS else ""
+        raise NothingToExplain(reasons + more)
     derived = onnx.ModelProto()
     derived.CopyFrom(model)
     for layer in layers:
@@ -64,9 +69,7 @@ def can_derive(model: onnx.ModelProto) -> bool:
 
 def _hidden_states(node: onnx.NodeProto, name: str) -> str:
     """Return the name of a node's hidden states `[time, directions, batch, hidden]`, which it is given if need be."""
-    if not node.output:
-        node.output.append(name)
-    elif not node.output[0]:
+    if not node.output[0]:
         node.output[0] = name
     return str(node.output[0])
 

@@ -104,12 +104,8 @@ class _Types:
     def _infer(self) -> None:
         try:
             inferred = onnx.shape_inference.infer_shapes(self._model)
-        except (
-            onnx.shape_inference.InferenceError,
-            ValueError,
-            RuntimeError,
-        ):  # what is not known is left out
-            return
+        except (onnx.shape_inference.InferenceError, ValueError):  # too large is a ValueError
+            return  # what is not known is left out
         self._known = _declared(inferred.graph) | self._known
 
 

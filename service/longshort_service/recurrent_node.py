@@ -88,6 +88,8 @@ def read(node: onnx.NodeProto) -> Recurrent:
     given = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
     if given.get("layout", 0) != 0:
         raise LeftOut("its first axis is the batch (layout 1)")
+    if not node.output:
+        raise LeftOut("it gives out nothing")
     direction = _text(given.get("direction", "forward"))
     if direction not in _DIRECTIONS:
         raise LeftOut(f"its direction is {direction!r}")
