@@ -23,11 +23,12 @@ pytest.importorskip("torch")
 
 import torch
 import user_modules
-from longshort_model import exporters, module_export, module_face, user_module
+from longshort_model import exporters, module_export, module_taken, user_module
 from longshort_model.export import ExportError
 from longshort_model.export_command import export as command
 from longshort_model.module_export import Exported, Words, export_module
-from longshort_model.module_face import Face, parse, take
+from longshort_model.module_face import Face, parse
+from longshort_model.module_taken import take
 from longshort_service import signature as signatures
 from longshort_service.signature import Memory, MissingValue
 
@@ -443,14 +444,8 @@ def test_weights_of_another_module_are_refused(tmp_path: Path) -> None:
 
 def test_without_pytorch_the_error_says_which_extra_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    for name in (
-        "module_export",
-        "module_face",
-        "user_module",
-        "exporters",
-        "module_checks",
-        "module_parity",
-    ):
+    rooms = ("module_export", "module_face", "module_calls", "module_taken", "module_checks", "module_parity")
+    for name in (*rooms, "user_module", "exporters"):
         monkeypatch.delitem(sys.modules, f"longshort_model.{name}", raising=False)
         monkeypatch.delattr(f"longshort_model.{name}", raising=False)
     done = CliRunner().invoke(command, ["user_modules:Gru"])
@@ -469,9 +464,9 @@ def test_a_model_of_whole_numbers_draws_them_from_the_range_that_was_given() -> 
 
 
 def test_an_axis_that_is_neither_batch_nor_time_is_refused() -> None:
-    tensors = [torch.zeros(2 * batch, time) for batch, time in module_face.SIZES]
+    tensors = [torch.zeros(2 * batch, time) for batch, time in module_taken.SIZES]
     with pytest.raises(ExportError) as caught:
-        module_face.sizes_of("x", tensors)
+        module_taken.sizes_of("x", tensors)
     assert "neither of them" in str(caught.value)
 
 

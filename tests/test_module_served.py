@@ -18,12 +18,13 @@ from inside import service
 from longshort.v1 import sequence_pb2
 from longshort_model.dataset import load
 from longshort_model.module_export import Words, export_module
-from longshort_model.module_face import parse, take
+from longshort_model.module_face import parse
+from longshort_model.module_taken import take
 from longshort_model.replay import Replay
 from wire import key
 
 if TYPE_CHECKING:
-    from longshort_model.module_face import Taken
+    from longshort_model.module_calls import Taken
     from torch import Tensor
     from wire import Caller
 

@@ -116,17 +116,18 @@ def export(
     feedback = tuple(_feedback(pair) for pair in words.pop("forecast"))
     missing = MissingValue(words.pop("missing").upper())
     try:
-        from longshort_model import module_export, module_face, user_module  # noqa: PLC0415  they import torch
+        from longshort_model import module_export, module_taken, user_module  # noqa: PLC0415  import torch
         from longshort_model.export import ExportError  # noqa: PLC0415
+        from longshort_model.module_face import parse  # noqa: PLC0415
     except ImportError as error:
         raise Refusal(WITHOUT_EXTRA) from error
     faces = [
-        [_parsed(module_face.parse, flag, text) for text in given]
+        [_parsed(parse, flag, text) for text in given]
         for flag, given in (("--input", inputs), ("--state", states))
     ]
     try:
         module = user_module.load(target, arguments, weights)
-        taken = module_face.take(module, faces[0], faces[1], answers)
+        taken = module_taken.take(module, faces[0], faces[1], answers)
         told = module_export.Words(model_name, missing=missing, forecast=feedback, **words)
         made = module_export.export_module(taken, told, out, version)
     except ExportError as error:

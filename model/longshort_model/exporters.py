@@ -16,7 +16,8 @@ import onnx
 import torch
 
 from longshort_model.export import ExportError
-from longshort_model.module_face import BATCH, SIZES, TIME
+from longshort_model.module_face import BATCH, TIME
+from longshort_model.module_taken import SIZES
 from longshort_model.user_module import failure
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from longshort_model.module_face import Face, Taken
+    from longshort_model.module_calls import Taken
+    from longshort_model.module_face import Face
 
 TRACED_OPSET: Final = 17
 IR_VERSION: Final = 10  # the newest that onnxruntime 1.22 reads

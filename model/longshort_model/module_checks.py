@@ -14,7 +14,8 @@ from longshort_model.export import ExportError
 from longshort_model.module_face import BATCH, TIME
 
 if TYPE_CHECKING:
-    from longshort_model.module_face import Face, Taken
+    from longshort_model.module_calls import Taken
+    from longshort_model.module_face import Face
 
 STEPS: Final = 9
 ROWS: Final = 4

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
     from longshort_service.signature import Feedback
 
-    from longshort_model.module_face import Face, Taken
+    from longshort_model.module_calls import Taken
+    from longshort_model.module_face import Face
     from longshort_model.module_parity import Parity
 
 LONG_TERM_NAMES: Final = frozenset({"c", "c0", "cx"})

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from longshort_model.module_face import Face, Taken
+    from longshort_model.module_calls import Taken
+    from longshort_model.module_face import Face
 
 # Of a file's distance from PyTorch in double precision, relative to how much a number varies.
 TOLERANCES: Final = {"float16": 2e-2, "float32": 2e-5, "float64": 1e-11}

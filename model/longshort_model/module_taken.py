@@ -1,0 +1,178 @@
+"""Finding what a user's module takes and gives, by asking it and calling it at several sizes.
+
+Owns the finding of axes and of initial states, and what is refused there. Exports nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from longshort_service.ports import DTYPES
+from torch import Tensor
+
+from longshort_model.export import ExportError
+from longshort_model.module_calls import Flat, Taken, call, leaves
+from longshort_model.module_face import BATCH, TIME, Face
+from longshort_model.user_module import failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import nn
+
+# Batch and time of the calls that axes are found with, and of the example that is exported. No size is 1, which
+# exporters take for a constant, and none is what a layer is likely to have.
+SIZES: Final = ((3, 7), (5, 7), (3, 11))
+
+
+def take(
+    module: nn.Module, inputs: Sequence[Face], states: Sequence[Face], output_names: Sequence[str] = ()
+) -> Taken:
+    """Find what a module takes and gives. Raises ExportError where that cannot be served.
+
+    Inputs and states are those given, or else what its own `example_inputs(batch, time)` and
+    `initial_states(batch)` return.
+    """
+    names = _parameter_names(module)
+    if not inputs:
+        example = _own(module, "example_inputs", "--input, such as --input x:batch,time,3")
+        inputs = _inputs_of([_listed(example(*sizes)) for sizes in SIZES], names)
+    trees: tuple[Any, ...] = tuple(face.start(1) for face in states)
+    if not states:
+        initial = _own(module, "initial_states", "--state for each, such as --state h:1,batch,64")
+        made = [_listed(initial(batch)) for batch, _ in SIZES[:2]]
+        trees = tuple(made[0])
+        states = _states_of(made, names[len(inputs) :])
+    if not states:
+        raise ExportError(
+            "it has no states, and needs no longshort: --state, or initial_states(batch), gives them"
+        )
+    for face in (*inputs, *states):
+        _check_face(face)
+    flat = Flat(module, len(inputs), trees).eval()
+    return Taken(flat, tuple(inputs), tuple(states), _answers_of(flat, inputs, states, output_names))
+
+
+def _own(module: nn.Module, name: str, flag: str) -> Callable[..., Any]:
+    method = getattr(module, name, None)
+    if not callable(method):
+        kind = type(module).__name__
+        raise ExportError(f"{kind} has no {name}(...) to ask; give it one, or say it with {flag}")
+
+    def ask(*sizes: int) -> Any:
+        try:
+            return method(*sizes)
+        except Exception as error:
+            raise ExportError(f"{name}{sizes} fails: {failure(error)}") from error
+
+    return ask
+
+
+def _listed(tree: Any) -> list[Any]:
+    return [tree] if isinstance(tree, Tensor) else list(tree)
+
+
+def _parameter_names(module: nn.Module) -> list[str]:
+    """Return the names of what `forward` takes one by one; what it takes as *states has none."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    try:
+        parameters = inspect.signature(module.forward).parameters
+    except ValueError:  # compiled: it has no names to ask for
+        return []
+    return [name for name, p in parameters.items() if p.kind in kinds]
+
+
+def _inputs_of(made: list[list[Any]], names: list[str]) -> list[Face]:
+    faces = []
+    for k, tensors in enumerate(zip(*(leaves(one) for one in made), strict=True)):
+        name = names[k] if k < len(names) else f"x{k}"
+        pool = torch.cat([tensor.flatten() for tensor in tensors])
+        faces.append(Face(name, sizes_of(name, tensors), tensors[0].dtype, pool=pool))
+    return faces
+
+
+def _states_of(made: list[list[Any]], names: list[str]) -> list[Face]:
+    faces = []
+    for k, branches in enumerate(zip(*made, strict=True)):
+        base = names[k] if k < len(names) else f"state{k}"
+        parts = list(zip(*(leaves(branch) for branch in branches), strict=True))
+        for n, (one, other) in enumerate(parts):
+            name = base if len(parts) == 1 else f"{base}{n}"
+            sizes = sizes_of(name, (one, other, one))
+            if BATCH not in sizes:
+                raise ExportError(
+                    f"state {name} is {list(one.shape)} for every batch: it needs an axis for it"
+                )
+            axis = sizes.index(BATCH)
+            first = one.detach().select(axis, 0)
+            for tensor in (one, other):
+                if not torch.equal(tensor, first.unsqueeze(axis).expand(tensor.shape)):
+                    raise ExportError(
+                        f"initial_states gives rows of {name} that differ; sessions begin alike"
+                    )
+            faces.append(Face(name, sizes, one.dtype, initial=first.clone()))
+    return faces
+
+
+def sizes_of(name: str, tensors: Sequence[Tensor]) -> tuple[int | str, ...]:
+    """Return the sizes of a tensor of which there is one for each of SIZES. Raises ExportError if they fit none."""
+    sizes: list[int | str] = []
+    if len({tensor.ndim for tensor in tensors}) > 1:
+        raise ExportError(f"{name} has another number of axes at another batch or time")
+    for axis in zip(*(tensor.shape for tensor in tensors), strict=True):
+        if len(set(axis)) == 1:
+            sizes.append(int(axis[0]))
+        elif axis == tuple(batch for batch, _ in SIZES):
+            sizes.append(BATCH)
+        elif axis == tuple(time for _, time in SIZES):
+            sizes.append(TIME)
+        else:
+            raise ExportError(
+                f"{name} has an axis of {axis} where batch and time are {SIZES}: neither of them"
+            )
+    if sizes.count(BATCH) > 1 or sizes.count(TIME) > 1:
+        raise ExportError(f"{name} has more than one axis of batch or time: {sizes}")
+    return tuple(sizes)
+
+
+def _check_face(face: Face) -> None:
+    if face.dtype_name not in DTYPES:
+        raise ExportError(f"{face.name} is {face.dtype_name}; longshort serves {', '.join(DTYPES)}")
+    if BATCH not in face.sizes:
+        raise ExportError(f"{face.name} is {list(face.sizes)} for every batch: it needs an axis for it")
+
+
+def _answers_of(
+    flat: Flat, inputs: Sequence[Face], states: Sequence[Face], names: Sequence[str]
+) -> tuple[Face, ...]:
+    generator = torch.Generator().manual_seed(0)
+    made = [
+        call(flat, [*(f.draw(generator, batch, time) for f in inputs), *(f.start(batch) for f in states)])
+        for batch, time in SIZES
+    ]
+    num_answers = len(made[0]) - len(states)
+    if num_answers < 1:
+        raise ExportError(
+            f"forward returns {len(made[0])} tensors for {len(states)} states: it must return (y, *states)"
+        )
+    if names and len(names) != num_answers:
+        raise ExportError(f"forward returns {num_answers} answers, {len(names)} are named")
+    for k, face in enumerate(states):
+        for (batch, time), tensors in zip(SIZES, made, strict=True):
+            new = tensors[num_answers + k]
+            if tuple(new.shape) != face.shape(batch, time) or new.dtype != face.dtype:
+                raise ExportError(
+                    f"state {face.name} goes in as {list(face.shape(batch, time))} {face.dtype_name} and comes out "
+                    f"as {list(new.shape)} {str(new.dtype).removeprefix('torch.')}"
+                )
+    chosen = list(names) or (["y"] if num_answers == 1 else [f"y{k}" for k in range(num_answers)])
+    answers = []
+    for k, name in enumerate(chosen):
+        tensors = [one[k] for one in made]
+        answers.append(Face(name, sizes_of(name, tensors), tensors[0].dtype))
+        _check_face(answers[-1])
+    if not any(TIME in face.sizes for face in inputs) and any(TIME in face.sizes for face in answers):
+        raise ExportError("an answer has a time axis where no input has one")
+    return tuple(answers)
