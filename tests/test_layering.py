@@ -121,6 +121,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "state_pairs": {"graph_facts"},
     "signature_roles": {"graph_check", "graph_facts", "ports", "signature_file", "state_pairs"},
     "signature_axes": {"graph_check", "graph_facts", "signature_file", "signature_roles"},
+    "answer_axes": {"graph_facts", "signature_axes", "signature_file", "signature_roles"},
     "signature_build": {
         *("graph_check", "graph_facts", "ports", "signature", "signature_axes", "signature_file"),
         *("signature_roles", "tensor_file"),
@@ -132,14 +133,23 @@ MAY_KNOW: dict[str, set[str]] = {
         *("engine", "graph_facts", "signature_axes", "signature_file", "signature_roles", "tensor_file"),
     },
     "model_signature": {
-        *("fingerprint", "graph_check", "graph_facts", "model_checks", "model_file", "row_probe"),
+        *("answer_axes", "fingerprint", "graph_check", "graph_facts", "model_checks", "model_file"),
         *("shape_probe", "signature", "signature_axes", "signature_build", "signature_file"),
         *("signature_merge", "signature_roles", "signature_text"),
     },
     "row_probe": {"arena", "ports", "signature"},
     "step_results": set(),
     "engine": {
-        *("arena", "batching", "general_run", "graph_check", "host_states", "ports", "signature", "small_run"),
+        *(
+            "arena",
+            "batching",
+            "general_run",
+            "graph_check",
+            "host_states",
+            "ports",
+            "signature",
+            "small_run",
+        ),
         "step_results",
     },
     "explain_file": {"engine", "explain_graph", "graph_check", "version_folder"},

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from longshort_service import model_file as model_files
 from longshort_service import signature_file
+from longshort_service.answer_axes import find_answer_axes
 from longshort_service.fingerprint import fingerprint_of, what_changes_numbers
 from longshort_service.graph_check import ModelError
 from longshort_service.shape_probe import ShapeProbe
@@ -115,7 +116,9 @@ def understand(folder: Path, model_file: Path, outside: ModelFile | None = None)
 
     def look() -> Understanding:
         roles = roles_of(facts, said)
-        found = find_axes(roles, said, ShapeProbe(model_file, facts, roles, said))
+        found = find_axes(roles, said)
+        if not (roles.questions or found.questions):
+            find_answer_axes(roles, said, found, ShapeProbe(model_file, facts, roles, said))
         return Understanding(name or "model", facts, roles, found, said, base)
 
     return _labelled(model_file, look)

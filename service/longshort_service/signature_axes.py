@@ -1,6 +1,6 @@
-"""Which axis of each tensor is the batch and which the time: said, or told by the graph's symbols, or seen in a run.
+"""Which axis of values and of states is the batch and which the time: said, or told by the graph's symbols. Pure.
 
-Pure but for the run, which is given. A state's batch is its one open axis. Values share its symbol; their other open
+A state's batch is its one open axis. Values share its symbol; their other open
 axis is time where the answers have it too. An axis that is neither has a size that only people know.
 """
 
@@ -14,19 +14,11 @@ from longshort_service.signature_file import AS_IS, BATCH, TIME
 from longshort_service.signature_roles import Question, described, key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
     from longshort_service.graph_facts import TensorFact
-    from longshort_service.signature_file import Axes, Said, SaidTensor, Window
+    from longshort_service.signature_file import Axes, Said, Window
     from longshort_service.signature_roles import Roles
 
-    # Runs the graph on zeros with so many rows and steps in these axes; returns shapes of outputs, None where it fails.
-    SeeShapes = Callable[["Found", int, int], Mapping[str, Sequence[int]] | None]
-
 BATCH_NAMES: Final = frozenset({"batch", "batch_size", "batchsize", "batch_dim", "n", "b", "bs"})
-# Rows and steps of the runs that show what an output's axes are: where a size follows, so does the axis.
-PROBES: Final = ((2, 3), (3, 5))
-PROBES_OF_ONE: Final = ((1, 3), (1, 5))
 
 
 @dataclass(slots=True)
@@ -39,8 +31,8 @@ class Found:
     questions: list[Question] = field(default_factory=list)
 
 
-def find_axes(roles: Roles, said: Said, see_shapes: SeeShapes) -> Found:
-    """Return the axes of all tensors. Raises ModelError where what is said of one does not fit it."""
+def find_axes(roles: Roles, said: Said) -> Found:
+    """Return the axes of values and states. Raises ModelError where what is said of one does not fit it."""
     found = Found()
     for state in roles.states:
         own = said.states.get(state.input.name)
@@ -56,8 +48,6 @@ def find_axes(roles: Roles, said: Said, see_shapes: SeeShapes) -> Found:
         elif fact.axes != ():
             _value(fact, roles, symbols, found, has_batch=has_batch, window=tensor.window if tensor else None)
     _check_company(roles, said, found)
-    if not (found.questions or roles.questions):
-        _outputs(roles, said, found, see_shapes)
     return found
 
 
@@ -140,19 +130,19 @@ def _value(
 ) -> None:
     """Note the axes of values where they can be told, and ask where not."""
     if fact.axes is None:
-        found.questions.append(_ask_axes(fact, roles, f"Which axes has {fact.name}?"))
+        found.questions.append(ask_axes(fact, roles, f"Which axes has {fact.name}?"))
         return
     batch = _batch_of(fact, symbols, has_batch=has_batch)
     rest = [place for place in fact.open_axes if place != batch]
     if 0 in rest:
         found.questions.append(
-            _ask_axes(
+            ask_axes(
                 fact, roles, f"Is the first axis of {fact.name}, {described(fact)}, its time or the batch?"
             )
         )
     elif len(rest) > 1 or (rest and not _may_be_time(fact.axes[rest[0]], roles)) or (rest and window):
         found.questions.append(
-            _ask_axes(
+            ask_axes(
                 fact,
                 roles,
                 f"How long is axis {rest[-1]} of {fact.name}, {described(fact)}? It is no time of the answers",
@@ -223,7 +213,8 @@ def _ask_role(fact: TensorFact) -> Question:
     )
 
 
-def _ask_axes(fact: TensorFact, roles: Roles, sentence: str) -> Question:
+def ask_axes(fact: TensorFact, roles: Roles, sentence: str) -> Question:
+    """Return the question for an input's axes, with those that are likely."""
     axes = list(fact.axes or (None, None, None))
     guess: list[str | int] = []
     for place, axis in enumerate(axes):
@@ -243,98 +234,3 @@ def _ask_axes(fact: TensorFact, roles: Roles, sentence: str) -> Question:
 
 def _quoted(axis: str | int) -> str:
     return str(axis) if isinstance(axis, int) else f'"{axis}"'
-
-
-def _outputs(roles: Roles, said: Said, found: Found, see_shapes: SeeShapes) -> None:
-    """Note the axes of answers: said, by the symbols of the values, or as runs of two sizes show them."""
-    known = _symbols_of(roles, found)
-    unknown: list[TensorFact] = []
-    for fact in roles.answers:
-        tensor: SaidTensor | None = said.outputs.get(fact.name)
-        if tensor is not None and tensor.axes is not None and _is_complete(fact, tensor.axes):
-            found.outputs[fact.name] = taken(fact, tensor.axes, "outputs")
-            continue
-        axes = tuple(
-            axis if isinstance(axis, int) else known.get(axis or "", AS_IS) for axis in fact.axes or (None,)
-        )
-        wanted = {axis for own in found.inputs.values() for axis in own if axis in (BATCH, TIME)}
-        if fact.axes is None or AS_IS in axes or not wanted <= set(axes):
-            unknown.append(fact)
-        found.outputs[fact.name] = axes
-    if unknown:
-        _see_outputs(unknown, said, found, see_shapes)
-        _check_time(roles, said, found)
-
-
-def _check_time(roles: Roles, said: Said, found: Found) -> None:
-    """Ask for the size of an axis that was taken for time, where a run shows that no answer follows it."""
-    if any(TIME in axes for axes in found.outputs.values()):
-        return
-    for fact in roles.values:
-        tensor = said.inputs.get(fact.name)
-        if TIME in found.inputs[fact.name] and not (tensor and tensor.axes):
-            found.questions.append(
-                _ask_axes(
-                    fact, roles, f"How long is axis {found.inputs[fact.name].index(TIME)} of {fact.name}?"
-                )
-            )
-
-
-def _is_complete(fact: TensorFact, axes: Axes) -> bool:
-    """Return whether a "*" stands only where the file says a size."""
-    return fact.axes is not None and all(
-        axis != AS_IS or isinstance(size, int) for axis, size in zip(axes, fact.axes, strict=False)
-    )
-
-
-def _symbols_of(roles: Roles, found: Found) -> dict[str, str]:
-    """Return what the symbols of the values' axes stand for."""
-    return {
-        symbol: axis
-        for fact in roles.values
-        for symbol, axis in zip(fact.axes or (), found.inputs.get(fact.name, ()), strict=False)
-        if isinstance(symbol, str) and axis in (BATCH, TIME) and isinstance(axis, str)
-    }
-
-
-def _see_outputs(unknown: Iterable[TensorFact], said: Said, found: Found, see_shapes: SeeShapes) -> None:
-    for probes in (PROBES, PROBES_OF_ONE):
-        seen = [see_shapes(found, *sizes) for sizes in probes]
-        if None not in seen:
-            break
-    else:
-        probes, seen = PROBES_OF_ONE, [see_shapes(found, 1, 1)] * 2
-    for fact in unknown:
-        shapes = [shapes[fact.name] for shapes in seen if shapes is not None]
-        axes = _followed(shapes, probes) if shapes else None
-        if axes is None:
-            found.questions.append(
-                Question(
-                    f"Which axes has the output {fact.name}, {described(fact)}?",
-                    (f"[outputs.{key(fact.name)}]", 'axes = ["batch", "time", 1]'),
-                )
-            )
-            continue
-        tensor = said.outputs.get(fact.name)
-        found.outputs[fact.name] = axes
-        if tensor is not None and tensor.axes is not None:
-            sizes = tuple(a if isinstance(a, int) else None for a in axes)
-            found.outputs[fact.name] = taken(type(fact)(fact.name, fact.dtype, sizes), tensor.axes, "outputs")
-
-
-def _followed(shapes: Sequence[Sequence[int]], probes: Sequence[tuple[int, int]]) -> Axes | None:
-    """Return an output's axes: what has the sizes of the rows or of the steps in both runs is that."""
-    first, second = shapes[0], shapes[-1]
-    if len(first) != len(second):
-        return None
-    axes: list[str | int] = []
-    for sizes in zip(first, second, strict=True):
-        if sizes[0] == sizes[1]:
-            axes.append(sizes[0])
-        elif sizes == tuple(probe[0] for probe in probes):
-            axes.append(BATCH)
-        elif sizes == tuple(probe[1] for probe in probes):
-            axes.append(TIME)
-        else:
-            return None
-    return tuple(axes) if axes.count(BATCH) <= 1 and axes.count(TIME) <= 1 else None

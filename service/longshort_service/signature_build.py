@@ -208,7 +208,7 @@ def _reasons_alone(facts: GraphFacts, found: Found, said: Said) -> tuple[str, ..
         reasons.append("runs one session at a time, as signature.toml says")
     fixed = [
         name
-        for tensors in (found.inputs, found.states)
+        for tensors in (found.inputs, found.states, found.outputs)
         for name, axes in tensors.items()
         if BATCH not in axes
     ]

@@ -38,6 +38,7 @@ def said_of(signature: Signature, facts: GraphFacts) -> Said:
         step_s=signature.step_s,
         state_family=signature.state_family,
         rows_alone=signature.rows_alone,
+        steps_alone=signature.single_steps,
         sequence_lens=signature.sequence_lens,
         inputs=inputs,
         outputs=_tensors(signature.answers, signature.outputs)
