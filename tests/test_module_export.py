@@ -189,6 +189,18 @@ def test_a_loop_over_time_is_served_one_step_a_run_and_that_is_said(tmp_path: Pa
     assert (served.signature.inputs[0].shape, served.signature.inputs[0].time_axis) == ((3,), None)
 
 
+def test_a_module_that_answers_the_last_step_alone_is_served_one_step_a_run(tmp_path: Path) -> None:
+    module = user_modules.LastOnly()
+    made, served = exported(module, tmp_path)
+    assert (made.way, made.refused) == ("torch.onnx, traced, one step a run", ())
+    values, states = torch.randn(3, 20, 3), served.start(3)
+    for t in range(20):
+        (answer,), states = served.run([values[:, t].numpy()], states)
+        with torch.no_grad():
+            expected, _ = module(values[:, : t + 1], *module.initial_states(3))
+        np.testing.assert_allclose(answer, expected.numpy(), atol=1e-6)
+
+
 def test_a_recurrent_layer_stays_one_node(tmp_path: Path) -> None:
     made, _ = exported(user_modules.Lstm(layers=2), tmp_path)
     nodes = [node.op_type for node in onnx.load(made.folder / "model.onnx").graph.node]
@@ -238,6 +250,7 @@ REFUSED = {
     "RemembersBesideItsStates": "other answers the second time",
     "SeesTheFuture": "sees later steps",
     "ForgetsItsCache": "its states do not hold all that it needs",
+    "ForgetsItsCacheAtTheEnd": "its states do not hold all that it needs",
     "BatchOfThree": "the module fails for tensors [5, 7, 3], [1, 5, 8]",
     "GrowingState": "state h goes in as [1, 3, 8] float32 and comes out as [1, 3, 16] float32",
     "StateInAnotherDtype": "comes out as [1, 3, 8] float64",

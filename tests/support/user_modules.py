@@ -140,6 +140,14 @@ class NoTime(nn.Module):
         return torch.zeros(batch, 8)
 
 
+class LastOnly(Gru):
+    """Steps in, one answer out: that to the last of them."""
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+        y, h = super().forward(x, h)
+        return y[:, -1], h
+
+
 class DoubleCell(NoTime):
     """onnxruntime has no LSTM or GRU in float64; a cell is made of operators that it has."""
 
@@ -226,6 +234,12 @@ class ForgetsItsCache(Broken):
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, ...]:
         y, h = super().forward(x, h)
         return y + nn.functional.pad(y, (0, 0, 1, 0))[:, :-1], h
+
+
+class ForgetsItsCacheAtTheEnd(ForgetsItsCache):
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+        y, h = super().forward(x, h)
+        return y[:, -1], h
 
 
 class BatchOfThree(Broken):
