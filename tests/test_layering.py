@@ -295,6 +295,9 @@ MAY_KNOW: dict[str, set[str]] = {
     "forecaster": {
         *("errors", "arena", "batching", "forecast", "record", "repository", "scheduler", "served_model"),
     },
+    "stateless": {
+        *("arena", "batching", "beginning", "errors", "repository", "served_model", "stepper", "values"),
+    },
     "management": {
         "beginning",
         "errors",

@@ -22,8 +22,8 @@ from longshort_service.checkpointer import Checkpointer
 from longshort_service.config import ConfigError, ServeConfig
 from longshort_service.durability import Durability
 from longshort_service.eviction import Evictor, Limits
+from longshort_service.handlers import inference, sequence, session
 from longshort_service.handlers import model as model_handler
-from longshort_service.handlers import sequence, session
 from longshort_service.handlers.edge import Edge
 from longshort_service.http_endpoint import HttpEndpoint
 from longshort_service.keeper import Keeper
@@ -59,7 +59,12 @@ REFRESHES_PER_TTL: Final = 8
 # Names for health checks only: whether the store is there, and whether a restart would not help.
 STORE_HEALTH_NAME: Final = "longshort.store"
 LIVE_HEALTH_NAME: Final = "longshort.live"
-SERVICE_NAMES: Final = (sequence.SERVICE_NAME, session.SERVICE_NAME, model_handler.SERVICE_NAME)
+SERVICE_NAMES: Final = (
+    sequence.SERVICE_NAME,
+    session.SERVICE_NAME,
+    model_handler.SERVICE_NAME,
+    inference.SERVICE_NAME,
+)
 
 
 class App:
@@ -136,6 +141,18 @@ class App:
             max_stream_age_s=config.max_stream_age_s,
         )
         self._streams = sequence.SequenceHandler(self._edge)
+        self._inference = inference.InferenceHandler(
+            self._edge,
+            inference.Surroundings(
+                reload=self._reload,
+                stages=self.metrics.step_stages,
+                is_live=lambda: not self._is_engine_dead,
+                is_ready=lambda: not self._why_not_serving(),
+                max_sequences=config.max_sessions,
+                session_ttl_s=config.session_ttl_s,
+            ),
+            is_strict=config.sequence_mode == "strict",
+        )
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._is_engine_dead = False
         self._why_not_ready = "starting"  # empty from the end of `start` to `stop`
@@ -252,13 +269,14 @@ class App:
                 ("grpc.keepalive_permit_without_calls", 1),
             ]
         )
-        for path, accept in self._streams.routes().items():
+        for path, accept in {**self._streams.routes(), **self._inference.routes(self._streams)}.items():
             server.route(path, accept)
         server.add_generic_rpc_handlers(
             (
                 self._streams.generic_handler(),
                 session.SessionHandler(self._edge).generic_handler(),
                 model_handler.ModelHandler(self._edge, self._reload).generic_handler(),
+                self._inference.generic_handler(),
             )
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

@@ -61,6 +61,9 @@ class ServeConfig:
     unary_durability: Annotated[
         str, kinds.UNARY, "Unary steps: each stored before its answer, or as their session is."
     ] = "sync"
+    sequence_mode: Annotated[
+        str, kinds.SEQUENCES, "Open Inference sequences: as Triton has them, or each request once."
+    ] = "triton"
     store_timeout_s: Annotated[float, kinds.TIME, "An answer waits so long for the store, then fails."] = 5.0
     store_outage_limit_s: Annotated[
         float, kinds.TIME_OR_ZERO, "Without their store live sessions go on for so long."

@@ -217,6 +217,12 @@ class ExplainUnavailable(CallerFault):
     reason = "EXPLAIN_UNAVAILABLE"
 
 
+class NotOffered(CallerFault):
+    """Raised for what the Open Inference Protocol has and longshort has not; the message says what to do instead."""
+
+    reason = "NOT_OFFERED"
+
+
 class Stale(CallerFault):
     """Raised when the state at hand is older than the caller asked for."""
 

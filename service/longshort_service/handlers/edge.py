@@ -132,14 +132,19 @@ class Edge:
         ]
 
     def unary(
-        self, request_type: type[RequestT], handle: Callable[[RequestT], Awaitable[Message]]
+        self,
+        request_type: type[RequestT],
+        handle: Callable[[RequestT], Awaitable[Message]],
+        *,
+        while_draining: bool = False,
     ) -> grpc.RpcMethodHandler[Any, Any]:
-        """Return the gRPC handler of a unary call."""
+        """Return the gRPC handler of a unary call; `while_draining`: of one that is still taken then."""
 
         async def call(raw: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
             with self.call():
                 try:
-                    self.refuse_while_draining()
+                    if not while_draining:
+                        self.refuse_while_draining()
                     request = codec.parse(request_type, raw, self.max_message_bytes)
                     return (await handle(request)).SerializeToString()
                 except errors.ServiceError as error:

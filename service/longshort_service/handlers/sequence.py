@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import grpc
 from longshort.v1 import sequence_pb2
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from longshort.v1 import types_pb2
 
-    from longshort_service.handlers.conversation import Conversation
     from longshort_service.handlers.edge import Edge
     from longshort_service.record import SessionRecord
     from longshort_service.repository import Model
@@ -30,18 +29,28 @@ if TYPE_CHECKING:
 SERVICE_NAME: Final = "longshort.v1.SequenceService"
 
 
+class OpenStream(Protocol):
+    """A stream as the server sees it that is to stop."""
+
+    def hold(self) -> asyncio.Future[None]:
+        """Take no further message; return what is done when what it has in hand is answered."""
+
+    def end(self, error: errors.ServiceError) -> None:
+        """End the stream after the answers that it has in hand."""
+
+
 class SequenceHandler:
-    """The handlers of SequenceService, and the streams that are open."""
+    """The handlers of SequenceService, and the streams that are open: those of other services too."""
 
     def __init__(self, edge: Edge) -> None:
         self._edge = edge
-        self._streams: set[Conversation] = set()
+        self._streams: set[OpenStream] = set()
 
     def routes(self) -> dict[str, Callable[[Call], None]]:
         """Return who takes the calls of the streaming methods, by path."""
         return {
-            f"/{SERVICE_NAME}/Stream": lambda call: self._converse(call, StreamConversation),
-            f"/{SERVICE_NAME}/StreamFrames": lambda call: self._converse(call, FrameConversation),
+            f"/{SERVICE_NAME}/Stream": lambda call: self.converse(call, StreamConversation),
+            f"/{SERVICE_NAME}/StreamFrames": lambda call: self.converse(call, FrameConversation),
         }
 
     def generic_handler(self) -> grpc.GenericRpcHandler[Any, Any]:
@@ -69,7 +78,10 @@ class SequenceHandler:
         for stream in list(self._streams):
             stream.end(error)
 
-    def _converse(self, call: Call, kind: type[StreamConversation | FrameConversation]) -> None:
+    def converse(
+        self, call: Call, kind: Callable[[Edge, Call, Callable[[OpenStream], None]], OpenStream]
+    ) -> None:
+        """Have a stream of a kind take a call, or refuse it where there are too many."""
         try:
             self._admit()
         except errors.ServiceError as error:

@@ -51,6 +51,7 @@ TABLE: Final[dict[type[errors.ServiceError], tuple[grpc.StatusCode, float | None
     errors.SessionEmpty: (_Code.FAILED_PRECONDITION, None),
     errors.ForecastUnavailable: (_Code.FAILED_PRECONDITION, None),
     errors.ExplainUnavailable: (_Code.FAILED_PRECONDITION, None),
+    errors.NotOffered: (_Code.UNIMPLEMENTED, None),
     errors.Stale: (_Code.FAILED_PRECONDITION, None),
     errors.InvalidRecord: (_Code.INVALID_ARGUMENT, None),
     errors.RecordDamaged: (_Code.DATA_LOSS, None),
