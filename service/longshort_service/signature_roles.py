@@ -102,7 +102,7 @@ def roles_of(facts: GraphFacts, said: Said) -> Roles:
         sequence_lens=lens,
         questions=(*_ask_pairs(found.doubtful, outputs, states, said), *_ask_constants(values, said)),
     )
-    _check_dtypes(roles, facts, said)
+    _check_dtypes(roles, facts)
     return roles
 
 
@@ -152,7 +152,7 @@ def _check_fit(state: Pair) -> None:
     )
 
 
-def _check_dtypes(roles: Roles, facts: GraphFacts, said: Said) -> None:
+def _check_dtypes(roles: Roles, facts: GraphFacts) -> None:
     used = [*facts.inputs, *roles.answers, *(state.output for state in roles.states)]
     for fact in used:
         if fact.dtype not in DTYPES:
@@ -162,7 +162,9 @@ def _check_dtypes(roles: Roles, facts: GraphFacts, said: Said) -> None:
             raise ModelError(f"{fact.name} is {fact.dtype}: served are {', '.join(DTYPES)}{way_out}")
     if roles.sequence_lens and facts.input(roles.sequence_lens).dtype != "int32":
         raise ModelError(f"sequence_lens: {roles.sequence_lens} is not int32 [batch]")
-    if said.outputs and not roles.answers:
+    if not roles.values:
+        raise ModelError("every input is a state or a constant: nothing is left to carry values")
+    if not roles.answers:
         raise ModelError("every output is a state or ignored: nothing is left to answer with")
 
 
