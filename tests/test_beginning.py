@@ -1,8 +1,8 @@
-"""What a session begins in: the model's own states, what is given of them, and the constants that it keeps."""
+"""The states that a session begins in: given, the model's own, and the constants that it keeps."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,91 +12,57 @@ from longshort_service.ports import Port
 from longshort_service.signature import Channel, Signature, State
 from tables import TableModel
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-MEMORY = State("h0", "hn", (1, -1, 2), 1, initial=0.5)
-VOICE = State("voice", "", (-1, 3), 0, dtype="float64")
-DEFAULT_VOICE = State("voice", "", (-1, 3), 0, dtype="float64", initial_file="voice.npy")
-WINDOW = State("x", "x", (-1, 2, 1), 0, window_of="x", window_axis=1)
-
 
 def model_of(*states: State) -> TableModel:
     signature = Signature(
-        name="toy",
-        features=(Channel("x"),),
-        outputs=(Channel("y"),),
-        states=states,
-        inputs=(Port("x", (1,), time_axis=None),),
-        fingerprint="f1",
+        "toy", (Channel("x"),), (Channel("y"),), states, inputs=(Port("x", (1,), time_axis=None),)
     )
     return TableModel(signature=signature)
 
 
-def memory(value: float) -> NDArray[np.float32]:
-    return np.full((1, 2), value, np.float32)
+CARRIED = State("h", "hn", (1, -1, 2), 1, initial=3.0)
+VOICE = State("who", "", (-1, 2), 0, dtype="float64")
+KNOWN_VOICE = State("who", "", (-1, 2), 0, dtype="float64", initial_file="who.npy")
+WINDOW = State("x.window", "", (-1, 4), 0, window_of="x")
 
 
-def voice(value: float) -> NDArray[np.float64]:
-    return np.full(3, value, np.float64)
-
-
-def as_lists(states: Any) -> list[Any]:
-    return [state.tolist() for state in states]
-
-
-def test_session_that_is_given_nothing_begins_in_the_model_s_own_states():
-    assert begin_states(model_of(MEMORY), {}) is None
-    assert begin_states(model_of(MEMORY, DEFAULT_VOICE), {}) is None
-
-
-def test_session_begins_in_what_is_given_and_for_the_rest_in_the_model_s_own():
-    model = model_of(MEMORY, VOICE)
-    states = begin_states(model, {"voice": voice(3)})
+def test_what_is_given_takes_the_place_of_the_model_s_own():
+    given = {"who": np.array([1.0, 2.0])}
+    assert begin_states(model_of(CARRIED), {}) is None
+    states = begin_states(model_of(CARRIED, VOICE, WINDOW), given)
     assert states is not None
-    assert as_lists(states) == [[[0.5, 0.5]], [3, 3, 3]]
-    states = begin_states(model, {"voice": voice(3), "h0": memory(7)})
-    assert states is not None
-    assert as_lists(states) == [[[7, 7]], [3, 3, 3]]
+    assert [state.tolist() for state in states] == [[[3, 3]], [1, 2], [0, 0, 0, 0]]
 
 
-@pytest.mark.parametrize("given", [{}, {"h0": memory(1)}], ids=["nothing", "another state"])
-def test_constant_without_a_default_must_be_given(given: dict[str, NDArray[Any]]):
-    with pytest.raises(errors.ConstantMissing, match=r"voice \(float64 \[3\]\)") as caught:
-        begin_states(model_of(MEMORY, VOICE), given)
-    assert caught.value.metadata == {"model": "toy", "constant": "voice"}
+def test_constant_with_a_default_need_not_be_given():
+    assert begin_states(model_of(CARRIED, KNOWN_VOICE), {}) is None
+    with pytest.raises(errors.ConstantMissing, match=r"who \(float64 \[2\]\)") as caught:
+        begin_states(model_of(CARRIED, VOICE), {"h": np.zeros((1, 2), np.float32)})
+    assert caught.value.metadata == {"model": "toy", "constant": "who"}
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    "given",
     [
-        ({"other": memory(1)}, "no state 'other' to begin with; there are: h0"),
-        ({"x": np.zeros((2, 1), np.float32)}, "no state 'x'"),  # a window is the server's own
-        ({"h0": np.zeros((1, 3), np.float32)}, r"h0 is float32 \[1, 2\], not float32 \[1, 3\]"),
-        ({"h0": np.zeros((1, 2))}, r"h0 is float32 \[1, 2\], not float64 \[1, 2\]"),
+        {"x": np.zeros(1, np.float32)},
+        {"x.window": np.zeros(4, np.float32)},
+        {"h": np.zeros(2, np.float32)},
+        {"h": np.zeros((1, 2))},
     ],
-    ids=["unknown name", "window", "shape", "dtype"],
 )
-def test_what_fits_no_state_is_refused(given: dict[str, NDArray[Any]], words: str):
-    with pytest.raises(errors.WrongShape, match=words):
-        begin_states(model_of(MEMORY, WINDOW), given)
+def test_what_fits_no_state_is_a_wrong_shape(given: dict[str, Any]):
+    with pytest.raises(errors.WrongShape):
+        begin_states(model_of(CARRIED, WINDOW), given)
 
 
-def test_model_without_states_says_that_there_are_none():
-    with pytest.raises(errors.WrongShape, match="there are: none"):
-        begin_states(model_of(), {"h0": memory(1)})
+def test_beginning_again_keeps_constants_alone():
+    before = [np.ones((1, 2), np.float32), np.array([1.0, 2.0])]
+    states = begin_again(model_of(CARRIED, VOICE), before)
+    assert [state.tolist() for state in states] == [[[3, 3]], [1, 2]]
 
 
-def test_session_that_begins_again_keeps_its_constants_alone():
-    states = begin_again(model_of(MEMORY, VOICE), [memory(9), voice(3)])
-    assert as_lists(states) == [[[0.5, 0.5]], [3, 3, 3]]
-
-
-def test_states_of_another_file_are_let_go_of():
-    assert as_lists(begin_again(model_of(MEMORY), [voice(3)])) == [[[0.5, 0.5]]]
+def test_states_of_another_file_are_let_go_of_unless_constants_are_needed():
+    other = [np.ones(5, np.float32)]
+    assert [state.tolist() for state in begin_again(model_of(CARRIED), other)] == [[[3, 3]]]
     with pytest.raises(errors.ConstantMissing):
-        begin_again(model_of(MEMORY, VOICE), [voice(3)])
-
-
-def test_session_that_never_had_states_of_its_own_begins_in_the_model_s():
-    assert as_lists(begin_again(model_of(MEMORY), [])) == [[[0.5, 0.5]]]
+        begin_again(model_of(CARRIED, VOICE), other)

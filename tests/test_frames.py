@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,12 +10,13 @@ import pytest
 from frame_tables import MAX_STEPS, ToyStream, frame, outcomes
 from longshort_service import errors
 from longshort_service.frames import MAX_ROWS
+from longshort_service.ports import Port
 from longshort_service.session import Answers
 from longshort_service.signature import MissingValue
 from tables import NOW_S, TableModel, finish, last_answer, rows_of, signature_of
 
 if TYPE_CHECKING:
-    from longshort_service.frame_work import Frame
+    from longshort_service.frame_work import Frame, FrameWork
 
 NAN, INF = float("nan"), float("inf")
 
@@ -421,3 +423,47 @@ def test_frame_with_a_failure_or_of_several_jobs_is_not_taken_for_one_that_is_kn
     for handles in ([2, 0, 77], [2, 0, 0], [0, 1, 2, 3]):
         stream.play(frame(handles, [1] * len(handles)))
         assert stream.reader.begin_again(frame(handles, [1] * len(handles)), NOW_S) is None
+
+
+# -- numbers of other dtypes -----
+
+
+WHOLE = dataclasses.replace(signature_of(features=2), inputs=(Port("n", (2,), "int64"),))
+
+
+def whole_stream() -> ToyStream:
+    """Handles 0, 1, 2 of a model whose two numbers are integers."""
+    made, model = ToyStream(), TableModel(num_rows=8, signature=WHOLE)
+    for handle in range(3):
+        made.open(handle, model)
+    return made
+
+
+def integers(work: FrameWork[TableModel]) -> list[list[int]]:
+    (part,) = work.parts
+    (tensor,) = WHOLE.value_row.unpack(part.job.values)
+    return [row.ravel().tolist() for row in tensor]
+
+
+def test_numbers_become_rows_of_the_model_s_dtype():
+    stream = whole_stream()
+    work = stream.begin(frame([2, 0], [5, -1, 2**40, 0]))
+    assert integers(work) == [[5, -1], [2**40, 0]]
+    finish(work.parts[0].job, work.parts[0].model)
+    # The same sessions again: their numbers are looked at each time.
+    assert stream.reader.begin_again(frame([2, 0], [1, 2, 3, 4]), NOW_S + 1) is None
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_number_that_is_no_integer_fails_its_own_row(count: int):
+    values = [1.0, 2.0] * count * 3
+    values[2 * count] = 0.5  # the second row's
+    work = whole_stream().begin(frame([0, 1, 2], values, counts=[count] * 3))
+    assert [type(error) for error in work.failures.values()] == [errors.WrongShape]
+    assert list(work.failures) == [1]
+    assert integers(work) == [[1, 2] * count] * 2
+
+
+def test_frame_of_which_no_row_is_a_number_of_the_dtype_makes_no_job():
+    work = whole_stream().begin(frame([0, 1], [0.5, 1, NAN, 1]))
+    assert (list(work.failures), work.parts) == ([0, 1], [])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from longshort_service.host_states import HostStates, StateLayout, layouts_of
 from tables import signature_of
@@ -62,6 +62,7 @@ PLACES = st.lists(st.integers(0, NUM_ROWS - 1), min_size=1, max_size=NUM_ROWS, u
 CHANGES = st.lists(st.tuples(st.sampled_from(["initialise", "write", "scatter"]), PLACES), max_size=8)
 
 
+@settings(deadline=None)  # the machines are shared
 @given(changes=CHANGES, looked_at=st.lists(st.integers(0, NUM_ROWS - 1), max_size=2 * NUM_ROWS))
 def test_rows_are_moved_as_plain_numpy_moves_them(changes: list[tuple[str, list[int]]], looked_at: list[int]):
     states, rows = filled()

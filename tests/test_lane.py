@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -232,3 +233,59 @@ def test_states_that_stay_on_a_device_are_run_there(lane: Lane):
 def test_provider_is_the_engine_s_where_states_are_in_main_memory(lane: Lane):
     lane.engine.provider = "a processor"
     assert lane.provider == "a processor"
+
+
+class Refusing(Adder):
+    """An engine whose graph fails on a 7; or on everything, where it is dead."""
+
+    is_dead = False
+
+    def is_alive(self) -> bool:
+        return not self.is_dead
+
+    def run(
+        self, values: NDArray[np.float32], counts: NDArray[np.int32] | None, states: States
+    ) -> tuple[NDArray[np.float32], States]:
+        if self.is_dead or (values == 7).any():
+            raise RuntimeError("7 is beyond the table")
+        return super().run(values, counts, states)
+
+
+@pytest.mark.parametrize("unequal", [False, True])
+def test_rows_that_the_graph_fails_on_are_refused_and_the_others_are_run(*, unequal: bool):
+    layout = StateLayout((1, -1, 1), 1, 0.0)
+    lane = lane_of(Refusing(), layouts=[layout], num_rows=NUM_ROWS, can_pad=True)
+    one = job_of(lane, [5, 6] if unequal else [5], sums=[10])
+    many = job_of(lane, [1], [7], [3], sums=[20, 30, 40])
+    result = run_batch(lane, batch_of((one, len(one.values[0])), (many, 1)))
+    assert list(result.refusals) == [2]
+    assert "beyond the table" in result.refusals[2].message
+    assert result.finite is not None
+    assert result.finite.tolist() == [True, True, False, True]
+    assert sums_in(lane, one.slots) == [21 if unequal else 15]
+    assert sums_in(lane, many.slots) == [21, 30, 43]
+    assert result.answers[3, 0].tolist() == [43]
+
+
+def test_row_that_is_refused_beside_one_that_is_not_finite():
+    lane = lane_of(Refusing(), layouts=[StateLayout((1, -1, 1), 1, 0.0)], num_rows=NUM_ROWS, can_pad=False)
+    job = job_of(lane, [NAN], [7], [3])
+    result = run_batch(lane, batch_of((job, 1)))
+    assert list(result.refusals) == [1]
+    assert result.finite is not None
+    assert result.finite.tolist() == [False, False, True]
+
+
+def test_engine_that_fails_on_everything_raises():
+    engine = Refusing()
+    engine.is_dead = True
+    lane = lane_of(engine, layouts=[StateLayout((1, -1, 1), 1, 0.0)], num_rows=NUM_ROWS, can_pad=False)
+    with pytest.raises(RuntimeError):
+        run_batch(lane, batch_of((job_of(lane, [1]), 1)))
+
+
+def test_few_steps_go_the_short_way_where_the_graph_takes_rows_as_they_are(lane: Lane):
+    assert lane.can_run_few
+    engine: Any = lane.engine
+    engine.signature = dataclasses.replace(engine.signature, rows_alone=True)
+    assert not lane.can_run_few

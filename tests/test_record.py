@@ -245,3 +245,35 @@ def test_states_of_a_column_order_or_another_byte_order_are_stored_as_they_read(
     record = dataclasses.replace(EXAMPLE, states=(array, np.asfortranarray(array, np.float32)))
     one, other = decode(encode(record)).states
     assert one.tolist() == other.tolist() == array.tolist()
+
+
+TYPED = dataclasses.replace(
+    EXAMPLE,
+    states=(
+        np.array([1.5, 2**-14], np.float16),
+        np.array([[1e300], [-0.0]]),
+        np.array(-7, np.int32),
+        np.array([2**62, -1], np.int64),
+        np.array([[1, 2]], np.float32),
+    ),
+)
+
+
+def test_states_of_every_dtype_come_back_bit_for_bit():
+    states = decode(encode(TYPED)).states
+    assert [(state.dtype, state.shape) for state in states] == [
+        (state.dtype, state.shape) for state in TYPED.states
+    ]
+    assert [state.tobytes() for state in states] == [state.tobytes() for state in TYPED.states]
+
+
+@pytest.mark.parametrize(
+    "dtypes", [b'["float16", "float64", "int32", "int64", "float31"]', b'["float32"]', b"[1, 2, 3, 4, 5]"]
+)
+def test_dtypes_that_are_none_are_an_invalid_record(dtypes: bytes):
+    data = encode(TYPED)
+    written = b'["float16", "float64", "int32", "int64", "float32"]'
+    assert data.count(written) == 1
+    body = data[12:].replace(written, dtypes.ljust(len(written)))
+    with pytest.raises(errors.InvalidRecord, match="damaged"):
+        decode(data[:8] + struct.pack("<I", zlib.crc32(body)) + body)

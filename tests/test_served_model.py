@@ -7,8 +7,16 @@ import dataclasses
 import numpy as np
 import pytest
 from longshort_service import errors
+from longshort_service.batching import Job
 from longshort_service.record import Origin
-from longshort_service.served_model import allocate_row, allocate_scratch, check_fit, not_finite
+from longshort_service.served_model import (
+    allocate_row,
+    allocate_scratch,
+    check_fit,
+    failure_of,
+    not_finite,
+    values_refused,
+)
 from tables import HIDDEN, TableModel, fill_row, move, new_session, rows_of, signature_of
 
 
@@ -67,3 +75,34 @@ def test_record_of_another_model_does_not_fit(change: dict[str, object]):
 
 def test_result_that_is_not_finite_names_the_model():
     assert not_finite("metro").metadata == {"model": "metro"}
+
+
+def test_model_without_states_goes_on_from_a_record_without_any():
+    signature = dataclasses.replace(signature_of(), states=())
+    model = TableModel(signature=signature)
+    _, session = new_session(model)
+    move(session, rows_of(1, 2))
+    record = session.record()
+    assert (record.states, record.step) == ((), 2)
+    check_fit(record, model)
+
+
+def test_states_of_another_dtype_do_not_fit():
+    model = TableModel()
+    _, session = new_session(model)
+    record = session.record()
+    (state,) = record.states
+    with pytest.raises(errors.ModelChanged):
+        check_fit(dataclasses.replace(record, states=(state.astype(np.float64),)), model)
+
+
+def test_row_that_was_not_applied_says_why():
+    job = Job(rows_of(1, 2).reshape(2, 1, 1), TableModel().arena.allocate_many(2))
+    assert isinstance(failure_of(job, 0, "toy"), errors.NonFiniteResult)
+    job.refusals = {1: values_refused("toy", ValueError("beyond the table"))}
+    assert isinstance(failure_of(job, 0, "toy"), errors.NonFiniteResult)
+    refusal = failure_of(job, 1, "toy")
+    assert isinstance(refusal, errors.ValuesRefused)
+    assert "beyond the table" in refusal.message
+    job.failure = errors.EngineDead("dead", model="toy")
+    assert failure_of(job, 1, "toy") is job.failure

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from longshort_service.ports import Port
 from longshort_service.signature import (
     Channel,
+    Constant,
     Feedback,
     Memory,
     MissingValue,
@@ -85,6 +87,23 @@ def test_what_is_left_out_has_its_default():
         {"states": (State("h", "hn", (-1, 0), 0),)},
         {"forecast": (Feedback("median", "snow"),)},
         {"forecast": (Feedback("mean", "traffic"),)},
+        {"forecast": (Feedback("median", "traffic"), Feedback("q10", "traffic"))},
+        {"inputs": (Port("x", (3,)),)},
+        {"inputs": (Port("x", (2,)), Port("x", ()))},
+        {"inputs": (Port("x", (2,), "int8"),)},
+        {"inputs": (Port("x", (2,), batch_axis=1),)},
+        {"inputs": (Port("x", (2,), batch_axis=3),)},
+        {"inputs": (Port("x", (2,), time_axis=-1),)},
+        {"inputs": (Port("x", (2, -1)), Port("z", (4,)))},
+        {"answers": (Port("y", (1,)),)},
+        {"answers": (Port("y", (1,)), Port("y", (1,)))},
+        {"constants": (Constant("x", (), "int64"),)},
+        {"constants": (Constant("rate", (), "bool"),)},
+        {"states": (State("h", "hn", (-1, 4), 0, dtype="string"),)},
+        {"states": (State("x.window", "", (-1, 4), 0, window_of="x"),)},  # x has a time axis
+        {"states": (State("z.window", "", (-1, 4), 0, window_of="z"),)},
+        {"inputs": (Port("x", (2,), "int64"),), "missing": MissingValue.REPEAT_LAST, "forecast": ()},
+        {"inputs": (Port("x", (2,), "int64"),)},  # the forecast feeds it
     ],
     ids=str,
 )
@@ -170,3 +189,60 @@ def test_model_forecasts_where_a_feature_is_fed():
     assert fed.feedback_words() == ([1, 0], [1, 0])
     crossed = signature(forecast=(Feedback("median", "rain"), Feedback("q10", "traffic")))
     assert crossed.feedback_words() == ([0, 1], [1, 0])
+
+
+GENERAL: dict[str, Any] = {
+    "features": (Channel("a"), Channel("b"), Channel("n")),
+    "inputs": (Port("x", (2,), batch_axis=1, time_axis=0), Port("count", (), "int64")),
+    "answers": (Port("y", (2,), "float64"),),
+    "states": (
+        State("h", "hn", (1, -1, 4), 1, dtype="float16", initial_file="h.npy"),
+        State("cache", "cache_out", (-1, 3), 0, is_unbatched=True),
+        State("who", "", (-1, 8), 0),
+    ),
+    "forecast": (),
+    "constants": (
+        Constant("rate", (), "int64", 16000),
+        Constant("table", (2, 2), "float32", file="table.npy"),
+    ),
+    "rows_alone": True,
+    "single_steps": True,
+}
+
+
+def test_json_form_says_all_of_a_signature_that_is_not_plain():
+    written = signature(**GENERAL)
+    assert from_json(written.to_json()) == written
+    assert not written.is_plain
+    assert written.graph_inputs() == ["x", "count", "h", "cache", "who", "rate", "table"]
+    assert [state.is_constant for state in written.states] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("change", "is_plain", "steps_alone"),
+    [
+        ({}, True, False),
+        ({"inputs": (Port("x", (1,)), Port("z", (1,)))}, False, False),
+        ({"inputs": (Port("x", (2,), batch_axis=1, time_axis=0),)}, False, False),
+        ({"inputs": (Port("x", (2,), time_axis=None),)}, False, True),
+        ({"answers": (Port("y", (2,), time_axis=None),)}, False, True),
+        ({"answers": (Port("y", (2,), "float64"),), "forecast": ()}, False, False),
+        ({"states": (State("h", "hn", (-1, 4), 0, dtype="float64"),)}, False, False),
+        ({"states": (State("h", "", (-1, 4), 0),)}, False, False),
+        ({"constants": (Constant("rate", (), "int64"),)}, False, False),
+        ({"rows_alone": True}, False, False),
+        ({"single_steps": True}, False, True),
+    ],
+    ids=str,
+)
+def test_only_rows_as_they_are_are_plain(change: dict[str, Any], *, is_plain: bool, steps_alone: bool):
+    made = signature(**change)
+    assert (made.is_plain, made.steps_alone) == (is_plain, steps_alone)
+
+
+def test_states_of_other_dtypes_are_another_family():
+    families = {
+        signature(state_family="f", states=(State("h", "hn", (-1, 4), 0, dtype=dtype),)).family_of_states()
+        for dtype in ("float32", "float64", "int64")
+    }
+    assert len(families) == 3

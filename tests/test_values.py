@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from longshort_service import errors
-from longshort_service.signature import MissingValue
-from longshort_service.values import check_values, checksum, shape_rows
+from longshort_service.ports import Port
+from longshort_service.signature import Channel, MissingValue, Signature
+from longshort_service.values import check_num_steps, check_values, checksum, shape_rows
 from tables import signature_of
 
 if TYPE_CHECKING:
@@ -113,3 +114,47 @@ def test_filling_a_sequence_is_the_same_however_it_is_cut(
     tail = check_values(whole[cut:], REPEAT, head[-1]) if cut < len(whole) else whole[:0]
     assert np.array_equal(np.vstack([head, tail]), expected)
     assert np.isfinite(expected).all()
+
+
+WHOLE = Signature(
+    "whole",
+    (Channel("n"), Channel("x")),
+    (Channel("y"),),
+    (),
+    inputs=(Port("count", (), "int64"), Port("level", (1,), "float64")),
+)
+
+
+def test_numbers_become_rows_of_the_model_s_dtypes():
+    made = shape_rows(flat(3, 0.5, -4, 1.5), WHOLE, 10)
+    count, level = WHOLE.value_row.unpack(made)
+    assert (count.tolist(), level.tolist()) == ([3, -4], [[0.5], [1.5]])
+    assert check_values(made, WHOLE, None) is made
+
+
+def test_number_that_the_dtype_cannot_hold_is_a_wrong_shape_and_names_its_feature():
+    with pytest.raises(errors.WrongShape, match=r"n: 0\.5 is no int64"):
+        shape_rows(flat(1, 2, 0.5, 2), WHOLE, 10)
+
+
+@pytest.mark.parametrize(
+    ("level", "error"), [(NAN, errors.ValueMissing), (INF, errors.ValueNotFinite), (1e300, None)]
+)
+def test_missing_and_infinite_numbers_of_other_dtypes_are_seen(level: float, error: type[Exception] | None):
+    row = WHOLE.value_row.pack([np.array([-1]), np.array([[level]])])  # the bytes of -1 are no float32's
+    if error is None:
+        assert check_values(row, WHOLE, None) is row
+    else:
+        with pytest.raises(error, match="row 0, x"):
+            check_values(row, WHOLE, None)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "error"), [(0, errors.EmptyValues), (4, errors.TooManySteps), (3, None)]
+)
+def test_steps_are_counted(num_steps: int, error: type[Exception] | None):
+    if error is None:
+        check_num_steps(num_steps, 3)
+    else:
+        with pytest.raises(error):
+            check_num_steps(num_steps, 3)

@@ -238,6 +238,14 @@ def _check_names(signature: Signature) -> None:
 
 
 def _check_tensors(signature: Signature) -> None:
+    for port in (*signature.inputs, *signature.answers):
+        axes = [axis for axis in (port.batch_axis, port.time_axis) if axis is not None]
+        if len(set(axes)) < len(axes) or not all(0 <= axis < len(axes) + len(port.shape) for axis in axes):
+            raise SignatureError(
+                f"{port.name}: batch axis {port.batch_axis} and time axis {port.time_axis} do not fit {port.shape}"
+            )
+        if any(size < 1 for size in port.shape):
+            raise SignatureError(f"{port.name}: shape {port.shape} is not fixed")
     for name, dtype in (
         *((port.name, port.dtype) for port in (*signature.inputs, *signature.answers)),
         *((state.input, state.dtype) for state in signature.states),
@@ -358,9 +366,13 @@ def _port(raw: dict[str, Any]) -> Port:
         name=str(raw["name"]),
         shape=tuple(int(size) for size in raw["shape"]),
         dtype=str(raw.get("dtype", "float32")),
-        batch_axis=raw.get("batch_axis", 0),
-        time_axis=raw.get("time_axis", 1),
+        batch_axis=_axis(raw.get("batch_axis", 0)),
+        time_axis=_axis(raw.get("time_axis", 1)),
     )
+
+
+def _axis(raw: Any) -> int | None:
+    return None if raw is None else int(raw)
 
 
 def _constant(raw: dict[str, Any]) -> Constant:

@@ -58,8 +58,8 @@ class TableModel:
         self.arena = Arena(self.states, self.num_rows)
         self.columns = SessionColumns(
             self.num_rows,
-            len(self.signature.features),
-            len(self.signature.outputs),
+            self.signature.value_row.width,
+            self.signature.answer_row.width,
             repeats_last=self.signature.missing is MissingValue.REPEAT_LAST,
         )
 
