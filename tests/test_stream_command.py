@@ -15,6 +15,7 @@ from longshort_model.replay import Replay
 from longshort_model.synthetic import write_random_model
 from longshort_service.signature import MissingValue
 from program import NOWHERE, PROGRAM, at_step, longshort, new_id, start, the_line
+from told import write_speaker
 
 
 def test_stream_answers_each_value_to_the_bit_as_the_model_file_does(server, repository):
@@ -63,6 +64,29 @@ def test_stream_moves_a_session_to_another_model_version_where_it_is_told_to(sta
     assert "MODEL_MISMATCH" in the_line(refused)
     anew = longshort("stream", *flags, "--version", "2", "--model-change", "reset", text="3\n")
     assert json.loads(anew.stdout)["step"] == 0
+
+
+def test_stream_begins_a_session_in_what_files_hold(start_server, tmp_path):
+    write_speaker(tmp_path / "models" / "speaker" / "1" / "model.onnx")
+    at = ("-m", "speaker", "--address", start_server(models=tmp_path / "models").address)
+    voice, both = tmp_path / "voice.npy", tmp_path / "both.npz"
+    np.save(voice, np.array([100, 2.5]))
+    np.savez(both, who=np.array([200, 2.5]), s0=np.array([5], np.float32))
+    assert longshort("stream", *at, "--initial", f"who={voice}", text="1\n2\n").stdout == "101.0\n103.0\n"
+    assert longshort("stream", *at, "--initial", str(both), text="1\n2\n").stdout == "206.0\n208.0\n"
+    missing = longshort("stream", *at, text="1\n")
+    assert (missing.returncode, "CONSTANT_MISSING" in the_line(missing)) == (2, True)
+    (tmp_path / "text.npy").write_text("1, 2")
+    for flags, said in (
+        (["--initial", str(voice)], "holds one array: say which state it is"),
+        (["--initial", f"who={both}"], "holds arrays by name"),
+        (["--initial", f"who={tmp_path}/none.npy"], "No such file"),
+        (["--initial", f"who={tmp_path}/text.npy"], "is no file of NumPy arrays"),
+        (["--initial", str(both), "--initial", f"who={voice}"], "gives who twice"),
+        (["--initial", f"whom={voice}"], "WRONG_SHAPE"),
+    ):
+        refused = longshort("stream", *at, *flags, text="1\n")
+        assert (refused.returncode, said in the_line(refused)) == (2, True), refused.stderr
 
 
 def test_stream_finds_columns_by_the_names_in_a_header_and_writes_one(server):

@@ -16,6 +16,7 @@ from longshort_service.commands.group import (
     failure_of,
     timeout_option,
 )
+from longshort_service.commands.initial import initial_option, read_initial
 from longshort_service.commands.value_lines import BadLineError, LineReader, available_lines
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ FIRST_TIMEOUT_S: Final = 5.0
     show_default=True,
     help="For a session that is on another model or version: refuse it, move its state, or begin anew.",
 )
+@initial_option
 @click.option(
     "--format",
     "form",
@@ -81,6 +83,7 @@ def stream(
     mode: Mode,
     durability: Durability | None,
     model_change: ModelChange,
+    initial: tuple[str, ...],
     form: str,
     address: str,
     timeout_s: float,
@@ -100,6 +103,7 @@ def stream(
     """  # noqa: D301  click reads the backspace
     if sys.stdin is None:
         raise Mistake("standard input is closed")
+    begins_in = read_initial(initial)
     with connected(address, timeout_s) as client:
         if model is None:
             if session_id is None:
@@ -113,6 +117,7 @@ def stream(
             mode=mode,
             durability=durability,
             model_change=model_change,
+            initial=begins_in or None,
         ) as session:
             if session_id is None:
                 click.echo(f"session {session.id}", err=True)
