@@ -36,7 +36,7 @@ demo: .venv/with-demo ## The same, and end; the figures are in build/demo.json.
 train: .venv/with-torch ## Train the shipped models anew into models/; the scores are in build/train.json.
 	$(BIN)/longshort train --shipped --out models --report build
 
-test: .venv/with-dev build/public-models/made ## Run all tests; what needs an engine or Debian packages skips visibly.
+test: .venv/with-dev build/public-models/made build/triton-clients/made ## Run all tests; what needs an engine or Debian packages skips visibly.
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 # CHAOS_SEED repeats a run: the faults and their order, not the machine's mood.
@@ -90,3 +90,7 @@ clean: ## Remove what was made here, trained models excepted.
 # 40 MB of others' packages whose models the tests serve: unpacked, not installed.
 build/public-models/made: tools/fetch_public_models.py | .venv/made
 	$(BIN)/python tools/fetch_public_models.py
+
+# What Triton's users have: tritonclient in an environment of its own, and perf-analyzer (200 MB).
+build/triton-clients/made: tools/fetch_triton_clients.py | .venv/made
+	$(BIN)/python tools/fetch_triton_clients.py
