@@ -113,6 +113,7 @@ BAD = {
     "checkpoint_interval_s": ["0", "never"],
     "checkpoint_steps": ["0"],
     "unary_durability": ["behind"],
+    "sequence_mode": ["kserve"],
     "store_timeout_s": ["0"],
     "store_outage_limit_s": ["-1"],
     "provider": ["tpu", "", 1],

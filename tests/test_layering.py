@@ -390,6 +390,7 @@ def test_every_room_below_the_handlers_is_on_the_list():
         "cli",
         "serving",
         "handlers",
+        "inference",
         "commands",
         "demo",
         "__main__",
