@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import valkey
 from frame_wire import OPEN_PART, Frames, opening, refusals_of
 from inside import service
 from longshort.v1 import sequence_pb2, session_pb2, types_pb2
@@ -16,9 +18,11 @@ from told import write_speaker
 from wire import CREATE, Caller, key, refused, values_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from servers import Server
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
@@ -144,6 +148,39 @@ def test_what_a_session_began_in_survives_its_server(
             assert list((await stream.step([1], opened.step)).values) == [106 + has_stepped]
 
     run(scenario())
+
+
+@pytest.fixture(params=["sqlite", "valkey"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'sessions.db'}"
+        return
+    process = valkey.start(tmp_path / "valkey")
+    yield process.url
+    process.stop()
+
+
+def test_what_a_session_began_in_survives_a_server_that_is_killed(
+    run: Run, models: Path, store: str, start_server: Callable[..., Server]
+):
+    server = start_server("--store", store, models=models)
+
+    async def begin() -> None:
+        async with Caller(server.address) as caller:
+            await caller.open("a", "speaker", mode=CREATE, initial=given(who=voice(100), s0=start(5)))
+
+    run(begin())
+    server.stop(signal.SIGKILL)
+    server = start_server("--store", store, models=models)
+
+    async def go_on() -> None:
+        async with Caller(server.address) as caller:
+            assert await memory(caller, "a") == {"s0": [5], "who": [100, 2.5]}  # before anybody opens it
+            stream, opened = await caller.open("a", "speaker")
+            assert (opened.created, opened.step) == (False, 0)
+            assert list((await stream.step([1], 0)).values) == [106]
+
+    run(go_on())
 
 
 async def _nothing_stored(*_: object, **__: object) -> bool:
