@@ -143,7 +143,7 @@ def test_domains_that_are_listed_and_not_used_are_nothing(cell: Path):
     [
         (("batch", 2**20, 2**10), [("batch", 2)], "bytes; 2147483648 is the limit"),
         (("batch", 2**18 + 1), [("batch", 2)], "one step's values are 262145 numbers"),
-        (("batch", 3), [("batch", 2**25)], "the states of one session are 134217728 bytes"),
+        (("batch", 3), [("batch", 2**23)], "the states of one session are 33554432 bytes"),
         (("batch", 3), [("batch", 2**40)], "bytes; 2147483648 is the limit"),
         (("batch", 3), [("batch", 2, 1, 1, 1, 1, 1, 1, 1, 1)], "9 axes beside batch and time"),
     ],

@@ -47,6 +47,15 @@ class ModelLoader:
 
     def load(self, name: str, version: int, folder: Path) -> Model:
         """Load one version and warm it up. Blocks; raises ModelError or OSError."""
+        try:
+            return self._load(name, version, folder)
+        except MemoryError as error:  # a file from outside may ask for states of any size
+            raise ModelError(
+                f"{folder / MODEL_FILE}: there is no memory for its rows at {self._config.max_sessions} sessions "
+                f"(--max-sessions): {error}"
+            ) from error
+
+    def _load(self, name: str, version: int, folder: Path) -> Model:
         config, file = self._config, folder / MODEL_FILE
         mtime_ns = (
             file.stat().st_mtime_ns

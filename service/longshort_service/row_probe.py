@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 COMPANIES: Final = (2, 3, 8, 17, 67)
 NUM_STEPS: Final = 5
 MOST_WITH_STEPS: Final = 17  # rows that take several steps; more of them take one, as each is run alone too
+MOST_STATE_BYTES: Final = 2**25  # of all rows that are tried together; two are in any case
 TOLERANCE: Final = 1e-4  # relative, where runs need not be exact: CUDA picks kernels by shape
 _SCALES: Final = (1.0, 0.1, 10.0)  # companions of unequal size: what is scaled by the largest shows
 
@@ -92,7 +93,9 @@ class _Probe:
         self._runner = runner
         self._exact = exact
         self._signature = runner.signature
-        num_rows = 1 if self._signature.rows_alone else max(COMPANIES)
+        row_bytes = sum(state.nbytes for state in runner.initial_states(1))
+        self._companies = [n for n in COMPANIES if n == COMPANIES[0] or n * row_bytes <= MOST_STATE_BYTES]
+        num_rows = 1 if self._signature.rows_alone else max(self._companies)
         self._values = random_rows(self._signature.value_row, num_rows, NUM_STEPS)
         self._starts: list[States] = []  # of each row, [..., 1, ...]
         self._answers: list[NDArray[np.float32]] = []  # of each row, [steps, width]
@@ -134,7 +137,7 @@ class _Probe:
 
     def why_rows_alone(self, num_steps: int) -> str:
         """Return why rows cannot share a run, "" where they can."""
-        for num_rows in COMPANIES:
+        for num_rows in self._companies:
             most = 1 if self._signature.steps_alone or num_rows > MOST_WITH_STEPS else num_steps
             for steps in sorted({1, most}):
                 counts = None

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from longshort_service.signature_roles import Roles
 
 MAX_ROW_NUMBERS: Final = 2**18  # of one step's values, or answers: 1 MB; each number has a name
-MAX_STATE_BYTES: Final = 2**26  # of one session
+MAX_STATE_BYTES: Final = 2**24  # of one session; what is stored and exported of it is one message
 MAX_RANK: Final = 8
 # Their scale is taken over all rows and steps of a run, so that each feels its neighbours.
 DYNAMIC_QUANTISATION: Final = frozenset(
