@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+import re
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +17,8 @@ from longshort_service.engine import Engine
 from longshort_service.graph_check import ModelError
 from longshort_service.model_signature import Resolved, resolve
 from longshort_service.signature import Channel, Feedback, Memory, MissingValue
+from longshort_service.signature_file import Said, SaidState, SaidTensor, Window, read
 from wild_graphs import write_cell
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def said(path: Path, text: str) -> Resolved:
@@ -280,3 +280,20 @@ def test_names_that_toml_cannot_write_bare_are_quoted(tmp_path: Path):
     before = resolve(path.parent, path).signature
     assert CliRunner().invoke(main, ["describe", str(path.parent), "--write"]).exit_code == 0
     assert resolve(path.parent, path).signature == before
+
+
+PAGE = Path(__file__).parent.parent / "docs" / "bring-your-own.md"
+
+
+def test_examples_on_the_page_are_signatures(tmp_path: Path):
+    blocks = re.findall(r"```toml\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        (tmp_path / "signature.toml").write_text(block)
+        read(tmp_path / "signature.toml")
+
+
+def test_page_has_every_key_that_is_known():
+    page = PAGE.read_text()
+    for kind in (Said, SaidTensor, SaidState, Window):
+        assert [field.name for field in dataclasses.fields(kind) if field.name not in page] == []
