@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import longshort
@@ -20,12 +21,12 @@ from servers import running_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from numpy.typing import NDArray
     from public_models import PublicModel, Steps
     from servers import Server
 
+PAGE = Path(__file__).parents[1] / "docs" / "bring-your-own.md"
 each_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 # Their graphs can be served without a word, as ones whose values are a window's and the new ones together.
 WINDOW_ONLY = ("silero-openvino", "akiki")
@@ -117,3 +118,20 @@ def test_a_file_whose_window_nobody_mentions_takes_it_with_its_values(name: str,
     file = tmp_path / "model.onnx"
     file.symlink_to(MODELS[name].path)
     assert len(resolve(tmp_path, file).signature.features) == 576
+
+
+@each_model
+def test_the_page_says_how_many_lines_each_takes(model: PublicModel) -> None:
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in PAGE.read_text(encoding="utf-8").splitlines()
+        if line.startswith(f"| {model.title} |")
+    ]
+    num_lines = len([line for line in model.lines.splitlines() if line])
+    file = model.file.rpartition("/")[2]
+    assert [file, str(num_lines)] in [[row[1].strip("`"), row[3]] for row in rows]
+
+
+@pytest.mark.parametrize("name", ["silero", "voicefilter"])
+def test_what_the_page_shows_is_what_is_served(name: str) -> None:
+    assert f"```toml\n{MODELS[name].lines}```" in PAGE.read_text(encoding="utf-8")
