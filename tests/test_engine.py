@@ -171,10 +171,10 @@ def changed(path: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
 
 def test_answer_of_the_last_step_alone_is_refused_at_warm_up(adder: Path):
     def keep_last(model: onnx.ModelProto) -> None:
-        last = onnx.helper.make_node("Slice", ["totals", "minus_one", "end", "axes"], ["y"])
+        last = onnx.helper.make_node("Slice", ["totals", "minus_one", "ends", "axes"], ["y"])
         model.graph.node.remove(model.graph.node[-1])
         model.graph.node.append(last)
-        for name, value in (("minus_one", -1), ("end", 2**31)):
+        for name, value in (("minus_one", -1), ("ends", 2**31)):
             model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([value], np.int64), name))
 
     with pytest.raises(

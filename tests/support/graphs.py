@@ -42,6 +42,7 @@ def write_adder(
         "axis": np.array(1, np.int64),
         "axes": np.array([1], np.int64),
         "last": np.array(-1, np.int64),
+        "end": np.array([2**31], np.int64),
         "fatal": np.array(FATAL, np.float32),
         "far": np.array(1_000_000, np.int64),
         "table": np.zeros(1, np.float32),
@@ -53,9 +54,11 @@ def write_adder(
         helper.make_node("Mul", ["flag", "far"], ["place"]),
         helper.make_node("Gather", ["table", "place"], ["nothing"]),
         helper.make_node("Add", ["x", "nothing"], ["checked"]),
-        helper.make_node("CumSum", ["checked", "axis"], ["sums"]),
+        # What was added up before goes first, so that the order of the additions is that of single steps.
         helper.make_node("Unsqueeze", ["s0", "axes"], ["start"]),
-        helper.make_node("Add", ["sums", "start"], ["totals"]),
+        helper.make_node("Concat", ["start", "checked"], ["all"], axis=1),
+        helper.make_node("CumSum", ["all", "axis"], ["sums"]),
+        helper.make_node("Slice", ["sums", "axes", "end", "axes"], ["totals"]),
         helper.make_node("Gather", ["totals", "last"], ["sn"], axis=1),
         helper.make_node("Add", ["totals", "bias"], ["y"]),
     ]
