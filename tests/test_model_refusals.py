@@ -51,6 +51,12 @@ def test_file_that_is_no_onnx(tmp_path: Path, content: bytes):
     assert "is no ONNX file" in refusal(path)
 
 
+@pytest.mark.parametrize("text", [b"next_s0", b"CumSum", b"batch"])
+def test_names_that_are_no_text(cell: Path, text: bytes):
+    cell.write_bytes(cell.read_bytes().replace(text, b"\xff" * len(text)))
+    assert "is no UTF-8" in refusal(cell)
+
+
 @pytest.mark.parametrize("kept", [0.3, 0.9, 0.999])
 def test_file_that_was_cut_off(cell: Path, kept: float):
     content = cell.read_bytes()

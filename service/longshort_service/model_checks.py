@@ -18,6 +18,7 @@ from longshort_service.graph_facts import facts_of, inferred_values, nodes_of, t
 from longshort_service.tensor_file import inside
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from longshort_service.graph_facts import GraphFacts
@@ -41,6 +42,7 @@ def read_facts(file: Path, num_bytes: int) -> GraphFacts:
         model = onnx.load(file, load_external_data=False)
     except DecodeError as error:
         raise ModelError(f"{file}: is no ONNX file, or not all of one: {error}") from None
+    _check_texts(model, file)
     elsewhere = external_files(model, file)
     num_bytes += sum(path.stat().st_size for path in elsewhere)
     if num_bytes > model_files.MAX_MODEL_BYTES:
@@ -66,6 +68,24 @@ def external_files(model: onnx.ModelProto, file: Path) -> list[Path]:
                 )
             found.add(path)
     return sorted(found)
+
+
+def _check_texts(model: onnx.ModelProto, file: Path) -> None:
+    """Raise ModelError where a name is no UTF-8: protobuf hands it out as bytes, onnxruntime fails on it later."""
+    for text in _texts(model):
+        if not isinstance(text, str):
+            raise ModelError(f"{file}: is no ONNX file, or damaged: the name {text!r} is no UTF-8")
+
+
+def _texts(model: onnx.ModelProto) -> Iterator[object]:
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        yield value.name
+        yield from (axis.dim_param for axis in value.type.tensor_type.shape.dim)
+    for node in nodes_of(model):
+        yield from (node.op_type, node.domain, *node.input, *node.output)
+    for tensor in tensors_of(model):
+        yield tensor.name
+        yield from (text for entry in tensor.external_data for text in (entry.key, entry.value))
 
 
 def _check_operators(model: onnx.ModelProto, file: Path) -> None:

@@ -54,6 +54,8 @@ class ModelLoader:
                 f"{folder / MODEL_FILE}: there is no memory for its rows at {self._config.max_sessions} sessions "
                 f"(--max-sessions): {error}"
             ) from error
+        except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+            raise ModelError(f"{folder / MODEL_FILE}: it is damaged: {error!r}") from error
 
     def _load(self, name: str, version: int, folder: Path) -> Model:
         config, file = self._config, folder / MODEL_FILE
