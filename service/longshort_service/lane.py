@@ -129,7 +129,7 @@ def run_batch(lane: Lane, batch: Batch) -> RunResult:
     except Exception:
         if not lane.engine.is_alive():
             raise
-        answers, new_states = _run_each(lane, values, counts, states, refusals)
+        answers, new_states = _run_in_halves(lane, values, counts, states, refusals)
     ended_s = time.perf_counter()
     finite_rows = _finite_rows(lane, counts, answers, new_states)
     if refusals:
@@ -155,28 +155,33 @@ def run_batch(lane: Lane, batch: Batch) -> RunResult:
     )
 
 
-def _run_each(
+def _run_in_halves(
     lane: Lane,
     values: NDArray[np.float32],
     counts: NDArray[np.int32] | None,
     states: States,
     refusals: dict[int, ServiceError],
 ) -> tuple[NDArray[np.float32], States]:
-    """Run a batch that has failed row by row, to find whose values the model does not take: an index beyond a table.
+    """Run a batch that has failed in halves, to find whose values the model does not take: an index beyond a table.
 
-    Notes them in `refusals`; their states stay as they were.
+    Notes them in `refusals`; their states stay as they were. One bad row among n costs some 2 log n runs.
     """
     signature = lane.engine.signature
     answers = np.zeros((*values.shape[:2], signature.answer_row.width), np.float32)
     new_states = [state.copy() for state in states]
-    for row in range(len(values)):
-        own = slice(row, row + 1)
+    waiting = [slice(0, len(values))]
+    while waiting:
+        own = waiting.pop()
         at = [(*(slice(None),) * spec.batch_axis, own) for spec in signature.states]
         part = [np.ascontiguousarray(state[index]) for state, index in zip(states, at, strict=True)]
         try:
             answers[own], moved = lane.engine.run(values[own], None if counts is None else counts[own], part)
         except Exception as reason:  # noqa: BLE001  as above
-            refusals[row] = values_refused(lane.name, reason)
+            if own.stop - own.start == 1:
+                refusals[own.start] = values_refused(lane.name, reason)
+            else:
+                middle = (own.start + own.stop) // 2
+                waiting += [slice(middle, own.stop), slice(own.start, middle)]
             continue
         for state, index, array in zip(new_states, at, moved, strict=True):
             state[index] = array
