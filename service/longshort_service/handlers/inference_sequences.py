@@ -12,6 +12,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from longshort_service import errors
+from longshort_service.beginning import begin_states
 from longshort_service.handlers import inference_request, inference_tensors
 from longshort_service.inference.inference_pb2 import ModelInferResponse
 from longshort_service.opener import OpenRequest
@@ -123,7 +124,9 @@ class Inference:
             request.model_name, inference_request.version(request.model_version)
         )
         row, given = self._row(request, model.signature)
-        check_values(row, model.signature, None)  # before anything is given up for it
+        # All that can be wrong with it, before anything is given up for it.
+        check_values(row, model.signature, None)
+        begin_states(model, given)
         wanted = self._open_request(request, where, OpenMode.CREATE, model.version, given)
         for _ in range(_MAX_STARTS):
             with contextlib.suppress(errors.SessionExists):
