@@ -270,7 +270,7 @@ def test_single_number_for_all_is_asked_for(cell: Path):
 
 def test_vector_without_time_is_asked_for(cell: Path):
     text = refusal(with_input(cell, "speaker", TensorProto.FLOAT, ["batch", 4]))
-    assert "[session_constants]\nspeaker = 0" in text
+    assert "[session_constants.speaker]\ninitial = 0" in text
     (cell.parent / "signature.toml").write_text("[session_constants]\nspeaker = 0.5\n")
     states = resolve(cell.parent, cell).signature.states
     assert [(s.input, s.is_constant, s.initial) for s in states] == [("s0", False, 0), ("speaker", True, 0.5)]
@@ -350,3 +350,38 @@ def test_batch_that_an_exporter_baked_in_runs_rows_alone(tmp_path: Path):
     assert resolved.signature.rows_alone
     assert "y has no axis for a batch" in resolved.warnings[0]
     engine_of(path).check_results()
+
+
+def test_input_that_only_has_a_state_s_shape_beside_states_with_names_is_asked_for(tmp_path: Path):
+    """A goal as wide as the action: taken for a state it would be the action of the step before."""
+    nodes = Nodes()
+    nodes.add(
+        "Add", "goal", nodes.add("Slice", "obs", *map(nodes.constant, ([0], [4], [1]))), output="action"
+    )
+    nodes.add("Identity", "h_in", output="h_out")
+    nodes.add("Identity", "obs", output="seen")
+    path = write_model(
+        tmp_path / "model.onnx",
+        nodes,
+        [
+            value_info("obs", "float32", ("batch", 10)),
+            value_info("goal", "float32", ("batch", 4)),
+            value_info("h_in", "float32", ("batch", 2)),
+        ],
+        [
+            value_info("action", "float32", ("batch", 4)),
+            value_info("seen", "float32", ("batch", 10)),
+            value_info("h_out", "float32", ("batch", 2)),
+        ],
+    )
+    text = refusal(path)
+    assert (
+        "Is goal, float32 [batch, 4], a state whose next value is action, or a value of every step?" in text
+    )
+    assert "Is obs" not in text
+    for lines, states in (
+        ('[inputs.goal]\naxes = ["batch", "*"]\n', ["h_in"]),
+        ('[states]\ngoal = "action"\n', ["goal", "h_in"]),
+    ):
+        (tmp_path / "signature.toml").write_text(lines)
+        assert [state.input for state in resolve(tmp_path, path).signature.states] == states

@@ -45,7 +45,7 @@ def find_axes(roles: Roles, said: Said) -> Found:
         tensor = said.inputs.get(fact.name)
         if tensor is not None and tensor.axes is not None:
             found.inputs[fact.name] = taken(fact, tensor.axes, "inputs", tensor.window)
-        elif fact.axes != ():
+        elif fact.axes != () and fact.name not in roles.doubtful:
             _value(fact, roles, symbols, found, has_batch=has_batch, window=tensor.window if tensor else None)
     _check_company(roles, said, found)
     return found
@@ -201,8 +201,8 @@ def _ask_role(fact: TensorFact) -> Question:
         f"{fact.name}, {described(fact)}, has not the axes of the other values. Is it given once at a session's "
         "opening ([session_constants]), the same for all ([constants]), or given at every step ([inputs])?",
         (
-            "[session_constants]",
-            f"{key(fact.name)} = 0  # where an opening gives none",
+            f"[session_constants.{key(fact.name)}]",
+            "initial = 0  # where an opening gives none",
             "# or",
             "# [constants]",
             f'# {key(fact.name)} = 0  # or "file.npy"',

@@ -46,6 +46,7 @@ class Roles:
     session_constants: tuple[TensorFact, ...] = ()
     sequence_lens: str | None = None
     questions: tuple[Question, ...] = ()
+    doubtful: frozenset[str] = frozenset()  # inputs that may be values or states
 
 
 def key(name: str) -> str:
@@ -85,6 +86,7 @@ def roles_of(facts: GraphFacts, said: Said) -> Roles:
             sum(fact.name in said.inputs for fact in left),
             sum(fact.name in said.outputs for fact in outputs),
         ),
+        knows_states=bool(states),
     )
     states += [*found.misfits, *found.pairs]
     for state in states:
@@ -100,7 +102,11 @@ def roles_of(facts: GraphFacts, said: Said) -> Roles:
         states=tuple(states),
         session_constants=tuple(fact for fact in facts.inputs if fact.name in said.session_constants),
         sequence_lens=lens,
-        questions=(*_ask_pairs(found.doubtful, outputs, states, said), *_ask_constants(values, said)),
+        questions=(
+            *_ask_pairs(found.doubtful, [fact for fact in outputs if fact.name not in answers], states, said),
+            *_ask_constants(values, said),
+        ),
+        doubtful=frozenset(fact.name for fact in found.doubtful),
     )
     _check_dtypes(roles, facts)
     return roles
@@ -173,6 +179,7 @@ def _ask_pairs(
 ) -> Iterable[Question]:
     has_memory = states or any(tensor.window for tensor in said.inputs.values())
     if has_memory:
+        yield from (_ask_part(fact, outputs) for fact in doubtful)
         return
     lines = [
         f"{key(fact.name)} = {text(next(other.name for other in outputs if fits(fact, other)))}"
@@ -185,13 +192,31 @@ def _ask_pairs(
     )
 
 
+def _ask_part(fact: TensorFact, outputs: list[TensorFact]) -> Question:
+    partners = [other.name for other in outputs if fits(fact, other)]
+    axes = ", ".join('"*"' if isinstance(axis, int) else '"batch"' for axis in fact.axes or ())
+    return Question(
+        f"Is {fact.name}, {described(fact)}, a state whose next value is {' or '.join(partners)}, or a value of every "
+        "step?",
+        (
+            f"[states.{key(fact.name)}]",
+            f"output = {text(partners[0])}",
+            "# or",
+            f"# [inputs.{key(fact.name)}]",
+            f"# axes = [{axes}]",
+        ),
+    )
+
+
 def _ask_constants(values: tuple[TensorFact, ...], said: Said) -> Iterable[Question]:
-    for fact in values:
-        if fact.axes == () and fact.name not in said.inputs:
-            yield Question(
-                f"What is {fact.name}, one {fact.dtype} for all sessions and steps?",
-                ("[constants]", f"{key(fact.name)} = {16000 if fact.name.lower() in SAMPLE_RATES else 0}"),
-            )
+    """Ask for all single numbers at once: TOML takes a table once."""
+    single = [fact for fact in values if fact.axes == () and fact.name not in said.inputs]
+    if single:
+        names = ", ".join(f"{fact.name} ({fact.dtype})" for fact in single)
+        lines = [f"{key(fact.name)} = {16000 if fact.name.lower() in SAMPLE_RATES else 0}" for fact in single]
+        yield Question(
+            f"Which number is the same for all sessions and steps: {names}?", ("[constants]", *lines)
+        )
 
 
 def described(fact: TensorFact, axes: Iterable[object] | None = None) -> str:

@@ -77,11 +77,16 @@ class Pairing:
 
 
 def find_pairs(
-    inputs: Sequence[TensorFact], outputs: Sequence[TensorFact], num_spared: tuple[int, int] = (0, 0)
+    inputs: Sequence[TensorFact],
+    outputs: Sequence[TensorFact],
+    num_spared: tuple[int, int] = (0, 0),
+    *,
+    knows_states: bool = False,
 ) -> Pairing:
     """Return the states among inputs and outputs. At least one of each is left, for values and answers.
 
-    `num_spared` says how many inputs and outputs beside these are known to carry values and answers.
+    `num_spared` says how many inputs and outputs beside these are known to carry values and answers, `knows_states`
+    whether others are known to be states.
     """
     left_in = [fact for fact in inputs if len(fact.open_axes) <= 1]  # two open axes: one of them is time
     left_out = list(outputs)
@@ -106,9 +111,14 @@ def find_pairs(
         [fact for fact in left_out if id(fact) not in taken and fact.axes],
         spare=num_carriers - len(pairs) - 1,
     )
+    if (
+        pairs or knows_states
+    ):  # what only has a state's shape beside states with names may be given at every step
+        doubtful = tuple(pair.input for pair in found if not is_data(pair.input.name))
+        found = []
     paired = {pair.output.name for pair in (*pairs, *found)}
     wrong = tuple(pair for pair in misfits if not is_data(pair.input.name) and pair.output.name not in paired)
-    return Pairing((*pairs, *found), wrong, () if pairs or found else doubtful)
+    return Pairing((*pairs, *found), wrong, doubtful)
 
 
 def fits(given: TensorFact, result: TensorFact) -> bool:

@@ -305,8 +305,8 @@ input_5 = "tf_op_layer_stack_5"
         "open-voicefilter-lite-0.2.0",
         "voicefilter_lite/models/voicefilter_lite.int8.onnx",
         """\
-[session_constants]
-dvec = {}
+[session_constants.dvec]
+initial = 0
 """,
         voicefilter,
     ),
