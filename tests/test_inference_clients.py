@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 CLIENTS = Path(__file__).parent.parent / "build" / "triton-clients"
 SCENARIOS = Path(__file__).parent / "support" / "triton_scenarios.py"
 PATIENCE_S = 60
+# With a window and a constant of the server's; a state of four numbers an axis; a constant of each sequence; unsigned.
+PUBLIC = ("silero", "dtln-1", "voicefilter", "riann")
 
 
 def triton(name: str, server: Server, argument: str | Path = "") -> Any:
@@ -141,6 +145,45 @@ def test_a_sequence_is_a_session_that_outlives_the_server(
     assert (shown["step"], shown["model"]) == (3, "adder")
 
 
+@pytest.mark.parametrize(
+    ("mode", "by", "answers"),
+    [
+        ("triton", "nothing", [[3], [5]]),
+        ("triton", "id", [[3], [5]]),
+        ("triton", "step", [[3], [3]]),
+        ("strict", "nothing", [[3], [5]]),
+        ("strict", "id", [[3], [3]]),
+        ("strict", "step", [[3], [3]]),
+    ],
+)
+def test_a_request_sent_again_counts_as_its_sender_says(
+    mode: str, by: str, answers: list[list[float]], both_modes: dict[str, Server]
+):
+    assert triton("send_again", both_modes[mode], f"{by}/{uuid.uuid4()}") == answers
+
+
+@pytest.fixture(scope="module")
+def both_modes(
+    adders: Path, adder_server: Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Server]]:
+    """A service of the adders for either mode of sequences."""
+    log = tmp_path_factory.mktemp("log") / "strict.log"
+    with running_server(adders, log, "--sequence-mode", "strict") as strict:
+        yield {"triton": adder_server, "strict": strict}
+        assert strict.errors() == []
+
+
+def test_a_numbered_request_sent_again_to_a_server_that_came_back_is_answered_again(
+    adders: Path, start_server: Callable[..., Server], tmp_path: Path
+):
+    store = ("--store", f"sqlite:///{tmp_path}/sessions.db")
+    first = start_server(*store, models=adders)
+    assert triton("send_again", first, "step/pump") == [[3], [3]]
+    first.process.kill()
+    first.process.wait()
+    assert triton("send_once_more", start_server(*store, models=adders), "pump") == [[3], True]
+
+
 def sessions(server: Server, *words: str) -> Any:
     """Return what `longshort sessions` says of the service, as JSON."""
     command = [sys.executable, "-m", "longshort_service", "sessions", *words, "--address", server.address]
@@ -153,9 +196,11 @@ def sessions(server: Server, *words: str) -> Any:
 
 @pytest.fixture(scope="module")
 def public_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One service of the files of public packages."""
+    """One service of some files of public packages."""
     root = tmp_path_factory.mktemp("public")
     write_repository(root)
+    for name in MODELS.keys() - set(PUBLIC):
+        shutil.rmtree(root / name)
     with running_server(
         root, tmp_path_factory.mktemp("log") / "public.log", "--max-sessions", "500"
     ) as server:
@@ -163,7 +208,7 @@ def public_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         assert server.errors() == []
 
 
-@pytest.mark.parametrize("name", ["silero", "dtln-1", "voicefilter", "riann"])
+@pytest.mark.parametrize("name", PUBLIC)
 def test_public_models_answer_tritons_client_as_their_makers_do(
     name: str, public_server: Server, tmp_path: Path
 ):

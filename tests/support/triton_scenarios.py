@@ -191,6 +191,26 @@ def go_on(client: triton.InferenceServerClient, argument: str) -> Any:
     return answers(client.infer("adder", row(4), sequence_id=argument))
 
 
+def send_again(client: triton.InferenceServerClient, argument: str) -> Any:
+    """Send a sequence's second request twice, as after a lost answer, `by` its step number or its id."""
+    by, sequence_id = argument.split("/")
+    once = (
+        {"parameters": {"sequence_step": 1}}
+        if by == "step"
+        else {"request_id": "second"}
+        if by == "id"
+        else {}
+    )
+    client.infer("adder", row(1), sequence_id=sequence_id, sequence_start=True)
+    return [answers(client.infer("adder", row(2), sequence_id=sequence_id, **once)) for _ in range(2)]
+
+
+def send_once_more(client: triton.InferenceServerClient, argument: str) -> Any:
+    """Send that second request once more, by its step number."""
+    result = client.infer("adder", row(2), sequence_id=argument, parameters={"sequence_step": 1})
+    return [answers(result), result.get_response().parameters["sequence_replayed"].bool_param]
+
+
 def many(client: triton.InferenceServerClient, path: str) -> Any:
     """Step the sequences of a file: `values [sequences, steps, ...]`, constants of each; write the answers there."""
     with np.load(path) as file:
@@ -257,7 +277,7 @@ SCENARIOS = {
     scenario.__name__: scenario
     for scenario in (
         *(server_and_models, unary, compressed, asynchronous, streaming, stream_errors, refusals),
-        *(start, go_on, many),
+        *(start, go_on, send_again, send_once_more, many),
     )
 }
 
