@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 CLIENTS = Path(__file__).parent.parent / "build" / "triton-clients"
 SCENARIOS = Path(__file__).parent / "support" / "triton_scenarios.py"
 PATIENCE_S = 60
-# With a window and a constant of the server's; a state of four numbers an axis; a constant of each sequence; unsigned.
+# With a window and a constant of the server's; a state of rank 4; a constant of each sequence; unsigned.
 PUBLIC = ("silero", "dtln-1", "voicefilter", "riann")
 
 
