@@ -266,6 +266,29 @@ def test_drain_answers_what_is_in_hand_and_says_that_it_is_one(run: Run, adders:
     run(scenario())
 
 
+def test_half_close_during_a_drain_ends_a_stream_well(run: Run, adders: Path):
+    async def scenario() -> None:
+        async with service(adders) as (app, caller):
+            gate = Gate.before(app.repository.get("adder").lane)
+            busy, done = Triton(caller).stream(), Triton(caller).stream()
+            await done.write(request_of("strict", [1.0]))
+            assert await answer_of(done) == [1]
+            await busy.write(request_of("adder", [1.0]))
+            await gate.arrival()
+            stopping = asyncio.ensure_future(app.stop())
+            await until(lambda: app._edge.is_draining)
+            assert await end_of(done) is grpc.StatusCode.OK
+            await busy.done_writing()
+            await until(lambda: app._streams.num_streams() == 1)
+            gate.open()
+            assert await answer_of(busy) == [1]
+            assert await busy.read() is grpc.aio.EOF
+            assert await busy.code() is grpc.StatusCode.OK
+            await stopping
+
+    run(scenario())
+
+
 def test_streams_are_limited_with_all_others(run: Run, adders: Path):
     async def scenario() -> None:
         async with service(adders, max_streams=1) as (app, caller):

@@ -441,3 +441,14 @@ def test_requests_are_counted_and_measured_as_steps_are(run: Run, adders: Path):
             assert found.last_inference > 0
 
     run(scenario())
+
+
+def test_priorities_timeouts_and_foreign_parameters_change_nothing(run: Run, adders: Path):
+    async def scenario() -> None:
+        async with service(adders) as (_, caller):
+            triton = Triton(caller)
+            await triton.infer(request_of("adder", [1.0], sequence=1, start=True, priority=1, timeout=1))
+            foreign = {"triton_enable_empty_final_response": True, "what": "ever", "ratio": 0.5}
+            assert await triton.numbers("adder", [1.0], sequence=1, **foreign) == [2]
+
+    run(scenario())

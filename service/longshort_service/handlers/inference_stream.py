@@ -82,12 +82,12 @@ class InferenceStream:
 
     def _received(self, raw: bytes | None) -> None:
         self._is_reading = False
-        if not self._call.is_active or self._held is not None or self._end_error is not None:
-            return  # its sender learns from the status that it was not taken
         if raw is None:
-            self._has_all = True
-        else:
-            self._take(raw)
+            self._has_all = (
+                True  # also while it is held: its client has had all that it asked for, or soon will
+            )
+        elif self._call.is_active and self._held is None and self._end_error is None:
+            self._take(raw)  # otherwise its sender learns from the status that it was not taken
         self._go_on()
 
     def _take(self, raw: bytes) -> None:
