@@ -153,6 +153,7 @@ MAY_KNOW: dict[str, set[str]] = {
         "step_results",
     },
     "explain_file": {"engine", "explain_graph", "graph_check", "version_folder"},
+    "file_trial": {"engine", "explain_file", "graph_check", "model_file", "model_signature", "signature"},
     "resident_graph": {"signature"},
     "recurrent_node": set(),
     "explain_cells": {"recurrent_node"},
@@ -160,7 +161,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "explain_graph": {"explain_cells", "explain_survey", "recurrent_node"},
     "device_states": {"arena", "engine", "graph_check", "host_states", "resident_graph"},
     "resident_engine": {
-        *("batching", "device_states", "engine", "graph_check", "host_states", "resident_graph")
+        *("batching", "device_states", "engine", "graph_check", "resident_graph", "signature"),
     },
     "lane": {
         "errors",
@@ -311,6 +312,7 @@ MAY_KNOW: dict[str, set[str]] = {
     },
     "model_loader": {
         "explain_file",
+        "file_trial",
         "model_signature",
         "row_probe",
         *("arena", "batching", "columns", "config", "engine", "host_states", "lane", "metrics", "observers"),

@@ -16,10 +16,12 @@ import pytest
 from graphs import FATAL, write_adder
 from longshort_service.engine import Engine
 from longshort_service.graph_check import ModelError
+from longshort_service.model_signature import resolve
 from longshort_service.resident_engine import ResidentEngine
 from longshort_service.resident_graph import UnsuitableGraph
 from longshort_service.signature import METADATA_KEY, Channel, Signature, State
 from onnx import TensorProto, helper
+from wild_graphs import write_cell
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -324,3 +326,23 @@ def test_run_that_fails_at_warm_up_is_a_model_error(adder, monkeypatch):
 def test_provider_that_is_not_there_is_a_model_error(adder):
     with pytest.raises(ModelError, match=r"docs/configuration\.md says how to install it"):
         ResidentEngine(adder, provider="cuda", intra_op_num_threads=1, num_rows=4)
+
+
+def test_file_without_a_signature_of_its_own_runs_by_the_one_that_is_given(tmp_path: Path):
+    """Its states start with what a file beside it holds."""
+    path = write_cell(tmp_path / "model.onnx", states=[("batch", 2)])
+    np.save(tmp_path / "start.npy", np.array([3, 4], np.float32))
+    (tmp_path / "signature.toml").write_text('[states.s0]\noutput = "next_s0"\ninitial = "start.npy"\n')
+    resolved = resolve(tmp_path, path)
+    engine = ResidentEngine(
+        path,
+        provider="cpu",
+        intra_op_num_threads=1,
+        num_rows=2,
+        signature=resolved.signature,
+        arrays=resolved.arrays,
+    )
+    engine.states.initialise(np.arange(2))
+    assert engine.states.read(1)[0].tolist() == [3, 4]
+    engine.run(np.ones((1, 1, 3), np.float32), None, rows(1), rows(0))
+    assert engine.states.read(0)[0].tolist() == [6, 7]

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from longshort_service.model_signature import Resolved
+
 NUM_SESSIONS, NUM_STEPS = 20, 12
 
 
@@ -22,8 +24,15 @@ NUM_SESSIONS, NUM_STEPS = 20, 12
 def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the states of a service that is told to use CUDA stay on the CPU, as on a device."""
 
-    def load(_loader: ModelLoader, file: Path, num_rows: int) -> ResidentEngine:
-        return ResidentEngine(file, provider="cpu", intra_op_num_threads=1, num_rows=num_rows)
+    def load(_loader: ModelLoader, file: Path, num_rows: int, resolved: Resolved) -> ResidentEngine:
+        return ResidentEngine(
+            file,
+            provider="cpu",
+            intra_op_num_threads=1,
+            num_rows=num_rows,
+            signature=resolved.signature,
+            arrays=resolved.arrays,
+        )
 
     monkeypatch.setattr(ModelLoader, "_load_resident", load)
 

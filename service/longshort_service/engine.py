@@ -41,9 +41,9 @@ class Engine:
     """One loaded model file, a path or the bytes of one.
 
     `provider` is "cpu" or "cuda". `signature` says what the file's tensors are; None: the file carries it. `arrays`
-    holds what the signature's files hold: constants, and what states start with, by graph input. Raises ModelError
-    where the file is missing, is no ONNX, carries no valid signature or does not keep it, or where the provider is not
-    there.
+    holds what the signature's files hold: constants, and what states start with, by graph input. `is_optimised`: False
+    for a graph that onnxruntime cannot optimise in full. Raises ModelError where the file is missing, is no ONNX,
+    carries no valid signature or does not keep it, or where the provider is not there.
     """
 
     def __init__(
@@ -55,13 +55,16 @@ class Engine:
         signature: Signature | None = None,
         arrays: Mapping[str, NDArray[Any]] | None = None,
         label: str = "",
+        is_optimised: bool = True,
     ) -> None:
         self._label = label or str(file)
+        self.is_optimised = is_optimised
         self._session = open_session(
             file if isinstance(file, bytes) else str(file),
             label=self._label,
             provider=provider,
             intra_op_num_threads=intra_op_num_threads,
+            is_optimised=is_optimised,
         )
         self.provider = PROVIDERS[provider]
         self.build = ort.__version__
@@ -235,9 +238,11 @@ class Engine:
 
 
 def open_session(
-    model: str | bytes, *, label: str, provider: str, intra_op_num_threads: int
+    model: str | bytes, *, label: str, provider: str, intra_op_num_threads: int, is_optimised: bool = True
 ) -> ort.InferenceSession:
     """Load a model, a path or its bytes, for `provider`, "cpu" or "cuda"; errors call it `label`.
+
+    `is_optimised`: as far as onnxruntime can; otherwise by what does not depend on the device.
 
     Raises ModelError where onnxruntime cannot load it, or where the provider is not there or does not start.
     """
@@ -245,6 +250,8 @@ def open_session(
     options.intra_op_num_threads = intra_op_num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors; what matters comes back as an exception
+    if not is_optimised:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     name = PROVIDERS[provider]
     if provider == "cuda" and hasattr(ort, "preload_dlls"):
         ort.preload_dlls()  # finds CUDA and cuDNN in PyTorch's or the nvidia packages' folders

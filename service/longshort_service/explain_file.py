@@ -60,6 +60,7 @@ def open_explain(model_file: Path, served: Engine) -> Engine:
         signature=served.signature,
         arrays=served.arrays,
         label=label,
+        is_optimised=served.is_optimised,
     )
 
 

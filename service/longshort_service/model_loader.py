@@ -11,6 +11,7 @@ from longshort_service.batching import BatchPolicy
 from longshort_service.columns import SessionColumns
 from longshort_service.engine import PROVIDERS, Engine
 from longshort_service.explain_file import can_explain
+from longshort_service.file_trial import can_optimise
 from longshort_service.graph_check import ModelError
 from longshort_service.host_states import HostStates
 from longshort_service.lane import Lane
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from longshort_service.arena import StateMemory
     from longshort_service.config import ServeConfig
     from longshort_service.metrics import Metrics
+    from longshort_service.model_signature import Resolved
     from longshort_service.repository import Repository
     from longshort_service.resident_engine import ResidentEngine
 
@@ -36,6 +38,10 @@ logger = logging.getLogger(__name__)
 SCRATCH_ROWS: Final = 8192
 # Of a batch whose rows run one by one: it holds up the others for as long as they take together.
 MAX_ROWS_ALONE: Final = 16
+UNOPTIMISED: Final = (
+    "onnxruntime ends its process where it optimises this file in full: it is run with its basic optimisation alone, "
+    "which may be slower"
+)
 
 
 class ModelLoader:
@@ -54,7 +60,11 @@ class ModelLoader:
                 f"{folder / MODEL_FILE}: there is no memory for its rows at {self._config.max_sessions} sessions "
                 f"(--max-sessions): {error}"
             ) from error
-        except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+        except (ModelError, OSError):
+            raise
+        except (
+            Exception
+        ) as error:  # whatever its bytes have led to: it must not keep others from being loaded
             raise ModelError(f"{folder / MODEL_FILE}: it is damaged: {error!r}") from error
 
     def _load(self, name: str, version: int, folder: Path) -> Model:
@@ -63,29 +73,34 @@ class ModelLoader:
             file.stat().st_mtime_ns
         )  # before it is read: what is changed meanwhile is seen to have changed
         num_rows = config.max_sessions + SCRATCH_ROWS
+        is_optimised = can_optimise(folder, file)  # first: what is refused there never runs here
         resolved = resolve(folder, file)
         if resolved.table is not None:
             logger.info("the signature of %s/%s, as inferred:\n%s", name, version, resolved.table)
-        engine = Engine(
-            file,
-            provider=config.provider,
-            intra_op_num_threads=config.intra_op_num_threads,
-            signature=resolved.signature,
-            arrays=resolved.arrays,
-        )
-        resident = None
-        if config.provider != "cpu" and engine.signature.is_plain:
-            resident = self._load_resident(file, num_rows)
+        warnings = [*resolved.warnings, *(() if is_optimised else (UNOPTIMISED,))]
+        is_for_device = config.provider != "cpu" and resolved.signature.is_plain and is_optimised
+        is_own = resolved.table is None  # exported by longshort: its rows do not feel each other
+        resident = self._load_resident(file, num_rows, resolved) if is_for_device and is_own else None
+        if resident is None:
+            engine = Engine(
+                file,
+                provider=config.provider,
+                intra_op_num_threads=config.intra_op_num_threads,
+                signature=resolved.signature,
+                arrays=resolved.arrays,
+                is_optimised=is_optimised,
+            )
+            warnings += _run_alone_where_needed(engine)
+            if is_for_device and not is_own and engine.signature.is_plain:
+                resident = self._load_resident(file, num_rows, resolved)
+        for warning in warnings:
+            logger.warning("%s/%s: %s", name, version, warning)
         states: HostStates | None = None
         if resident is None:
-            warnings = _run_alone_where_needed(engine)
             states = HostStates(engine.layouts, num_rows)
             memory: StateMemory = states
         else:
-            warnings = ()
             engine, memory = resident.plain, resident.states
-        for warning in (*resolved.warnings, *warnings):
-            logger.warning("%s/%s: %s", name, version, warning)
         signature = engine.signature
         max_rows = (
             min(config.max_batch_rows, MAX_ROWS_ALONE) if signature.rows_alone else config.max_batch_rows
@@ -116,7 +131,7 @@ class ModelLoader:
         )
         return Model(name, version, folder, mtime_ns, lane, can_explain(file))
 
-    def _load_resident(self, file: Path, num_rows: int) -> ResidentEngine | None:
+    def _load_resident(self, file: Path, num_rows: int, resolved: Resolved) -> ResidentEngine | None:
         """Return an engine with its states on the device; None for a graph that has to take them from the host."""
         try:
             from longshort_service.resident_engine import ResidentEngine  # noqa: PLC0415
@@ -131,6 +146,8 @@ class ModelLoader:
                 provider=self._config.provider,
                 intra_op_num_threads=self._config.intra_op_num_threads,
                 num_rows=num_rows,
+                signature=resolved.signature,
+                arrays=resolved.arrays,
             )
         except UnsuitableGraph as error:
             logger.warning("states of %s stay in main memory: %s", file, error)

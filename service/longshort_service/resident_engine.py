@@ -7,7 +7,7 @@ An engine is used from one thread at a time; its caller sees to that.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -16,28 +16,38 @@ from longshort_service import resident_graph
 from longshort_service.device_states import DeviceStates
 from longshort_service.engine import PROVIDERS, Engine, measure_cost, open_session
 from longshort_service.graph_check import ModelError
-from longshort_service.host_states import layouts_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from longshort_service.batching import RunCost
+    from longshort_service.signature import Signature
 
 
 class ResidentEngine:
     """One loaded model file and the states of `num_rows` sessions, both on the device of `provider`.
 
     Raises ModelError where Engine would and where the device has no room, UnsuitableGraph where the graph cannot be
-    wrapped. `plain` is the same file as an ordinary engine on the CPU.
+    wrapped. `signature` and `arrays` are as Engine takes them. `plain` is the same file as an ordinary engine on the
+    CPU.
     """
 
-    def __init__(self, path: Path, *, provider: str, intra_op_num_threads: int, num_rows: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        provider: str,
+        intra_op_num_threads: int,
+        num_rows: int,
+        signature: Signature | None = None,
+        arrays: Mapping[str, NDArray[Any]] | None = None,
+    ) -> None:
         # The ordinary engine holds file, graph and results against the signature, wherever it runs. The wrapped graph
         # would take a state of another shape for its own, as long as it has as many numbers.
-        self.plain = Engine(path, provider="cpu", intra_op_num_threads=1)
+        self.plain = Engine(path, provider="cpu", intra_op_num_threads=1, signature=signature, arrays=arrays)
         self.plain.warm_up(1, 1)
         self.signature = self.plain.signature
         wrapped = resident_graph.resident(onnx.load(path), self.signature)
@@ -48,7 +58,7 @@ class ResidentEngine:
             intra_op_num_threads=intra_op_num_threads,
         )
         self.provider = PROVIDERS[provider]
-        self.states = DeviceStates(layouts_of(self.signature), num_rows, provider=provider)
+        self.states = DeviceStates(self.plain.layouts, num_rows, provider=provider)
         self._binding = self._session.io_binding()
         # One buffer for both: ScatterND copies the pool unless its input and output are the same memory.
         self._binding.bind_ortvalue_input(resident_graph.POOL, self.states.pool)

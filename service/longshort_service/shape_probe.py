@@ -39,7 +39,11 @@ class ShapeProbe:
         """
         if self._session is None:
             self._session = open_session(
-                str(self._file), label=str(self._file), provider="cpu", intra_op_num_threads=1
+                str(self._file),
+                label=str(self._file),
+                provider="cpu",
+                intra_op_num_threads=1,
+                is_optimised=False,  # shapes are the same, and some files load only so
             )
         feeds = self._feeds(found, num_rows, num_steps)
         names = [fact.name for fact in self._facts.outputs]
