@@ -170,6 +170,21 @@ def test_strict_applies_a_request_id_that_comes_again_once(run: Run, adders: Pat
     run(scenario())
 
 
+def test_strict_knows_the_last_request_again_behind_a_start_that_was_refused(run: Run, adders: Path):
+    async def scenario() -> None:
+        async with service(adders, sequence_mode="strict") as (_, caller):
+            triton = Triton(caller)
+            await triton.infer(request_of("adder", [5.0], "a", sequence=1, start=True))
+            assert await triton.numbers("adder", [1.0], "b", sequence=1) == [6]
+            other = request_of("adder", [9.0], "z", sequence=1, start=True)
+            assert await triton.refused(other) == ("ALREADY_EXISTS", "SESSION_EXISTS")
+            early = request_of("adder", [9.0], "y", sequence=1, step=7)
+            assert await triton.refused(early) == ("FAILED_PRECONDITION", "STEP_GAP")
+            assert await triton.numbers("adder", [1.0], "b", sequence=1) == [6]
+
+    run(scenario())
+
+
 def test_strict_applies_a_request_that_was_refused_when_it_comes_again(run: Run, adders: Path):
     async def scenario() -> None:
         async with service(adders, sequence_mode="strict") as (_, caller):

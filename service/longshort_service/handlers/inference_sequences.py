@@ -175,7 +175,7 @@ class Inference:
         edge = self._edge
         # A copy that is on its way to the store may say that nothing is missing after it.
         strictly = edge.is_unary_sync or session.is_writing
-        self._note_sent(session, request)
+        self._note_sent(session, request, step)
         try:
             applied = await edge.stepper.step(session, row, step, Answers.ALL)
         except errors.ServiceError:
@@ -207,14 +207,13 @@ class Inference:
         is_again = last is not None and last[:2] == (request.id, session.incarnation)
         return last.step if last is not None and is_again else None
 
-    def _note_sent(self, session: Session[Model], request: ModelInferRequest) -> None:
-        """Note where a request with an id is about to be applied; one that comes again stays where it was."""
-        if not self.is_strict or not request.id:
+    def _note_sent(self, session: Session[Model], request: ModelInferRequest, step: int | None) -> None:
+        """Note where a request with an id is about to be applied, if strict; not one that comes again or is refused."""
+        if not self.is_strict or not request.id or step not in (None, session.step):
             return
-        last = self._last_sent.pop(session.id, None)
-        if last is None or last[:2] != (request.id, session.incarnation):
-            last = _Sent(request.id, session.incarnation, session.step)
-        self._last_sent[session.id] = last
+        # Before it is applied: its sender may be gone when it is.
+        self._last_sent.pop(session.id, None)
+        self._last_sent[session.id] = _Sent(request.id, session.incarnation, session.step)
         if len(self._last_sent) > MAX_REMEMBERED:
             self._last_sent.popitem(last=False)
 
