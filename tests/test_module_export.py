@@ -95,6 +95,12 @@ CASES: dict[str, tuple[Callable[[], Any], tuple[Any, ...]]] = {
     "lstm": (user_modules.Lstm, ()),
     "lstm of two layers": (lambda: user_modules.Lstm(layers=2), ()),
     "memories in a tuple": (user_modules.Nested, ()),
+    "memories in a tuple that initial_states does not have": (user_modules.OneMemory, ()),
+    "memories in a tuple, by flags": (
+        user_modules.OneMemory,
+        ((parse("x:batch,time,3"),), (parse("h:1,batch,8"), parse("c:1,batch,8"))),
+    ),
+    "indices of several tables": (user_modules.TwoTables, ()),
     "gru": (user_modules.Gru, ()),
     "rnn": (user_modules.Rnn, ()),
     "cells in a loop": (user_modules.CellLoop, ()),
@@ -435,6 +441,13 @@ def test_a_function_and_a_module_are_exported_like_a_class(tmp_path: Path) -> No
         (["user_modules:Gru", "--input", "x:4,time,3"], "it needs batch among its sizes once"),
         (["user_modules:Gru", "--input", "x:batch,time,3:bool"], "bool is none of float16"),
         (["user_modules:Gru", "--input", "x:batch,time,3:float32:5"], "'5' is no range"),
+        (["user_modules:Gru", "--input", "x:batch,time,3:float32:0..nan"], "'0..nan' is no range"),
+        (["user_modules:Gru", "--input", "x:batch,time,3:float16:0..70000"], "is beyond float16"),
+        (["user_modules:Gru", "--input", "x:batch,time,3:int32:0..3000000000"], "is beyond int32"),
+        (["user_modules:Gru", "--input", "x:batch,time,3:int64:0..1.5"], "'0..1.5' is no range"),
+        (["user_modules:Gru", "--answer", "x"], "two tensors are named x"),
+        (["user_modules:Gru", "--answer", "next_h"], "two tensors are named next_h"),
+        (["user_modules:Gru", "--answer", "a b"], "'a b' cannot be a tensor's name"),
         (["user_modules:Gru", "--input", "x:batch,time,4"], "the module fails for tensors [3, 7, 4]"),
         (["user_modules:Gru", "--state", "h:batch,8"], "the module fails for tensors"),
     ],
@@ -444,6 +457,29 @@ def test_a_mistake_is_one_line(arguments: list[str], said: str, tmp_path: Path) 
     assert done.exit_code == 2
     assert said in done.output
     assert not list(tmp_path.iterdir())
+
+
+def test_a_module_that_imports_its_neighbours_late_or_moves_away_finds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "late_parts.py").write_text("from user_modules import Gru\n")
+    (tmp_path / "late_whole.py").write_text(
+        "import os\nos.chdir('/')\ndef make():\n    from late_parts import Gru\n    return Gru()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert isinstance(user_module.load("late_whole:make", {}), user_modules.Gru)
+
+
+def test_a_script_that_ends_the_process_when_it_is_imported_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a_script.py").write_text("import sys\nsys.exit(0)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(ExportError) as caught:
+        user_module.load("a_script:Net", {})
+    assert "ends its process when it is imported" in str(caught.value)
 
 
 def test_weights_of_another_module_are_refused(tmp_path: Path) -> None:

@@ -119,6 +119,7 @@ def export_module(taken: Taken, words: Words, repository: Path, version: int | N
 
 def signature_of(taken: Taken, words: Words) -> Signature:
     """Return what the file promises, without its fingerprint. Raises ExportError where the words contradict it."""
+    _check_names(taken)
     try:
         return Signature(
             name=words.name,
@@ -134,6 +135,18 @@ def signature_of(taken: Taken, words: Words) -> Signature:
         )
     except SignatureError as error:
         raise ExportError(str(error)) from error
+
+
+def _check_names(taken: Taken) -> None:
+    """Raise ExportError where two tensors of the graph would have one name, or one has none."""
+    names = [face.name for face in (*taken.inputs, *taken.states, *taken.answers)]
+    odd = [name for name in names if not name.isidentifier()]
+    if odd:
+        raise ExportError(f"{odd[0]!r} cannot be a tensor's name; letters, digits and _ make one")
+    names += [output_name(face) for face in taken.states]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ExportError(f"two tensors are named {twice[0]}: --input, --state and --answer give other names")
 
 
 def _channels(faces: tuple[Face, ...], names: tuple[str, ...], flag: str) -> tuple[Channel, ...]:

@@ -20,7 +20,8 @@ TIME: Final = "time"
 class Face:
     """One tensor: its name, its sizes (numbers, BATCH or TIME), its dtype, and what its values may be.
 
-    Values are drawn from `pool` where there is one, else between `low` and `high`, else normally distributed.
+    Values are steps of `pool`, [samples, *step shape], where there is one, else drawn between `low` and `high`, else
+    normally distributed.
     `initial` is a session's part of a state before its first step.
     """
 
@@ -58,8 +59,10 @@ class Face:
     def draw(self, generator: torch.Generator, batch: int, time: int) -> Tensor:
         """Return values as the module may meet them."""
         shape = self.shape(batch, time)
-        if self.pool is not None:
-            return self.pool[torch.randint(len(self.pool), shape, generator=generator)]
+        if self.pool is not None:  # whole steps of it: each number of a step may have a range of its own
+            axes = self._free_axes()
+            sample = torch.randint(len(self.pool), [shape[axis] for axis in axes], generator=generator)
+            return self.pool[sample].movedim(list(range(len(axes))), axes).contiguous()
         if not self.dtype.is_floating_point:
             low, high = int(self.low or 0), int(1 if self.high is None else self.high)
             return torch.randint(low, high + 1, shape, generator=generator).to(self.dtype)
@@ -69,12 +72,20 @@ class Face:
             drawn = torch.randn(shape, generator=generator)
         return drawn.to(self.dtype)
 
+    def samples_of(self, tensor: Tensor) -> Tensor:
+        """Return the steps [samples, *step shape] of a tensor of this face."""
+        axes = self._free_axes()
+        return tensor.movedim(axes, list(range(len(axes)))).flatten(0, len(axes) - 1)
+
     def start(self, batch: int) -> Tensor:
         """Return the state of `batch` sessions before their first step."""
         axis = self.axis(BATCH)
         if self.initial is None or axis is None:
             return torch.zeros(self.shape(batch, 1), dtype=self.dtype)
         return self.initial.unsqueeze(axis).expand(self.shape(batch, 1)).clone()
+
+    def _free_axes(self) -> list[int]:
+        return [axis for axis in (self.axis(BATCH), self.axis(TIME)) if axis is not None]
 
 
 def parse(text: str) -> Face:
@@ -97,18 +108,23 @@ def parse(text: str) -> Face:
         raise ValueError("it needs batch among its sizes once, and time at most once")
     if (dtype or "float32") not in DTYPES:
         raise ValueError(f"{dtype} is none of {', '.join(DTYPES)}")
-    low, high = _bounds(bounds)
-    return Face(name, tuple(sizes), getattr(torch, dtype or "float32"), low, high)
+    number_type: torch.dtype = getattr(torch, dtype or "float32")
+    low, high = _bounds(bounds, number_type)
+    return Face(name, tuple(sizes), number_type, low, high)
 
 
-def _bounds(text: str) -> tuple[float | None, float | None]:
+def _bounds(text: str, dtype: torch.dtype) -> tuple[float | None, float | None]:
     if not text:
         return None, None
     low, dots, high = text.partition("..")
+    is_float = dtype.is_floating_point
     try:
-        bounds = float(low), float(high)
+        bounds = (float(low), float(high)) if is_float else (int(low), int(high))
     except ValueError:
         dots = ""
-    if not dots or bounds[0] > bounds[1]:
+    if not dots or not bounds[0] <= bounds[1]:
         raise ValueError(f"{text!r} is no range: LOW..HIGH, both of which may occur")
+    limits = torch.finfo(dtype) if is_float else torch.iinfo(dtype)
+    if bounds[0] < limits.min or bounds[1] >= limits.max:
+        raise ValueError(f"{text!r} is beyond {str(dtype).removeprefix('torch.')}")
     return bounds

@@ -5,6 +5,7 @@ Owns the finding of axes and of initial states, and what is refused there. Expor
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from typing import TYPE_CHECKING, Any, Final
 
@@ -43,6 +44,8 @@ def take(
     if not states:
         initial = _own(module, "initial_states", "--state for each, such as --state h:1,batch,64")
         made = [_listed(initial(batch)) for batch, _ in SIZES[:2]]
+        if _takes_one_state(module, len(inputs)) and len(made[0]) > 1:
+            made = [[tuple(tree)] for tree in made]
         trees = tuple(made[0])
         states = _states_of(made, names[len(inputs) :])
     if not states:
@@ -51,6 +54,8 @@ def take(
         )
     for face in (*inputs, *states):
         _check_face(face)
+    if _takes_one_state(module, len(inputs)) and len(trees) > 1:
+        trees = (trees,)  # forward(x, memory), with nn.LSTM's two in it
     flat = Flat(module, len(inputs), trees).eval()
     return Taken(flat, tuple(inputs), tuple(states), _answers_of(flat, inputs, states, output_names))
 
@@ -84,12 +89,24 @@ def _parameter_names(module: nn.Module) -> list[str]:
     return [name for name, p in parameters.items() if p.kind in kinds]
 
 
+def _takes_one_state(module: nn.Module, num_inputs: int) -> bool:
+    """Whether `forward` has room for one thing after its inputs: several states come to it in a tuple."""
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except ValueError:
+        return False
+    is_open = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
+    return not is_open and len(_parameter_names(module)) == num_inputs + 1
+
+
 def _inputs_of(made: list[list[Any]], names: list[str]) -> list[Face]:
     faces = []
     for k, tensors in enumerate(zip(*(leaves(one) for one in made), strict=True)):
         name = names[k] if k < len(names) else f"x{k}"
-        pool = torch.cat([tensor.flatten() for tensor in tensors])
-        faces.append(Face(name, sizes_of(name, tensors), tensors[0].dtype, pool=pool))
+        face = Face(name, sizes_of(name, tensors), tensors[0].dtype)
+        _check_face(face)
+        pool = torch.cat([face.samples_of(tensor.detach()) for tensor in tensors])
+        faces.append(dataclasses.replace(face, pool=pool))
     return faces
 
 
@@ -167,7 +184,8 @@ def _answers_of(
                     f"state {face.name} goes in as {list(face.shape(batch, time))} {face.dtype_name} and comes out "
                     f"as {list(new.shape)} {str(new.dtype).removeprefix('torch.')}"
                 )
-    chosen = list(names) or (["y"] if num_answers == 1 else [f"y{k}" for k in range(num_answers)])
+    base = "answer" if any(face.name.startswith("y") for face in (*inputs, *states)) else "y"
+    chosen = list(names) or ([base] if num_answers == 1 else [f"{base}{k}" for k in range(num_answers)])
     answers = []
     for k, name in enumerate(chosen):
         tensors = [one[k] for one in made]

@@ -10,12 +10,14 @@ import pickle
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
 
 from longshort_model.export import ExportError
+
+MOST_WORDS: Final = 400  # characters of an error's own text; of large modules every weight is named
 
 
 def load(target: str, arguments: dict[str, Any], weights: Path | None = None) -> nn.Module:
@@ -50,16 +52,22 @@ def failure(error: BaseException) -> str:
     inside = ("torch", "longshort_model", "importlib", "<frozen")
     own = [f for f in frames if not any(part in f.filename for part in inside)]
     place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    words = _shortened(error)
+    return (f"{type(error).__name__}: {words}" if words else type(error).__name__) + place
+
+
+def _shortened(error: BaseException) -> str:
     words = " ".join(str(error).split())
-    text = f"{type(error).__name__}: {words}" if words else type(error).__name__
-    return (text if len(text) <= 400 else text[:400] + " ...") + place
+    return words if len(words) <= MOST_WORDS else words[:MOST_WORDS] + " ..."
 
 
 def _find(target: str) -> Any:
     module_name, _, path = target.partition(":")
     if not module_name or not path:
         raise ExportError(f"{target!r}: name it as module:ClassName, for example my_models:Wave")
-    sys.path.insert(0, str(Path.cwd()))
+    folder = str(Path.cwd())
+    if sys.path[:1] != [folder]:  # it stays there: modules import others when they are made and called, too
+        sys.path.insert(0, folder)
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -67,10 +75,10 @@ def _find(target: str) -> Any:
             "" if error.name and error.name != module_name.split(".")[0] else "; looked in this folder too"
         )
         raise ExportError(f"{module_name} cannot be imported: {error}{where}") from error
+    except SystemExit as error:  # a program without `if __name__ == "__main__"`
+        raise ExportError(f"{module_name} ends its process when it is imported, as a script does") from error
     except Exception as error:
         raise ExportError(f"{module_name} cannot be imported: {failure(error)}") from error
-    finally:
-        sys.path.remove(str(Path.cwd()))
     for name in path.split("."):
         if not hasattr(found, name):
             raise ExportError(f"{module_name} has no {path}")
@@ -94,4 +102,4 @@ def _load_weights(module: nn.Module, path: Path) -> None:
     try:
         module.load_state_dict(loaded)
     except RuntimeError as error:
-        raise ExportError(f"{path}: {' '.join(str(error).split())}") from error
+        raise ExportError(f"{path}: {_shortened(error)}") from error

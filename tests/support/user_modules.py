@@ -59,6 +59,28 @@ class Nested(Lstm):
         return (super().initial_states(batch),)
 
 
+class OneMemory(Lstm):
+    """Its two memories lie in a tuple, of which nothing but `forward` says so."""
+
+    def forward(self, x: Tensor, memory: object = None) -> tuple[Tensor, ...]:  # type: ignore[override]
+        hidden, memory = self.layer(x, memory)
+        return self.head(hidden), memory
+
+
+class TwoTables(Gru):
+    """Two whole numbers a step, each an index of a table of its own size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items, self.hours = nn.Embedding(1000, 2), nn.Embedding(24, 1)
+
+    def forward(self, y: Tensor, h: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return super().forward(torch.cat([self.items(y[:, 0]), self.hours(y[:, 1])], -1), h)
+
+    def example_inputs(self, batch: int, time: int) -> Tensor:
+        return torch.stack([torch.randint(n, (batch, time)) for n in (1000, 24)], 1)
+
+
 class CellLoop(nn.Module):
     """A loop over time in Python, which exporters unroll."""
 
