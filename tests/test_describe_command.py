@@ -71,7 +71,10 @@ def test_describe_of_what_is_no_model_is_one_line_and_exit_code_two(tmp_path):
     (tmp_path / "some" / "build").mkdir(parents=True)
     (tmp_path / "some" / "build" / "model.onnx").write_text("in no repository: build is no version")
     for path, said in (
-        (tmp_path / "nowhere", "no such file or folder, and no model that ships (metro, metro-calendar, parking)"),
+        (
+            tmp_path / "nowhere",
+            "no such file or folder, and no model that ships (metro, metro-calendar, parking)",
+        ),
         (tmp_path, f"{tmp_path}: no model.onnx in it\n"),
         (tmp_path / "file.onnx", "is no ONNX file"),
         (SHIPPED, f"no model.onnx in it; there is {SHIPPED / 'metro'}"),

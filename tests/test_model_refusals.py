@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -158,6 +159,17 @@ def test_dimensions_beyond_all_measure_are_refused_before_anything_is_allocated(
     tmp_path: Path, values: Any, states: Any, said: str
 ):
     assert said in refusal(write_cell(tmp_path / "model.onnx", values=values, states=states))
+
+
+@pytest.mark.parametrize("size", [2**40, -1])
+def test_constant_that_a_signature_makes_huge_is_refused_before_it_is_allocated(cell: Path, size: int):
+    def change(model: onnx.ModelProto) -> None:
+        sign(model)
+        own = json.loads(model.metadata_props[0].value)
+        own["constants"] = [{"input": "c", "shape": [size], "dtype": "float64"}]
+        helper.set_model_props(model, {METADATA_KEY: json.dumps(own)})
+
+    assert f"the constant c is {8 * size} bytes: 16777216 are served" in refusal(changed(cell, change))
 
 
 def test_tensor_that_says_it_is_larger_than_its_file(cell: Path):

@@ -119,6 +119,7 @@ WRONG = [
     ("[session_constants.x]\naxes = ['time']", "a constant of one session has no axis of time"),
     ("[constants]\ns0 = 1\n[states]\ns0 = 'next_s0'", "'s0' is said to be two things"),
     ("[constants]\nx = true", "constants.x must be a number"),
+    ("[states.s0]\noutput = 'next_s0'\ninitial = 9007199254740993", "has more digits than are kept"),
     ("sequence_lens = 's0'", "s0 is not int32 [batch]"),
     ("[forecast]\ny = 'x'", "no such channel"),
     ("[forecast]\ny = 1", "forecast.y must be a text"),
@@ -240,6 +241,16 @@ def test_skeleton_of_what_is_inferred_loads_as_it_is_and_changes_nothing(cell: P
     assert done.exit_code == 0
     assert "nothing has to be added" in done.output
     assert resolve(cell.parent, cell).signature == before
+
+
+@pytest.mark.parametrize("number", [16777217.0, 1234567.0, -0.0, 0.1, 1e-30, -3e38])
+def test_skeleton_keeps_numbers_to_the_last_digit(cell: Path, number: float):
+    text = f'[states.s0]\noutput = "next_s0"\ninitial = {number!r}\n'
+    before = said(cell, text).signature
+    assert CliRunner().invoke(main, ["describe", str(cell.parent), "--write", "--force"]).exit_code == 0
+    after = resolve(cell.parent, cell).signature
+    assert repr(after.states[0].initial) == repr(number)
+    assert after == before
 
 
 def test_skeleton_is_not_written_over_without_force_and_keeps_what_was_said_with_it(cell: Path):

@@ -5,15 +5,20 @@ Owns the questions that are put to PyTorch alone: a session's answers must follo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from longshort_model.export import ExportError
 from longshort_model.module_face import BATCH, TIME
+from longshort_model.user_module import place_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from longshort_model.module_calls import Taken
     from longshort_model.module_face import Face
 
@@ -21,6 +26,12 @@ STEPS: Final = 9
 ROWS: Final = 4
 # Of rounding between two ways of computing the same, relative to a tensor's greatest number.
 LOOSE: Final = {torch.float16: 3e-2, torch.float32: 1e-4, torch.float64: 1e-10}
+
+# The functions by which Python gets at numbers, by their __name__.
+TAKE_NUMBERS_OUT: Final = frozenset(
+    "__bool__ __int__ __float__ __complex__ __index__ __contains__ __array__ "
+    "item tolist numpy is_nonzero equal allclose".split()
+)
 
 
 def check(taken: Taken) -> None:
@@ -31,6 +42,7 @@ def check(taken: Taken) -> None:
     _check_repeatable(taken, inputs, states, whole)
     _check_finite(taken, whole)
     _check_rows(taken, inputs, states, whole)
+    _check_no_number_leaves(taken, inputs, states)
     _check_states_are_read(taken, inputs, states, whole)
     if any(TIME in face.sizes for face in taken.inputs):
         _check_steps(taken, inputs, states, whole)
@@ -82,6 +94,58 @@ def _check_rows(taken: Taken, inputs: list[Tensor], states: list[Tensor], whole:
                     f"{face.name} of a row depends on the other rows of its batch (a mean over the batch, as a "
                     "BatchNorm that keeps no statistics takes it?): sessions must not notice each other"
                 )
+
+
+class _NumberTakenOut(RuntimeError):
+    """Raised where the module's Python code asks a tensor for a number."""
+
+
+class _Watch(TorchFunctionMode):
+    """Raise _NumberTakenOut where Python takes a number out of what was computed from `values`."""
+
+    def __init__(self, values: Iterable[Tensor]) -> None:
+        super().__init__()
+        self._followed: dict[int, Tensor] = {}  # by storage, kept so that no address comes twice
+        self._follow(values)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Stand between Python and PyTorch for one call."""
+        del types
+        given = _tensors_of((args, kwargs))
+        name = getattr(func, "__name__", "")
+        if any(_storage(tensor) in self._followed for tensor in given):
+            if name in TAKE_NUMBERS_OUT:
+                raise _NumberTakenOut
+            result = func(*args, **(kwargs or {}))
+            self._follow(_tensors_of(result) if name != "__setitem__" else given[:1])
+            return result
+        return func(*args, **(kwargs or {}))
+
+    def _follow(self, tensors: Iterable[Tensor]) -> None:
+        self._followed.update((_storage(tensor), tensor) for tensor in tensors)
+
+
+def _tensors_of(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _check_no_number_leaves(taken: Taken, inputs: list[Tensor], states: list[Tensor]) -> None:
+    """Refuse a Python `if` over values: a traced file keeps the branch of its example, and comparing may miss it."""
+    values = [tensor.clone() for tensor in (*inputs, *states)]
+    try:
+        with torch.no_grad(), _Watch(values):
+            taken.module(*values)
+    except _NumberTakenOut as error:
+        raise ExportError(
+            f"forward takes numbers out of its tensors{place_of(error)}, with an if over values, float() or .item(): "
+            "a file keeps what they were in the example; torch.where and its like stay with tensors"
+        ) from error
 
 
 def _check_steps(taken: Taken, inputs: list[Tensor], states: list[Tensor], whole: list[Tensor]) -> None:

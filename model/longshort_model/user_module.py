@@ -48,12 +48,16 @@ def load(target: str, arguments: dict[str, Any], weights: Path | None = None) ->
 
 def failure(error: BaseException) -> str:
     """Return what an error of the user's code says and the line that it came from, in one line."""
+    words = _shortened(error)
+    return (f"{type(error).__name__}: {words}" if words else type(error).__name__) + place_of(error)
+
+
+def place_of(error: BaseException) -> str:
+    """Return the line of the user's code that an error came from, in brackets after a space; "" if there is none."""
     frames = traceback.extract_tb(error.__traceback__)
     inside = ("torch", "longshort_model", "importlib", "<frozen")
     own = [f for f in frames if not any(part in f.filename for part in inside)]
-    place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
-    words = _shortened(error)
-    return (f"{type(error).__name__}: {words}" if words else type(error).__name__) + place
+    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
 
 
 def _shortened(error: BaseException) -> str:

@@ -125,7 +125,7 @@ def understand(folder: Path, model_file: Path, outside: ModelFile | None = None)
 
 
 def _signed(signature: Signature, folder: Path) -> Resolved:
-    check_costs(signature.inputs, signature.answers, signature.states)
+    check_costs(signature.inputs, signature.answers, signature.states, signature.constants)
     return Resolved(signature, read_arrays(signature, folder))
 
 

@@ -127,7 +127,9 @@ class _Probe:
     def why_steps_alone(self) -> str:
         """Return why steps cannot share a run, "" where they can: many in one run against one by one."""
         # Of several rows: where a graph only adds in another order, some random values show it and some do not.
-        for row, num_steps in itertools.product(range(min(len(self._values), MOST_WITH_STEPS)), (2, NUM_STEPS)):
+        for row, num_steps in itertools.product(
+            range(min(len(self._values), MOST_WITH_STEPS)), (2, NUM_STEPS)
+        ):
             own = self._values[row : row + 1, :num_steps]
             try:
                 answers, states = self._runner.run(own, None, self._starts[row])

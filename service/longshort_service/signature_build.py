@@ -57,7 +57,7 @@ def build(
     constants = tuple(
         _constant(fact, said.constants[fact.name]) for fact in facts.inputs if fact.name in said.constants
     )
-    check_costs(inputs, answers, states)
+    check_costs(inputs, answers, states, constants)
     reasons = _reasons_alone(facts, found, said)
     try:
         signature = Signature(
@@ -83,8 +83,10 @@ def build(
     return signature, reasons
 
 
-def check_costs(inputs: Sequence[Port], answers: Sequence[Port], states: Sequence[State]) -> None:
-    """Raise ModelError where a session would cost more than is served: nothing of such a size has been made yet."""
+def check_costs(
+    inputs: Sequence[Port], answers: Sequence[Port], states: Sequence[State], constants: Sequence[Constant]
+) -> None:
+    """Raise ModelError where a session or a model would cost more than is served: nothing of it has been made yet."""
     for name, shape in (
         *((port.name, port.shape) for port in (*inputs, *answers)),
         *((state.input, state.row_shape()) for state in states),
@@ -98,6 +100,12 @@ def check_costs(inputs: Sequence[Port], answers: Sequence[Port], states: Sequenc
     num_bytes = sum(math.prod(state.row_shape()) * np.dtype(state.dtype).itemsize for state in states)
     if num_bytes > MAX_STATE_BYTES:
         raise ModelError(f"the states of one session are {num_bytes} bytes: {MAX_STATE_BYTES} are served")
+    for constant in constants:
+        num_bytes = math.prod(constant.shape) * np.dtype(constant.dtype).itemsize
+        if not 0 <= num_bytes <= MAX_STATE_BYTES:
+            raise ModelError(
+                f"the constant {constant.input} is {num_bytes} bytes: {MAX_STATE_BYTES} are served"
+            )
 
 
 def _place(axes: Axes, axis: str) -> int | None:
@@ -163,9 +171,6 @@ def _state(fact: TensorFact, output: str, found: Found, said: SaidState) -> Stat
 
 def _constant(fact: TensorFact, said: float | str) -> Constant:
     shape = tuple(axis if isinstance(axis, int) else 1 for axis in fact.axes or ())
-    num_bytes = math.prod(shape) * np.dtype(fact.dtype).itemsize
-    if num_bytes > MAX_STATE_BYTES:
-        raise ModelError(f"the constant {fact.name} is {num_bytes} bytes: {MAX_STATE_BYTES} are served")
     if isinstance(said, str):
         return Constant(fact.name, shape, fact.dtype, file=said)
     _check_number(said, fact, "the constant")

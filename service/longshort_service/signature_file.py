@@ -123,6 +123,10 @@ def _number(value: Any, where: str) -> float:
         number = math.inf
     if not math.isfinite(number):
         raise _Wrong(f"{where} must be a finite number, it is {value!r}")
+    if isinstance(value, int) and int(number) != value:
+        raise _Wrong(
+            f"{where}: {value} has more digits than are kept, the next number is {number!r}: use a file"
+        )
     return number
 
 

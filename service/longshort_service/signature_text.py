@@ -136,7 +136,10 @@ def _axes(axes: Axes) -> str:
 
 
 def _value(value: float | str) -> str:
-    return text(value) if isinstance(value, str) else f"{value:g}" if value == int(value) else repr(value)
+    """Return a number, to its last digit, or a file's name."""
+    if isinstance(value, str):
+        return text(value)
+    return repr(value).removesuffix(".0") if value else repr(value)  # -0 would be 0
 
 
 def _commented(question: Question) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+# Beside the numbers: a header says their shape and dtype. One may claim to be of any length, and would be read whole.
+MAX_HEADER_BYTES: Final = 2**16
 
 
 def inside(folder: Path, location: str) -> Path | None:
@@ -34,6 +37,9 @@ def read_tensor(folder: Path, location: str, shape: tuple[int, ...], dtype: str,
     if path is None:
         raise ModelError(f"{what}: no file {location!r} in {folder}: a .npy beside the model is needed")
     size = math.prod(shape)
+    most = size * np.dtype(dtype).itemsize + MAX_HEADER_BYTES
+    if path.stat().st_size > most:
+        raise ModelError(f"{what}: {location} has more than the {most} bytes of {dtype} {list(shape)}")
     with path.open("rb") as file:
         try:
             version = np.lib.format.read_magic(file)
@@ -43,7 +49,7 @@ def read_tensor(folder: Path, location: str, shape: tuple[int, ...], dtype: str,
                 else np.lib.format.read_array_header_2_0
             )
             found, by_columns, found_dtype = read(file)
-        except (ValueError, OSError) as error:
+        except Exception as error:  # noqa: BLE001  NumPy has Python parse the header, which raises what it likes
             raise ModelError(f"{what}: {location} is no .npy file: {error}") from None
         if found_dtype.hasobject:
             raise ModelError(f"{what}: {location} holds pickled objects, which are not read")

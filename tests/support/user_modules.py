@@ -264,6 +264,26 @@ class ForgetsItsCacheAtTheEnd(ForgetsItsCache):
         return y[:, -1], h
 
 
+class DecidesByValues(Broken):
+    """Seldom: neither the example nor what the file is compared with gets there."""
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+        y, h = super().forward(x, h)
+        return (y * 2 if x.max() > 30 else y), h
+
+
+class ReadsItsConstants(Gru):
+    """A number of its own is the same in every call, and may be taken out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("factor", torch.tensor(3))
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+        y, h = super().forward(x, h)
+        return (y * int(self.factor) if self.factor > 2 else y), h
+
+
 class BatchOfThree(Broken):
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, ...]:
         y, h = super().forward(x, h)
