@@ -29,8 +29,10 @@ LOOSE: Final = {torch.float16: 3e-2, torch.float32: 1e-4, torch.float64: 1e-10}
 
 # The functions by which Python gets at numbers, by their __name__.
 TAKE_NUMBERS_OUT: Final = frozenset(
-    "__bool__ __int__ __float__ __complex__ __index__ __contains__ __array__ "
-    "item tolist numpy is_nonzero equal allclose".split()
+    (
+        *("__bool__", "__int__", "__float__", "__complex__", "__index__", "__contains__", "__array__"),
+        *("item", "tolist", "numpy", "is_nonzero", "equal", "allclose"),
+    )
 )
 
 
