@@ -133,13 +133,21 @@ def typed(request: pb.ModelInferRequest) -> None:
     request.ClearField("raw_input_contents")
 
 
+def empty(request: pb.ModelInferRequest, shape: list[int]) -> None:
+    request.raw_input_contents[0] = b""
+    request.inputs[0].shape[:] = shape
+
+
 BROKEN: list[tuple[Callable[[pb.ModelInferRequest], Any], str]] = [
     (lambda request: request.raw_input_contents.append(b""), "2 raw contents for 1 inputs"),
     (lambda request: request.inputs[0].contents.fp32_contents.append(1), "raw and typed"),
     (lambda request: setattr(request.inputs[0], "datatype", "BYTES"), "datatype 'BYTES' is none of"),
     (lambda request: setattr(request.inputs[0], "datatype", "FP64"), "8 bytes each"),
     (lambda request: request.inputs[0].shape.append(-1), "is no shape"),
-    (lambda request: request.inputs[0].shape.append(2**60), "bytes do not make"),
+    (lambda request: request.inputs[0].shape.append(2**30), "bytes do not make"),
+    (lambda request: request.inputs[0].shape.extend([1] * 70), "is no shape"),
+    (lambda request: empty(request, [0, 2**60, 1]), "is no shape"),
+    (lambda request: empty(request, [2**30, 2**30, 0, 2**30]), "is no shape"),
     (lambda request: setattr(request.inputs[0], "name", "z"), "takes x"),
     (lambda request: request.inputs[0].shape.append(1), r"x is \[-1, -1, 1\], not"),
     (typed, "fp32_contents do not make"),
@@ -190,6 +198,15 @@ def test_answer_without_an_axis_of_time_is_the_last_step_s():
     answers = np.arange(12, dtype=np.float32).reshape(2, 3, 2)
     inference_tensors.fill(response, answers, signature, ())
     np.testing.assert_array_equal(arrays_of(response)["y"], [[4, 5], [10, 11]])
+
+
+def test_output_that_is_asked_for_often_comes_once():
+    signature = signature_of(Port("x", (1,)), answers=(Port("y", (1,)), Port("z", (1,))))
+    response = pb.ModelInferResponse()
+    wanted = [pb.ModelInferRequest.InferRequestedOutputTensor(name=name) for name in "zyzzy"]
+    inference_tensors.fill(response, np.zeros((1, 1, 2), np.float32), signature, wanted)
+    assert [output.name for output in response.outputs] == ["z", "y"]
+    assert len(response.raw_output_contents) == 2
 
 
 def test_answers_without_an_axis_of_rows_have_none():

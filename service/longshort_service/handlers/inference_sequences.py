@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from longshort_service.signature import Signature
     from longshort_service.stepper import Applied
 
-# Sequences whose last request id is known; 100 bytes each.
+# Sequences whose last request id is known; 350 bytes each.
 MAX_REMEMBERED: Final = 100_000
 # So often a start takes the place of a sequence that somebody else starts meanwhile.
 _MAX_STARTS: Final = 4
@@ -44,7 +44,7 @@ _MAX_STARTS: Final = 4
 class _Sent(NamedTuple):
     """The last request of a sequence that had an id."""
 
-    request_id: str
+    request: int  # the hash of its id, which may be as long as a message
     incarnation: int  # of the session
     step: int  # the first of the request
 
@@ -129,9 +129,10 @@ class Inference:
         begin_states(model, given)
         wanted = self._open_request(request, where, OpenMode.CREATE, model.version, given)
         for _ in range(_MAX_STARTS):
-            with contextlib.suppress(errors.SessionExists):
+            # At step 0 and nowhere else: a request that crosses this one may come to the new session before it.
+            with contextlib.suppress(errors.SessionExists, errors.StepRefused):
                 session, created = await self._edge.keeper.ensure(wanted)
-                return session, await self._apply(session, request, where, row, None, created=created)
+                return session, await self._apply(session, request, where, row, 0, created=created)
             await self._end(where.session_id)
         raise errors.SessionExists(
             f"sequence {where.session_id} is started by others again and again",
@@ -204,7 +205,7 @@ class Inference:
         if where.step is not None or not self.is_strict:
             return where.step
         last = self._last_sent.get(session.id)
-        is_again = last is not None and last[:2] == (request.id, session.incarnation)
+        is_again = last is not None and last[:2] == (hash(request.id), session.incarnation)
         return last.step if last is not None and is_again else None
 
     def _note_sent(self, session: Session[Model], request: ModelInferRequest, step: int | None) -> None:
@@ -213,7 +214,7 @@ class Inference:
             return
         # Before it is applied: its sender may be gone when it is.
         self._last_sent.pop(session.id, None)
-        self._last_sent[session.id] = _Sent(request.id, session.incarnation, session.step)
+        self._last_sent[session.id] = _Sent(hash(request.id), session.incarnation, session.step)
         if len(self._last_sent) > MAX_REMEMBERED:
             self._last_sent.popitem(last=False)
 

@@ -38,6 +38,8 @@ _CONTENTS: Final = {
     "INT64": "int64_contents",
 }
 
+_MAX_SIZE: Final = 2**31 - 1  # of an axis
+
 
 def graph_shape(port: Port) -> list[int]:
     """Return the shape of a port's tensor in the graph: -1 where it has rows, or time."""
@@ -79,7 +81,8 @@ def _array(tensor: ModelInferRequest.InferInputTensor, raw: bytes | None) -> NDA
         raise errors.WrongShape(
             f"{tensor.name}: datatype {tensor.datatype!r} is none of {', '.join(_DTYPES)}"
         )
-    if any(size < 0 for size in shape):
+    # Nothing that is there has more; of what is empty, greater ones would be too much for whoever copies it.
+    if any(not 0 <= size <= _MAX_SIZE for size in shape):
         raise errors.WrongShape(f"{tensor.name}: {shape} is no shape")
     num_elements = math.prod(shape)
     if raw is None:
@@ -89,12 +92,17 @@ def _array(tensor: ModelInferRequest.InferInputTensor, raw: bytes | None) -> NDA
         found = getattr(tensor.contents, field)
         if len(found) != num_elements:
             raise errors.WrongShape(f"{tensor.name}: {len(found)} {field} do not make {shape}")
-        return np.array(found, dtype.newbyteorder("=")).reshape(shape)
-    if len(raw) != num_elements * dtype.itemsize:
+        array = np.array(found, dtype)
+    elif len(raw) != num_elements * dtype.itemsize:
         raise errors.WrongShape(
             f"{tensor.name}: {len(raw)} bytes do not make {shape} of {dtype.itemsize} bytes each"
         )
-    return np.frombuffer(raw, dtype).reshape(shape).astype(dtype.newbyteorder("="))
+    else:
+        array = np.frombuffer(raw, dtype)
+    try:
+        return array.reshape(shape).astype(dtype.newbyteorder("="))
+    except ValueError as error:  # more axes than arrays have, or great ones beside one of 0
+        raise errors.WrongShape(f"{tensor.name}: {shape} is no shape: {error}") from error
 
 
 def rows(arrays: dict[str, NDArray[Any]], signature: Signature) -> NDArray[np.float32]:
@@ -158,7 +166,8 @@ def fill(
         port.name: _of_the_graph(port, part)
         for port, part in zip(signature.answers, signature.answer_row.unpack(answers), strict=True)
     }
-    for name in [output.name for output in wanted] or arrays:
+    # Each once, however often it is asked for: a short request must not make an answer of gigabytes.
+    for name in dict.fromkeys(output.name for output in wanted) or arrays:
         array = arrays[name]
         response.outputs.add(name=name, datatype=NAMES[array.dtype.name], shape=array.shape)
         response.raw_output_contents.append(
