@@ -99,8 +99,21 @@ def test_empty_parameter_is_refused():
 
 def test_sequence_that_makes_no_session_id_is_refused():
     assert place(request_of(sequence="x" * 244)) is not None
-    with pytest.raises(errors.InvalidSessionId, match="257 characters"):
+    with pytest.raises(errors.InvalidSessionId, match="more than 256 characters"):
         place(request_of(sequence="x" * 245))
+
+
+@pytest.mark.parametrize(("model", "sequence"), [("metro", "é" * 257), ("é" * 257, 1), ("é" * 257, "x")])
+def test_text_that_is_too_long_is_refused_before_it_is_escaped(
+    monkeypatch: pytest.MonkeyPatch, model: str, sequence: int | str
+):
+    escaped: list[str] = []
+    monkeypatch.setattr(
+        "longshort_service.handlers.inference_request.quote", lambda text, **_: escaped.append(text) or text
+    )
+    with pytest.raises(errors.InvalidSessionId, match="more than 256 characters"):
+        place(request_of(model, sequence=sequence))
+    assert max(map(len, escaped), default=0) <= 256
 
 
 @pytest.mark.parametrize(("text", "number"), [("", 0), ("-1", 0), ("3", 3), ("007", 7)])

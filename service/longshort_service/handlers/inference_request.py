@@ -23,6 +23,7 @@ PREFIX: Final = "oip"
 # What a session's id may hold, but for the sign that begins an escape.
 _PLAIN: Final = (string.punctuation + string.digits + string.ascii_letters).replace("%", "")
 _LATEST: Final = ("", "-1")
+_MAX_ID: Final = 256  # characters of a session's id
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +46,9 @@ def place(request: ModelInferRequest) -> Place | None:
         if is_start or is_end:
             raise errors.InvalidMessage("sequence_start and sequence_end need a sequence_id, not 0 or empty")
         return None
-    model = quote(request.model_name, safe=_PLAIN.replace("/", ""))
-    session_id = f"{PREFIX}/{model}/{sequence}"
+    session_id = f"{PREFIX}/{_quoted(request.model_name, slash='')}/{sequence}"
     if not SESSION_ID.fullmatch(session_id):
-        raise errors.InvalidSessionId(
-            f"the sequence makes a session id of {len(session_id)} characters, 256 are the most: {session_id}"
-        )
+        raise _too_long()
     step = _step(parameters["sequence_step"]) if "sequence_step" in parameters else None
     if is_start and step:
         raise errors.InvalidMessage(f"a sequence starts at sequence_step 0, not {step}")
@@ -71,10 +69,21 @@ def _sequence(parameter: InferParameter) -> str:
     kind = parameter.WhichOneof("parameter_choice")
     if kind == "string_param":
         text = parameter.string_param
-        return f"s/{quote(text, safe=_PLAIN)}" if text else ""
+        return f"s/{_quoted(text)}" if text else ""
     number = _number(parameter, "sequence_id")
     # Clients put numbers of 64 bits without a sign into a field with one.
     return f"u/{number % 2**64}" if number else ""
+
+
+def _quoted(text: str, slash: str = "/") -> str:
+    """Return text as the part of a session's id that it is. Raises InvalidSessionId."""
+    if len(text) > _MAX_ID:  # at once: a message full of letters that have to be escaped takes half a second
+        raise _too_long()
+    return quote(text, safe=_PLAIN.replace("/", slash))
+
+
+def _too_long() -> errors.InvalidSessionId:
+    return errors.InvalidSessionId(f"the sequence makes a session id of more than {_MAX_ID} characters")
 
 
 def _step(parameter: InferParameter) -> int:

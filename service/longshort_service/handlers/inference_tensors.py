@@ -38,6 +38,7 @@ _CONTENTS: Final = {
     "INT64": "int64_contents",
 }
 
+_MAX_AXES: Final = 32
 _MAX_SIZE: Final = 2**31 - 1  # of an axis
 
 
@@ -76,14 +77,16 @@ def refuse_shared_memory(name: str, parameters: Iterable[str]) -> None:
 
 
 def _array(tensor: ModelInferRequest.InferInputTensor, raw: bytes | None) -> NDArray[Any]:
-    dtype, shape = _DTYPES.get(tensor.datatype), list(tensor.shape)
+    dtype, shape = _DTYPES.get(tensor.datatype), list(tensor.shape[: _MAX_AXES + 1])
     if dtype is None:
         raise errors.WrongShape(
             f"{tensor.name}: datatype {tensor.datatype!r} is none of {', '.join(_DTYPES)}"
         )
-    # Nothing that is there has more; of what is empty, greater ones would be too much for whoever copies it.
-    if any(not 0 <= size <= _MAX_SIZE for size in shape):
-        raise errors.WrongShape(f"{tensor.name}: {shape} is no shape")
+    # At once: the product of a message full of sizes takes minutes. Nothing that is there has greater ones.
+    if len(shape) > _MAX_AXES or any(not 0 <= size <= _MAX_SIZE for size in shape):
+        raise errors.WrongShape(
+            f"{tensor.name}: {shape[:_MAX_AXES]} is no shape: it has at most {_MAX_AXES} axes of 0 to {_MAX_SIZE}"
+        )
     num_elements = math.prod(shape)
     if raw is None:
         field = _CONTENTS.get(tensor.datatype)
@@ -101,7 +104,7 @@ def _array(tensor: ModelInferRequest.InferInputTensor, raw: bytes | None) -> NDA
         array = np.frombuffer(raw, dtype)
     try:
         return array.reshape(shape).astype(dtype.newbyteorder("="))
-    except ValueError as error:  # more axes than arrays have, or great ones beside one of 0
+    except ValueError as error:  # great axes beside one of 0
         raise errors.WrongShape(f"{tensor.name}: {shape} is no shape: {error}") from error
 
 
