@@ -9,6 +9,7 @@ import grpc
 import pytest
 from inside import Gate, service, until
 from longshort_service.handlers.inference_stream import MAX_IN_HAND
+from longshort_service.inference import inference_pb2 as pb
 from open_inference import Triton, numbers_of, request_of
 from wire import refusal_of
 
@@ -104,6 +105,11 @@ def test_error_comes_in_band_with_the_request_s_id_and_the_stream_goes_on(run: R
                 assert refused.error_message.startswith(f"{reason}: ")
                 assert refused.infer_response.id == request_id
             assert await end_of(stream) is grpc.StatusCode.OK
+            statistics = await Triton(caller).call(
+                "ModelStatistics", pb.ModelStatisticsRequest(name="strict"), pb.ModelStatisticsResponse
+            )
+            (of_strict,) = statistics.model_stats
+            assert of_strict.inference_stats.success.count == of_strict.inference_stats.fail.count == 2
             counted = dict(app.metrics._counters["longshort_errors_total"].totals())
             assert (
                 counted["VALUE_MISSING",] == counted["MODEL_NOT_FOUND",] == counted["INVALID_MESSAGE",] == 1

@@ -7,6 +7,7 @@ in hand at a time; the stream reads on when answers have gone.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -94,9 +95,13 @@ class InferenceStream:
         request, where, refusal = ModelInferRequest(), None, None
         try:
             request = codec.parse(ModelInferRequest, raw, self._edge.max_message_bytes)
-            where = inference_request.place(request)
         except errors.ServiceError as error:
             refusal = error
+        else:
+            with contextlib.suppress(
+                errors.ServiceError
+            ):  # `answer` refuses it, and counts it with its model
+                where = inference_request.place(request)
         before = None if where is None else self._last_of.get(where.session_id)
         task = asyncio.get_running_loop().create_task(self._outcome(request, where, before, refusal))
         if where is not None:
