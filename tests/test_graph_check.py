@@ -107,10 +107,31 @@ def test_output_that_does_not_is_named(place: str, change: dict[str, Any], compl
         check_graph(SIGNATURE, changed, "f")
 
 
-def test_batch_that_is_fixed_is_refused_unless_rows_run_alone():
-    check_graph(SIGNATURE, graph(), "f")  # `who` is fixed at 1
-    with pytest.raises(ModelError, match="the batch of who is fixed at 1"):
-        check_graph(replace(SIGNATURE, rows_alone=False), graph(), "f")
+@pytest.mark.parametrize("fixed", ["x", "h", "who"])
+def test_batch_that_is_fixed_is_refused_unless_rows_run_alone(fixed: str):
+    """In the common graph `who` is fixed at 1 and `cache` has no batch axis."""
+    batched = tuple(state for state in SIGNATURE.states if state.input != "cache")
+    signature = replace(SIGNATURE, states=batched)
+    inputs = [node for node in graph().inputs if node.name != "cache"]
+    for node in inputs:
+        node.shape = [
+            size if size not in (1, "n") else 1 if node.name == fixed else "n" for size in node.shape
+        ]
+    check_graph(signature, Graph(inputs, graph().outputs), "f")
+    with pytest.raises(ModelError, match=f"the batch of {fixed} is fixed at 1: its sessions need rows_alone"):
+        check_graph(replace(signature, rows_alone=False), Graph(inputs, graph().outputs), "f")
+
+
+@pytest.mark.parametrize("name", ["x", "cache"])
+def test_tensor_without_a_batch_is_refused_unless_rows_run_alone(name: str):
+    changed = graph()
+    signature = SIGNATURE
+    if name == "x":
+        signature = replace(SIGNATURE, inputs=(Port("x", (2,), batch_axis=None), SIGNATURE.inputs[1]))
+        changed.inputs[0].shape = ["t", 2]
+    check_graph(signature, changed, "f")
+    with pytest.raises(ModelError, match=f"{name} has no batch axis: its sessions need rows_alone"):
+        check_graph(replace(signature, rows_alone=False), changed, "f")
 
 
 def test_windows_lengthen_the_input_that_they_go_before():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from longshort_service.ports import Port
     from longshort_service.signature import Signature
@@ -69,9 +69,10 @@ def check_graph(signature: Signature, graph: Graph, label: str) -> None:
         if not state.window_of:
             shape = list(state.row_shape() if state.is_unbatched else state.shape)
             _check_node(inputs[state.input], state.dtype, shape, label)
-            _check_batch(inputs[state.input], state.batch_axis, label, alone=signature.rows_alone)
     for constant in signature.constants:
         _check_node(inputs[constant.input], constant.dtype, list(constant.shape), label)
+    if not signature.rows_alone:
+        _check_batch(signature, inputs, label)
 
 
 def graph_shape(port: Port) -> list[int]:
@@ -128,6 +129,18 @@ def _check_node(node: Node, dtype: str, shape: Sequence[int], label: str, port: 
         raise ModelError(f"{label}: {node.name} is {node.type}, the signature says {dtype}")
 
 
-def _check_batch(node: Node, axis: int, label: str, *, alone: bool) -> None:
-    if not alone and isinstance(node.shape[axis], int):
-        raise ModelError(f"{label}: the batch of {node.name} is fixed at {node.shape[axis]}")
+def _check_batch(signature: Signature, inputs: Mapping[str, Node], label: str) -> None:
+    """Raise ModelError where a tensor of the graph cannot hold many sessions."""
+    tensors = [(port.name, port.batch_axis) for port in signature.inputs]
+    tensors += [
+        (state.input, None if state.is_unbatched else state.batch_axis)
+        for state in signature.states
+        if not state.window_of
+    ]
+    for name, axis in tensors:
+        if axis is None:
+            raise ModelError(f"{label}: {name} has no batch axis: its sessions need rows_alone")
+        if isinstance(inputs[name].shape[axis], int):
+            raise ModelError(
+                f"{label}: the batch of {name} is fixed at {inputs[name].shape[axis]}: its sessions need rows_alone"
+            )
