@@ -43,6 +43,22 @@ def test_request_that_comes_between_a_sequence_and_its_start_is_not_in_its_state
     run(scenario())
 
 
+@pytest.mark.parametrize("parameters", [{}, {"sequence": 1, "start": True}])
+def test_request_whose_answer_no_message_holds_is_refused_before_it_runs(
+    run: Run, adders: Path, monkeypatch: pytest.MonkeyPatch, parameters: dict[str, Any]
+):
+    async def scenario() -> None:
+        monkeypatch.setattr("longshort_service.handlers.inference_sequences.MAX_ANSWER_BYTES", 40)
+        async with service(adders) as (app, caller):
+            triton = Triton(caller)
+            refusal = await triton.refused(request_of("adder", [1.0] * 11, **parameters))
+            assert (refusal, "44 bytes" in refusal.message) == (("INVALID_ARGUMENT", "WRONG_SHAPE"), True)
+            assert app.repository.get("adder").arena.num_held == 0
+            assert (await triton.numbers("adder", [1.0] * 10, **parameters))[-1] == 10
+
+    run(scenario())
+
+
 def test_ids_of_requests_take_no_memory_however_long_they_are(run: Run, adders: Path):
     async def scenario() -> None:
         async with service(adders, sequence_mode="strict") as (app, caller):

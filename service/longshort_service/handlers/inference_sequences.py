@@ -16,6 +16,7 @@ from longshort_service.beginning import begin_states
 from longshort_service.handlers import inference_request, inference_tensors
 from longshort_service.inference.inference_pb2 import ModelInferResponse
 from longshort_service.opener import OpenRequest
+from longshort_service.ports import WORD_BYTES
 from longshort_service.protocol import unstored
 from longshort_service.session import Answers
 from longshort_service.stateless import run_alone
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 # Sequences whose last request id is known; 350 bytes each.
 MAX_REMEMBERED: Final = 100_000
+# What protobuf puts into a message. Many rows of a model with wide answers come to more, and would be run for nothing.
+MAX_ANSWER_BYTES: Final = 2**31 - 1
 # So often a start takes the place of a sequence that somebody else starts meanwhile.
 _MAX_STARTS: Final = 4
 
@@ -228,6 +231,12 @@ class Inference:
         arrays = inference_tensors.inputs(request)
         rows = inference_tensors.rows(arrays, signature)
         check_num_steps(rows.shape[1], self._edge.max_steps)
+        num_bytes = len(rows) * rows.shape[1] * signature.answer_row.width * WORD_BYTES
+        if num_bytes > MAX_ANSWER_BYTES:
+            raise errors.WrongShape(
+                f"the answers of {len(rows)} rows of {rows.shape[1]} steps would be {num_bytes} bytes, "
+                "more than a message holds: send fewer in a request"
+            )
         return rows, inference_tensors.initial_states(arrays, signature)
 
     def _row(
