@@ -130,7 +130,8 @@ MAY_KNOW: dict[str, set[str]] = {
     "signature_text": {"graph_facts", "signature_axes", "signature_file", "signature_roles"},
     "fingerprint": {"ports", "signature"},
     "shape_probe": {
-        *("engine", "graph_facts", "signature_axes", "signature_file", "signature_roles", "tensor_file"),
+        *("engine", "graph_check", "graph_facts", "signature_axes", "signature_file", "signature_roles"),
+        "tensor_file",
     },
     "model_signature": {
         *("answer_axes", "fingerprint", "graph_check", "graph_facts", "model_checks", "model_file"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from longshort_service.engine import open_session
+from longshort_service.graph_check import ModelError
 from longshort_service.signature_file import BATCH, TIME, SaidState
 from longshort_service.tensor_file import read_tensor
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from longshort_service.signature_axes import Found
     from longshort_service.signature_file import Axes, Said
     from longshort_service.signature_roles import Roles
+
+MAX_PROBE_BYTES: Final = 2**28  # of one input; what is served of values or states is a fifth of that
 
 
 class ShapeProbe:
@@ -63,8 +67,8 @@ class ShapeProbe:
                 fact.name, SaidState()
             )
             feeds[fact.name] = _zeros(fact, found.states[fact.name], sizes)
-            if not isinstance(said.initial, str):
-                feeds[fact.name] += np.asarray(said.initial, fact.dtype)
+            if not isinstance(said.start, str):
+                feeds[fact.name] += np.asarray(said.start, fact.dtype)
         for name, value in self._said.constants.items():
             fact = self._facts.input(name)
             shape = tuple(axis if isinstance(axis, int) else 1 for axis in fact.axes or ())
@@ -82,10 +86,19 @@ class ShapeProbe:
         said = self._said.inputs.get(fact.name)
         if said is None or said.window is None:
             return axes
+        if not -len(axes) <= said.window.axis < len(axes):
+            return axes  # refused where the window is made
         place = said.window.axis % len(axes)
         axis = axes[place]
         return (*axes[:place], axis + said.window.size, *axes[place + 1 :]) if isinstance(axis, int) else axes
 
 
 def _zeros(fact: TensorFact, axes: Axes, sizes: Mapping[str, int]) -> NDArray[Any]:
-    return np.zeros([sizes[axis] if isinstance(axis, str) else axis for axis in axes], fact.dtype)
+    """Return zeros for a graph's input. Raises ModelError where they are more than any model that is served takes."""
+    shape = [sizes[axis] if isinstance(axis, str) else axis for axis in axes]
+    num_bytes = math.prod(shape) * np.dtype(fact.dtype).itemsize
+    if num_bytes > MAX_PROBE_BYTES:
+        raise ModelError(
+            f"{fact.name} is {num_bytes} bytes for a few rows and steps, {shape}: that is not served"
+        )
+    return np.zeros(shape, fact.dtype)

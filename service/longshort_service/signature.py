@@ -230,6 +230,7 @@ def _check_names(signature: Signature) -> None:
         ("feature", [c.name for c in signature.features]),
         ("output", [c.name for c in signature.outputs]),
         ("graph input", signature.graph_inputs()),
+        ("state", [s.input for s in signature.states]),
         ("state output", [s.output for s in signature.states if s.output]),
         ("answer", [port.name for port in signature.answers]),
     ):

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from longshort_service.graph_check import ModelError
-from longshort_service.signature_file import AS_IS, BATCH, TIME
-from longshort_service.signature_roles import Question, described, key
+from longshort_service.signature_file import AS_IS, BATCH, TIME, SaidState
+from longshort_service.signature_roles import Question, described, key, text
 
 if TYPE_CHECKING:
     from longshort_service.graph_facts import TensorFact
@@ -36,9 +36,9 @@ def find_axes(roles: Roles, said: Said) -> Found:
     found = Found()
     for state in roles.states:
         own = said.states.get(state.input.name)
-        _state(state.input, own.axes if own else None, "states", found)
+        _state(state.input, own, state.output.name, found)
     for fact in roles.session_constants:
-        _state(fact, said.session_constants[fact.name].axes, "session_constants", found)
+        _state(fact, said.session_constants[fact.name], "", found)
     symbols = _batch_symbols(roles, found)
     has_batch = any(BATCH in found.states.get(state.input.name, ()) for state in roles.states)
     for fact in roles.values:
@@ -78,10 +78,14 @@ def taken(fact: TensorFact, axes: Axes, table: str, window: Window | None = None
     return tuple(sizes)
 
 
-def _state(fact: TensorFact, axes: Axes | None, table: str, found: Found) -> None:
-    """Note the axes of a state: its one open axis is the batch, without one the graph has none."""
-    if axes is not None:
-        found.states[fact.name] = taken(fact, axes, table)
+def _state(fact: TensorFact, own: SaidState | None, output: str, found: Found) -> None:
+    """Note the axes of a state: its one open axis is the batch, without one the graph has none.
+
+    `own` is what is said of it, `output` its next value, "" for a constant of one session.
+    """
+    table = "states" if output else "session_constants"
+    if own is not None and own.axes is not None:
+        found.states[fact.name] = taken(fact, own.axes, table)
         return
     places = fact.open_axes
     if fact.axes is None or len(places) > 1:
@@ -90,11 +94,29 @@ def _state(fact: TensorFact, axes: Axes | None, table: str, found: Found) -> Non
             Question(
                 f"Which axis of {fact.name}, {described(fact)}, is the batch, and how long are the others that the "
                 "file leaves open?",
-                (f"[{table}.{key(fact.name)}]", f"axes = [{guess}]"),
+                (f"[{table}.{key(fact.name)}]", *state_lines(own, output, guess)),
             )
         )
         return
     found.states[fact.name] = tuple(axis if isinstance(axis, int) else BATCH for axis in fact.axes)
+
+
+def state_lines(own: SaidState | None, output: str, axes: str) -> tuple[str, ...]:
+    """Return the lines of a state's table in signature.toml, with `axes` as they stand there; `own` is said of it."""
+    own = own or SaidState()
+    return (
+        *([f"output = {text(output)}"] if output else []),
+        f"axes = [{axes}]",
+        f"initial = {number_or_file(own.start)}",
+        *([f'memory = "{own.memory.value}"'] if own.memory is not None else []),
+    )
+
+
+def number_or_file(value: float | str) -> str:
+    """Return a number, to its last digit, or a file's name, as it stands in signature.toml."""
+    if isinstance(value, str):
+        return text(value)
+    return repr(value).removesuffix(".0") if value else repr(value)  # -0 would be 0
 
 
 def _guess_state(fact: TensorFact) -> list[str | int]:
@@ -117,6 +139,11 @@ def _batch_symbols(roles: Roles, found: Found) -> set[str | None]:
 
 def _is_batch_name(axis: object) -> bool:
     return isinstance(axis, str) and axis.lower() in BATCH_NAMES
+
+
+def _may_be_batch(axis: object, place: int) -> bool:
+    """Return whether an axis of values says that it is the batch. Behind the first, n may be the samples of a chunk."""
+    return _is_batch_name(axis) and (place == 0 or len(str(axis)) > 1)
 
 
 def _value(
@@ -161,7 +188,7 @@ def _batch_of(fact: TensorFact, symbols: set[str | None], *, has_batch: bool) ->
     """Return the place of the batch: the states' symbol, a symbol that says so, or the only open axis that has none."""
     axes = fact.axes or ()
     named = [place for place in fact.open_axes if axes[place] is not None and axes[place] in symbols]
-    named = named or [place for place in fact.open_axes if _is_batch_name(axes[place])]
+    named = named or [place for place in fact.open_axes if _may_be_batch(axes[place], place)]
     if len(named) == 1:
         return named[0]
     nameless = len(fact.open_axes) == 1 and None in {*symbols, axes[fact.open_axes[0]]}
@@ -220,7 +247,7 @@ def ask_axes(fact: TensorFact, roles: Roles, sentence: str) -> Question:
     for place, axis in enumerate(axes):
         if isinstance(axis, int):
             guess.append(AS_IS)
-        elif _is_batch_name(axis) or (place == 0 and len(axes) == 2 and axis is None):
+        elif _may_be_batch(axis, place) or (place == 0 and len(axes) == 2 and axis is None):
             guess.append(BATCH)
         elif TIME not in guess and (place == 0 or _may_be_time(axis, roles)):
             guess.append(TIME)

@@ -133,6 +133,7 @@ def _window(fact: TensorFact, axes: Axes, said: Said) -> State:
         raise ModelError(
             f"[inputs.{fact.name}] window: an input with a time axis has its past in it: give its size"
         )
+    _check_number(window.initial, fact, "initial of the window")
     before = [k for k, axis in enumerate(axes) if isinstance(axis, int)]
     own = before.index(place % len(axes))
     shape = [axis for axis in axes if isinstance(axis, int)]
@@ -154,7 +155,7 @@ def _state(fact: TensorFact, output: str, found: Found, said: SaidState) -> Stat
     is_unbatched = BATCH not in axes
     if is_unbatched:
         axes = (BATCH, *axes)
-    initial = 0.0 if isinstance(said.initial, str) else said.initial
+    initial = 0.0 if isinstance(said.start, str) else said.start
     _check_number(initial, fact, "initial")
     return State(
         input=fact.name,
@@ -165,7 +166,7 @@ def _state(fact: TensorFact, output: str, found: Found, said: SaidState) -> Stat
         memory=said.memory,
         dtype=fact.dtype,
         is_unbatched=is_unbatched,
-        initial_file=said.initial if isinstance(said.initial, str) else "",
+        initial_file=said.start if isinstance(said.start, str) else "",
     )
 
 

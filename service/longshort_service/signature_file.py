@@ -45,12 +45,20 @@ class SaidTensor:
 
 @dataclass(frozen=True, slots=True)
 class SaidState:
-    """What is said of a state: the output that is its next value, "" for a constant of one session."""
+    """What is said of a state: the output that is its next value, "" for a constant of one session.
+
+    `initial` is a number or a file's name, None where nothing is said.
+    """
 
     output: str = ""
     axes: Axes | None = None
-    initial: float | str = 0.0
+    initial: float | str | None = None
     memory: Memory | None = None
+
+    @property
+    def start(self) -> float | str:
+        """What it starts with: 0 where nothing is said."""
+        return 0.0 if self.initial is None else self.initial
 
 
 @dataclass(frozen=True, slots=True)

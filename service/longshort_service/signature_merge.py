@@ -81,7 +81,13 @@ def merged(said: Said, base: Said) -> Said:
         kept = {name: value for name, value in other.items() if name not in parts or name in own}
         fields[table] = _table(own, kept)
     taken = {state.output for state in said.states.values()}
-    fields["outputs"] = _table(said.outputs, {k: v for k, v in base.outputs.items() if k not in taken})
+    # An output that the file's own signature leaves out is an answer where signature.toml speaks of it.
+    outputs = {
+        name: own
+        for name, own in base.outputs.items()
+        if name not in taken and not (own.ignore and name in said.outputs)
+    }
+    fields["outputs"] = _table(said.outputs, outputs)
     return Said(**fields)
 
 

@@ -131,9 +131,12 @@ def _check_names(facts: GraphFacts, said: Said) -> None:
     ]
     twice = sorted({name for name in roles if roles.count(name) > 1})
     results = [state.output for state in said.states.values()]
+    results += [name for name, own in said.outputs.items() if not own.ignore]
     twice += sorted({name for name in results if results.count(name) > 1})
     if twice:
-        raise ModelError(f"{twice[0]!r} is said to be two things: an input has one role, an output one state")
+        raise ModelError(
+            f"{twice[0]!r} is said to be two things: an input has one role, an output is an answer or one state"
+        )
 
 
 def _lens_by_name(facts: GraphFacts, known: Iterable[str]) -> str | None:

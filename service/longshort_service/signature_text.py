@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from longshort_service.signature_axes import number_or_file, state_lines
 from longshort_service.signature_file import SaidState, SaidTensor
 from longshort_service.signature_roles import SAID, described, key, text
 
@@ -34,9 +35,7 @@ def table(roles: Roles, found: Found, said: Said) -> str:
         own = said.states.get(state.input.name, SaidState())
         how = SAID if state.how == SAID else f"paired by {state.how}"
         axes = described(state.input, found.states[state.input.name])
-        lines.append(
-            ("state", f"{state.input.name} -> {state.output.name}", f"{axes} from {own.initial}", how)
-        )
+        lines.append(("state", f"{state.input.name} -> {state.output.name}", f"{axes} from {own.start}", how))
     for fact in roles.session_constants:
         axes = described(fact, found.states[fact.name])
         lines.append(("constant of a session", fact.name, axes, SAID))
@@ -70,15 +69,19 @@ def skeleton(
     blocks += [_tensor("inputs", n, axes, said.inputs.get(n)) for n, axes in found.inputs.items()]
     blocks += [_tensor("outputs", n, axes, said.outputs.get(n)) for n, axes in found.outputs.items()]
     blocks += [f"[outputs.{key(n)}]\nignore = true" for n, own in said.outputs.items() if own.ignore]
-    for state in roles.states:
-        own = said.states.get(state.input.name, SaidState(state.output.name))
-        blocks.append(_state("states", state.input.name, found, own, state.output.name))
+    # Of which the axes are asked the whole table is in the question: TOML takes one once.
     blocks += [
-        _state("session_constants", fact.name, found, said.session_constants[fact.name], "")
+        _state("states", name, found.states[name], said.states.get(name), state.output.name)
+        for state in roles.states
+        if (name := state.input.name) in found.states
+    ]
+    blocks += [
+        _state("session_constants", name, found.states[name], said.session_constants[name], "")
         for fact in roles.session_constants
+        if (name := fact.name) in found.states
     ]
     if said.constants:
-        lines = [f"{key(n)} = {_value(value)}" for n, value in said.constants.items()]
+        lines = [f"{key(n)} = {number_or_file(value)}" for n, value in said.constants.items()]
         blocks.append("\n".join(["[constants]", *lines]))
     if said.forecast:
         lines = [f"{key(pair.feature)} = {text(pair.output)}" for pair in said.forecast]
@@ -119,27 +122,12 @@ def _tensor(table_name: str, name: str, axes: Axes, own: SaidTensor | None) -> s
     return "\n".join(lines)
 
 
-def _state(table_name: str, name: str, found: Found, own: SaidState, output: str) -> str:
-    lines = [f"[{table_name}.{key(name)}]"]
-    if output:
-        lines.append(f"output = {text(output)}")
-    if name in found.states:
-        lines.append(f"axes = [{_axes(found.states[name])}]")
-    lines.append(f"initial = {_value(own.initial)}")
-    if own.memory is not None:
-        lines.append(f'memory = "{own.memory.value}"')
-    return "\n".join(lines)
+def _state(table_name: str, name: str, axes: Axes, own: SaidState | None, output: str) -> str:
+    return "\n".join([f"[{table_name}.{key(name)}]", *state_lines(own, output, _axes(axes))])
 
 
 def _axes(axes: Axes) -> str:
     return ", ".join(str(axis) if isinstance(axis, int) else f'"{axis}"' for axis in axes)
-
-
-def _value(value: float | str) -> str:
-    """Return a number, to its last digit, or a file's name."""
-    if isinstance(value, str):
-        return text(value)
-    return repr(value).removesuffix(".0") if value else repr(value)  # -0 would be 0
 
 
 def _commented(question: Question) -> str:

@@ -15,42 +15,22 @@ if TYPE_CHECKING:
 
     from longshort_service.graph_facts import TensorFact
 
-# Words that say on which side of the graph a tensor is, or which step it belongs to.
-_SIDES: Final = frozenset(
-    {
-        "in",
-        "out",
-        "input",
-        "output",
-        "inputs",
-        "outputs",
-        "new",
-        "next",
-        "past",
-        "present",
-        "prev",
-        "previous",
-    }
-    | {
-        "old",
-        "updated",
-        "update",
-        "cur",
-        "current",
-        "init",
-        "initial",
-        "start",
-        "final",
-        "last",
-        "begin",
-        "end",
-    }
+# Words that say to which step a tensor belongs; what is called so is a state.
+_STEPS: Final = frozenset(
+    {"new", "next", "past", "present", "prev", "previous", "old", "updated", "update", "cur", "current"}
+    | {"init", "initial", "start", "final", "last", "begin", "end"}
 )
+# Words that say on which side of the graph a tensor is, or which step it belongs to.
+_SIDES: Final = frozenset({"in", "out", "input", "output", "inputs", "outputs"}) | _STEPS
 # Words in names of tensors that carry values: with a partner of their own name they are still no states.
 _DATA: Final = frozenset(
     {"x", "y", "u", "input", "inputs", "output", "outputs", "audio", "wave", "waveform", "signal", "samples"}
     | {"chunk", "frame", "frames", "feature", "features", "feat", "feats", "spec", "spectrum", "mel", "mag"}
     | {"noisy", "data", "obs", "observation", "token", "tokens", "value", "values", "speech", "image"}
+)
+# Words in names of tensors that are kept from step to step, whatever data they are of.
+_MEMORY: Final = frozenset(
+    {"state", "states", "hidden", "cell", "cache", "caches", "mem", "memory", "buffer", "buf", "history"}
 )
 _WORD: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 _GLUED: Final = re.compile(
@@ -88,7 +68,8 @@ def find_pairs(
     `num_spared` says how many inputs and outputs beside these are known to carry values and answers, `knows_states`
     whether others are known to be states.
     """
-    left_in = [fact for fact in inputs if len(fact.open_axes) <= 1]  # two open axes: one of them is time
+    # Of two open axes one is time, unless a name says that it is kept: then its axes are asked for.
+    left_in = [fact for fact in inputs if len(fact.open_axes) <= 1 or _is_memory(fact.name)]
     left_out = list(outputs)
     pairs: list[Pair] = []
     misfits: list[Pair] = []
@@ -104,18 +85,21 @@ def find_pairs(
     kept = _leaving_data(pairs, num_carriers)
     if pairs and not kept:
         return Pairing(doubtful=tuple(pair.input for pair in pairs))
-    pairs = kept
+    unsure = [pair for pair in kept if is_data(pair.input.name) and not _tells_steps(pair)]
+    pairs = [pair for pair in kept if pair not in unsure]
     taken = {id(fact) for pair in pairs for fact in (pair.input, pair.output)}
+    spare = num_carriers - len(pairs) - 1
     found, doubtful = _by_shape(
-        [fact for fact in left_in if id(fact) not in taken and fact.axes],
+        [fact for fact in left_in if id(fact) not in taken and fact.axes and len(fact.open_axes) <= 1],
         [fact for fact in left_out if id(fact) not in taken and fact.axes],
-        spare=num_carriers - len(pairs) - 1,
+        spare,
     )
-    if (
-        pairs or knows_states
-    ):  # what only has a state's shape beside states with names may be given at every step
-        doubtful = tuple(pair.input for pair in found if not is_data(pair.input.name))
+    # What only has a state's shape beside states with names may be given at every step.
+    if pairs or unsure or knows_states:
+        candidates = (*(pair.input for pair in found), *doubtful) if spare > 0 else ()
+        doubtful = tuple(fact for fact in candidates if not is_data(fact.name))
         found = []
+    doubtful = (*(pair.input for pair in unsure), *doubtful)
     paired = {pair.output.name for pair in (*pairs, *found)}
     wrong = tuple(pair for pair in misfits if not is_data(pair.input.name) and pair.output.name not in paired)
     return Pairing((*pairs, *found), wrong, doubtful)
@@ -135,8 +119,18 @@ def fits(given: TensorFact, result: TensorFact) -> bool:
 
 def is_data(name: str) -> bool:
     """Return whether a name sounds as if it carried values."""
-    words = [word for word in _split(name) if not word.isdigit()]
-    return any(word in _DATA for word in words)
+    words = set(_split(name))
+    return not words.isdisjoint(_DATA) and words.isdisjoint(_MEMORY)
+
+
+def _is_memory(name: str) -> bool:
+    """Return whether a name sounds as if it were kept from step to step."""
+    return not (_MEMORY | {"h", "c", "hx", "cx"}).isdisjoint(_split(name))
+
+
+def _tells_steps(pair: Pair) -> bool:
+    """Return whether the names say that one is the other at the next step: x and next_x, but not x_in and x_out."""
+    return not _STEPS.isdisjoint((*_split(pair.input.name), *_split(pair.output.name)))
 
 
 def _split(name: str) -> list[str]:
