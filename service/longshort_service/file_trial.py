@@ -34,7 +34,7 @@ def can_optimise(folder: Path, file: Path, *, trial_s: float = TRIAL_S) -> bool:
     """Return whether a model file loads and runs at onnxruntime's full optimisation; False: only at the basic one.
 
     A file that carries its signature is taken to be longshort's own and is not tried: it starts fast. Blocks for half a
-    second or more otherwise. Raises ModelError where the file is refused, ends its process at both, or takes longer than
+    second or more otherwise. Raises ModelError where the file is refused, ends its process at both, or takes more than
     `trial_s`; OSError where it cannot be read.
     """
     if METADATA_KEY in model_files.look_at(file).metadata:
