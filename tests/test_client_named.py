@@ -202,6 +202,19 @@ def test_gateway_opens_each_session_in_what_it_is_given(address: str):
             gateway.open(["a", "b"], initial={"who": who})
 
 
+def test_gateway_takes_what_a_session_begins_in_from_its_last_opening(address: str):
+    wrong, right = {"s0": np.zeros((1, 3), np.float32)}, {"s0": np.array([[5]], np.float32)}
+    with longshort.Gateway(address, "calendar") as gateway:
+        for key, initial, answer in (("plain", None, 10.5), ("given", right, 15.5)):
+            with pytest.raises(errors.RowsFailed) as caught:
+                gateway.open([key], initial=wrong)
+            assert caught.value.errors[0].reason == "WRONG_SHAPE"
+            with pytest.raises(errors.InvalidRequest):  # and not from zero, which nobody has asked for
+                gateway.step(key, HISTORY[0])
+            assert gateway.open([key], initial=initial).all()
+            assert gateway.step(key, HISTORY[0]).tolist() == [answer]
+
+
 def test_values_by_name_are_taken_exactly_once_over_a_cut_connection(address: str):
     wire = Wire(address, seed=5)
     values = whole_numbers(WHOLE, 120)

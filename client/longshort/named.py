@@ -34,11 +34,6 @@ _NUMBERS: Final = {dtype: number for number, dtype in _DTYPES.items()}
 Named = Mapping[str, "ArrayLike"]
 
 
-def is_named(values: object) -> bool:
-    """Return whether values are given by name."""
-    return isinstance(values, Mapping)
-
-
 def one_step(values: Named) -> NDArray[Any]:
     """Return one step's arrays [*shape] as [1] of fields, or raise InvalidRequest."""
     return many_steps({name: _typed(name, array)[None] for name, array in _named(values)})

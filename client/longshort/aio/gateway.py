@@ -204,6 +204,8 @@ class Gateway:
         """Open n sessions without values, in bulk; return of each whether that has created it, as `created` does.
 
         `initial` is what those begin with that are created, as of `Client.session`: by name one array [n, *shape].
+        It stays with a session until that is open: values that come after a refusal do not begin elsewhere, and
+        another `open` replaces it.
         RowsFailed as in `steps`; its `answers` is then 1, 0 or NaN, [n, 1] f32.
         """
         left_s = await self._waits.enter(timeout_s)

@@ -62,10 +62,17 @@ class Openings:
                 frame.opens.append(slot)
         return [sequence_pb2.FrameOpen(handle=slot, open=self._open(slot)) for slot in frame.opens]
 
-    def begin_with(self, slot: int, initial: list[types_pb2.Tensor]) -> None:
-        """Note what a session begins with where its first opening creates it."""
-        if self._table.opened[slot] is None:
+    def begin_with(self, slot: int, initial: list[types_pb2.Tensor] | None) -> None:
+        """Note what a session begins with where its first opening creates it. None: what the model says.
+
+        An opening that was refused leaves its own behind for the values that come next: they must not begin elsewhere.
+        """
+        if self._table.opened[slot] is not None:
+            return
+        if initial is not None:
             self._initial[slot] = initial
+        elif not self._table.flag_bytes[slot] & OPENING:  # otherwise one is under way, with what it was given
+            self._initial.pop(slot, None)
 
     def _open(self, slot: int) -> sequence_pb2.Open:
         message, before = sequence_pb2.Open(), self._table.opened[slot]

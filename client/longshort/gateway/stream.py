@@ -133,8 +133,7 @@ class FrameStream:
         self._check()
         self.turns.num_waiting_steps += call.weight
         for index, slot in enumerate(call.slots.tolist()):
-            if initial is not None:
-                self._openings.begin_with(slot, named.row_messages(initial[index]))
+            self._openings.begin_with(slot, None if initial is None else named.row_messages(initial[index]))
             self.turns.try_enqueue(OpenRow(slot, call, index))
 
     def flush(self, call: ArrayCall) -> None:
