@@ -186,6 +186,11 @@ def test_states_that_do_not_begin_at_zero_keep_their_beginning(tmp_path: Path) -
     made, space = exported(user_modules.StateSpace(), tmp_path / "space")
     assert space.signature.states[0].initial_file == "s.npy"
     np.testing.assert_array_equal(np.load(made.folder / "s.npy"), np.arange(6, dtype=np.float32))
+    made, count = exported(user_modules.Count(), tmp_path / "count")
+    assert (
+        count.signature.states[0].initial_file == "n.npy"
+    )  # a signature's number is a float: it would begin one less
+    assert np.load(made.folder / "n.npy").tolist() == [2**60 + 1]
 
 
 def test_a_loop_over_time_is_served_one_step_a_run_and_that_is_said(tmp_path: Path) -> None:
@@ -452,6 +457,7 @@ def test_a_function_and_a_module_are_exported_like_a_class(tmp_path: Path) -> No
         (["user_modules:Gru", "--answer", "a b"], "'a b' cannot be a tensor's name"),
         (["user_modules:Gru", "--input", "x:batch,time,4"], "the module fails for tensors [3, 7, 4]"),
         (["user_modules:Gru", "--state", "h:batch,8"], "the module fails for tensors"),
+        (["user_modules:Gru", "--state", "h:time,batch,8"], "state h has an axis of time"),
     ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], said: str, tmp_path: Path) -> None:

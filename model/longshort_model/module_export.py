@@ -189,11 +189,12 @@ def _state(face: Face, states: tuple[Face, ...]) -> State:
 
 
 def _constant(face: Face) -> float | None:
-    """Return the number that every element of a state starts with, None where they differ."""
+    """Return the number that every element of a state starts with, None where they differ or no float is that number."""
     if face.initial is None or face.initial.numel() == 0:
         return 0.0
-    first = face.initial.flatten()[0]
-    return float(first) if bool((face.initial == first).all()) else None
+    first = face.initial.flatten()[0].item()
+    is_exact = float(first) == first  # not of each int64 beyond 2**53
+    return float(first) if is_exact and bool((face.initial == first).all()) else None
 
 
 def _initial_files(taken: Taken) -> dict[str, bytes]:

@@ -54,6 +54,11 @@ def take(
         )
     for face in (*inputs, *states):
         _check_face(face)
+    timed = [face.name for face in states if TIME in face.sizes]
+    if timed:
+        raise ExportError(
+            f"state {timed[0]} has an axis of time: a state is what one step leaves to the next"
+        )
     if _takes_one_state(module, len(inputs)) and len(trees) > 1:
         trees = (trees,)  # forward(x, memory), with nn.LSTM's two in it
     flat = Flat(module, len(inputs), trees).eval()

@@ -122,6 +122,20 @@ class CausalConv(nn.Module):
         return torch.zeros(batch, 3, 2), torch.full((batch, 4, 4), 0.5)
 
 
+class Count(nn.Module):
+    """A sum of whole numbers that begins beyond those which a float64 tells apart."""
+
+    def forward(self, x: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+        n = n + x
+        return n, n
+
+    def example_inputs(self, batch: int, _time: int) -> Tensor:
+        return torch.randint(0, 5, (batch, 1))
+
+    def initial_states(self, batch: int) -> Tensor:
+        return torch.full((batch, 1), 2**60 + 1)
+
+
 class StateSpace(nn.Module):
     """A diagonal linear state-space model, all steps at once."""
 
