@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from longshort_service.general_run import GeneralRun, from_graph, to_graph
+from longshort_service.general_run import ALIGNMENT, GeneralRun, from_graph, to_graph
 from longshort_service.ports import Port
 from longshort_service.signature import Channel, Constant, Signature, State
 
@@ -30,6 +30,7 @@ class Recorder:
 
     def __call__(self, names: Sequence[str], feeds: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
         assert all(array.flags.c_contiguous for array in feeds.values())
+        assert not any(array.ctypes.data % ALIGNMENT for array in feeds.values())
         self.given.append({name: array.copy() for name, array in feeds.items()})
         results = self.answer(feeds)
         return [results[name] for name in names]
@@ -158,6 +159,28 @@ def test_state_without_a_batch_axis_is_given_as_it_is():
     )
     assert answers.ravel().tolist() == [1, 7]
     assert states[0].tolist() == [[1, 2], [7, 8]]
+
+
+def test_single_numbers_without_any_axis_stay_single_numbers():
+    signature = Signature(
+        "scalar",
+        channels(1),
+        channels(1),
+        (State("s", "s_out", (-1,), 0, is_unbatched=True),),
+        inputs=(Port("x", (), batch_axis=None, time_axis=None),),
+        answers=(Port("y", (), batch_axis=None, time_axis=None),),
+        rows_alone=True,
+    )
+
+    def answer(feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        assert feeds["x"].shape == feeds["s"].shape == ()
+        total = np.asarray(feeds["x"] + feeds["s"])
+        return {"y": total, "s_out": total}
+
+    run, _ = run_of(signature, answer)
+    answers, states = run(np.array([[[1], [2]], [[5], [6]]], np.float32), None, [np.array([10, 20], "f4")])
+    assert answers.tolist() == [[[11], [13]], [[25], [31]]]
+    assert states[0].tolist() == [13, 31]
 
 
 @pytest.mark.parametrize("rows_alone", [False, True])

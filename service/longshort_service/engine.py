@@ -14,7 +14,7 @@ import onnxruntime as ort
 
 from longshort_service import signature as signatures
 from longshort_service.batching import RunCost
-from longshort_service.general_run import GeneralRun, from_graph
+from longshort_service.general_run import GeneralRun, for_graph, from_graph
 from longshort_service.graph_check import ModelError, check_graph, promised_results
 from longshort_service.host_states import layouts_of
 from longshort_service.ports import DTYPES
@@ -217,8 +217,8 @@ class Engine:
     def _feeds(
         self, values: NDArray[np.float32], counts: NDArray[np.int32] | None, states: States
     ) -> dict[str, NDArray[Any]]:
-        feeds: dict[str, NDArray[Any]] = dict(zip(self._state_inputs, states, strict=True))
-        feeds[self.signature.input] = values
+        feeds: dict[str, NDArray[Any]] = dict(zip(self._state_inputs, map(for_graph, states), strict=True))
+        feeds[self.signature.input] = for_graph(values)
         if self.signature.sequence_lens is not None:
             if counts is None:
                 counts = np.full(len(values), values.shape[1], np.int32)

@@ -5,7 +5,7 @@ Owns the way from rows to what the graph takes and back. Does not know onnxrunti
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from longshort_service.signature import Signature, State
 
     Graph = Callable[[Sequence[str], dict[str, NDArray[Any]]], Sequence[NDArray[Any]]]
+
+# onnxruntime adds up in another order where an array does not begin at such an address: its last bits would depend on
+# where among others a row or a step has come to lie.
+ALIGNMENT: Final = 16
 
 
 class GeneralRun:
@@ -87,11 +91,11 @@ class GeneralRun:
             feeds[port.name] = to_graph(port, given)
         for spec, state in zip(signature.states, states, strict=True):
             if not spec.window_of:
-                feeds[spec.input] = np.ascontiguousarray(state[0] if spec.is_unbatched else state)
+                feeds[spec.input] = for_graph(state[0] if spec.is_unbatched else state)
         if signature.sequence_lens is not None:
             if counts is None:
                 counts = np.full(len(values), values.shape[1], np.int32)
-            feeds[signature.sequence_lens] = counts
+            feeds[signature.sequence_lens] = for_graph(counts)
         results = self._graph(self._outputs, feeds)
         num_answers = len(signature.answers)
         answers = [
@@ -112,7 +116,13 @@ def to_graph(port: Port, tensor: NDArray[Any]) -> NDArray[Any]:
         tensor = np.moveaxis(tensor[0], 0, port.time_axis)
     else:
         tensor = np.moveaxis(tensor, (0, 1), (port.batch_axis, port.time_axis))
-    return np.ascontiguousarray(tensor)
+    return for_graph(tensor)
+
+
+def for_graph(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array as the graph is to see it, wherever it lay: contiguous, and aligned to ALIGNMENT."""
+    array = np.asarray(array, order="C")  # not `ascontiguousarray`: it makes an array of a single number
+    return array.copy() if array.ctypes.data % ALIGNMENT else array
 
 
 def from_graph(port: Port, array: NDArray[Any]) -> NDArray[Any]:
