@@ -26,6 +26,9 @@ DTYPES: Final[dict[types_pb2.DataType, str]] = {
     types_pb2.DATA_TYPE_INT64: "int64",
 }
 _NUMBERS: Final = {dtype: number for number, dtype in DTYPES.items()}
+# What is said of a shape before anything is computed from it: a message has room for a million axes.
+_MAX_AXES: Final = 32
+_MAX_SIZE: Final = 2**31 - 1
 
 
 def message(name: str, array: NDArray[Any]) -> types_pb2.Tensor:
@@ -38,11 +41,11 @@ def message(name: str, array: NDArray[Any]) -> types_pb2.Tensor:
 
 def array(tensor: types_pb2.Tensor, dtype: str, shape: Sequence[int | None]) -> NDArray[Any]:
     """Return a tensor's array, a copy. Raises WrongShape unless it has that dtype and shape; None is any size."""
-    sizes, wanted = list(tensor.shape), ["time" if size is None else size for size in shape]
+    sizes, wanted = _sizes(tensor), ["time" if size is None else size for size in shape]
     if DTYPES.get(tensor.dtype) != dtype:
         raise errors.WrongShape(f"{tensor.name} must be of DATA_TYPE_{dtype.upper()}")
     fits = len(sizes) == len(shape) and all(
-        have >= 0 and want in (None, have) for have, want in zip(sizes, shape, strict=True)
+        want in (None, have) for have, want in zip(sizes, shape, strict=True)
     )
     if not fits:
         raise errors.WrongShape(f"{tensor.name} is {wanted}, not {sizes}".replace("'", ""))
@@ -51,7 +54,19 @@ def array(tensor: types_pb2.Tensor, dtype: str, shape: Sequence[int | None]) -> 
         raise errors.WrongShape(
             f"{tensor.name}: {len(tensor.data)} bytes do not make {sizes} of {written.itemsize} bytes each"
         )
-    return np.frombuffer(tensor.data, written).reshape(sizes).astype(dtype)
+    try:
+        return np.frombuffer(tensor.data, written).reshape(sizes).astype(dtype)
+    except ValueError as error:  # of no element, and yet too large
+        raise errors.WrongShape(f"{tensor.name}: {sizes} is no shape: {error}") from None
+
+
+def _sizes(tensor: types_pb2.Tensor) -> list[int]:
+    sizes = list(tensor.shape[: _MAX_AXES + 1])
+    if len(sizes) > _MAX_AXES or any(not 0 <= size <= _MAX_SIZE for size in sizes):
+        raise errors.WrongShape(
+            f"{tensor.name}: {sizes[:_MAX_AXES]} is no shape: it has at most {_MAX_AXES} axes of 0 to {_MAX_SIZE}"
+        )
+    return sizes
 
 
 def by_name(tensors: Iterable[types_pb2.Tensor]) -> dict[str, NDArray[Any]]:
@@ -63,7 +78,7 @@ def by_name(tensors: Iterable[types_pb2.Tensor]) -> dict[str, NDArray[Any]]:
         dtype = DTYPES.get(tensor.dtype)
         if dtype is None:
             raise errors.WrongShape(f"{tensor.name}: dtype {tensor.dtype} means nothing")
-        arrays[tensor.name] = array(tensor, dtype, list(tensor.shape))
+        arrays[tensor.name] = array(tensor, dtype, _sizes(tensor))
     return arrays
 
 
