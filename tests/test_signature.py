@@ -240,6 +240,16 @@ def test_only_rows_as_they_are_are_plain(change: dict[str, Any], *, is_plain: bo
     assert (made.is_plain, made.steps_alone) == (is_plain, steps_alone)
 
 
+@pytest.mark.parametrize("what", ["inputs", "answers"])
+def test_last_values_and_answers_of_other_dtypes_are_another_family(what: str):
+    # A session keeps both as they lie in memory: those of another dtype are other numbers, and may be wider.
+    families = {
+        signature(state_family="f", forecast=(), **{what: (Port("p", (2,), dtype),)}).family_of_states()
+        for dtype in ("float32", "float64", "int32")
+    }
+    assert len(families) == 3
+
+
 def test_states_of_other_dtypes_are_another_family():
     families = {
         signature(state_family="f", states=(State("h", "hn", (-1, 4), 0, dtype=dtype),)).family_of_states()

@@ -217,12 +217,19 @@ class Signature:
             f"{state.input} {list(state.shape)}{'' if state.dtype == 'float32' else ' ' + state.dtype}"
             for state in self.states
         )
-        return f"{self.state_family}: {len(self.features)} in, {len(self.outputs)} out, {states}"
+        return f"{self.state_family}: {_kept(self.value_row)} in, {_kept(self.answer_row)} out, {states}"
 
     def to_json(self) -> str:
         """Return the form that is written into the file."""
         fields = {key: getattr(self, key) for key in _JSON_FIELDS}
         return json.dumps({"format": FORMAT, **fields}, default=_plain, sort_keys=True)
+
+
+def _kept(layout: RowLayout) -> str:
+    """Return what a session keeps of its last values, or answers: as many numbers, or as many of each dtype."""
+    if layout.is_float32:
+        return str(layout.num_elements)
+    return " + ".join(f"{port.num_elements} {port.dtype}" for port in layout.ports)
 
 
 def _check_names(signature: Signature) -> None:
