@@ -130,6 +130,29 @@ def test_forecast_is_told_what_will_be_known(client: longshort.Client):
     assert client.model("calendar").known_features == ("hour", "rain")
 
 
+@pytest.mark.parametrize(
+    ("known", "horizon"),
+    [(np.transpose(KNOWN[:3]), 4), (KNOWN, 3), (KNOWN[:1], 3), ([KNOWN[:2]], 3)],
+    ids=["features by rows", "too many", "too few", "one axis too many"],
+)
+def test_what_is_known_in_another_shape_is_refused_by_session_and_gateway(
+    client: longshort.Client, address: str, known: Any, horizon: int
+):
+    with client.session(None, "calendar") as session:
+        session.steps(HISTORY)
+        with pytest.raises(errors.InvalidRequest) as caught:
+            session.forecast(horizon, known=known)
+        assert caught.value.reason == "WRONG_SHAPE"
+        assert session.forecast(3, known=np.ravel(KNOWN[:2])).shape == (3, 1)
+    with longshort.Gateway(address, "calendar") as gateway:
+        gateway.steps(["a", "b"], [HISTORY] * 2)
+        for given in (known, [known] * 2):
+            with pytest.raises(errors.InvalidRequest) as caught:
+                gateway.forecasts(["a", "b"], horizon, known=given)
+            assert caught.value.reason == "WRONG_SHAPE"
+        assert gateway.forecasts([], horizon, known=np.zeros((0, 2, 2))).size == 0
+
+
 def test_session_begins_in_what_it_is_given(client: longshort.Client):
     who, start = np.array([100.0, 0.5]), np.array([5], np.float32)
     with client.session("voice", "speaker", initial={"who": who, "s0": start}) as session:

@@ -42,6 +42,19 @@ def many_rows(values: ArrayLike, num_features: int) -> NDArray[np.float32]:
     return _with_width(array, num_features)
 
 
+def check_ahead(known: NDArray[np.float32], horizon: int) -> None:
+    """Raise InvalidRequest where [rows, features], told to a forecast, has not the rows of its steps.
+
+    Fewer axes pass: they are [rows] of one feature, or flat. A message is flat and cannot say how wide its rows are:
+    features by rows would pass for rows by features.
+    """
+    if horizon < 1 or known.ndim < 2 or (known.ndim == 2 and len(known) in {horizon - 1, horizon}):
+        return  # a horizon of 0 is the server's to refuse
+    raise wrong_shape(
+        f"a forecast of {horizon} steps is told [{horizon - 1}, known features], got {list(known.shape)}"
+    )
+
+
 def whole_number(value: SupportsIndex, name: str, bound: int) -> int:
     """Return an argument as an int of [0, bound), or raise InvalidRequest: protobuf would raise its own."""
     try:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from longshort import errors, recovery, status
 from longshort.actions import RECEIVE, Action, Connect, Done, Failed, Send, Wait
-from longshort.arrays import whole_number
+from longshort.arrays import check_ahead, whole_number
 from longshort.journal import Journal, Message
 from longshort.named import answer_rows
 from longshort.recovery import Verdict
@@ -102,7 +102,10 @@ class SessionCore:
     def begin_forecast(self, horizon: int, known: NDArray[np.float32] | None = None) -> None:
         """Ask for the model's own continuation, beside what will be known; the session does not move."""
         self.check_can_begin()
-        self._task = ForecastTask(whole_number(horizon, "horizon", 2**32), known)
+        horizon = whole_number(horizon, "horizon", 2**32)
+        if known is not None:
+            check_ahead(known, horizon)
+        self._task = ForecastTask(horizon, known)
 
     def begin_flush(self) -> None:
         """Ask for the moment when all that was answered is stored."""

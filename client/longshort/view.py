@@ -180,7 +180,7 @@ def many_steps(values: ArrayLike | named.Named, num_features: int) -> NDArray[An
 
 
 def known_rows(known: ArrayLike | None) -> NDArray[np.float32] | None:
-    """Return what a forecast is told, [rows, known features] f32 or flat, or raise InvalidRequest."""
+    """Return what a forecast is told as f32, or raise InvalidRequest. Its shape is the core's to check."""
     return None if known is None else arrays.floats(known)
 
 

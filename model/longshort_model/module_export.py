@@ -189,7 +189,7 @@ def _state(face: Face, states: tuple[Face, ...]) -> State:
 
 
 def _constant(face: Face) -> float | None:
-    """Return the number that every element of a state starts with, None where they differ or no float is that number."""
+    """Return the number that every element of a state starts with, None where they differ or it is no float's."""
     if face.initial is None or face.initial.numel() == 0:
         return 0.0
     first = face.initial.flatten()[0].item()

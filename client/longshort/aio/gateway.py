@@ -185,7 +185,7 @@ class Gateway:
         left_s = await self._waits.enter(timeout_s)
         horizon = arrays.whole_number(horizon, "horizon", 2**32)
         group = _group(ids)
-        told = session_known(known, len(group))
+        told = session_known(known, len(group), horizon)
         return await self._lanes.ask(
             group,
             horizon,

@@ -38,7 +38,7 @@ def session_rows(values: ArrayLike, num_sessions: int, num_features: int) -> tup
     return array, is_flat
 
 
-def session_known(known: ArrayLike | None, num_sessions: int) -> NDArray[np.float32] | None:
+def session_known(known: ArrayLike | None, num_sessions: int, horizon: int) -> NDArray[np.float32] | None:
     """Return what forecasts are told as [n, numbers] f32, or raise InvalidRequest.
 
     [rows, known features], or [rows] of one, is the same for all; [n, rows, known features] each session's own.
@@ -47,12 +47,15 @@ def session_known(known: ArrayLike | None, num_sessions: int) -> NDArray[np.floa
         return None
     array = arrays.floats(known)
     if array.ndim < 3:
+        arrays.check_ahead(array, horizon)
         return np.tile(array.reshape(1, -1), (num_sessions, 1))
     if array.ndim > 3 or len(array) != num_sessions:
         raise arrays.wrong_shape(
             f"expected [rows, features] or [{num_sessions}, rows, features], got {list(array.shape)}"
         )
-    return array.reshape(num_sessions, -1)
+    if num_sessions:
+        arrays.check_ahead(array[0], horizon)
+    return array.reshape(num_sessions, array.shape[1] * array.shape[2])
 
 
 def session_fields(initial: named.Named, num_sessions: int) -> NDArray[Any]:
