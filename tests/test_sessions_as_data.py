@@ -220,7 +220,7 @@ def test_whatever_is_done_to_sessions_leaves_every_answer_as_it_would_be_alone(
 
     run(scenario())
     assert [server.errors() for server in servers] == [[], []]
-    assert all(rows_a_run(server.metrics()) > 1.2 for server in servers)  # they were batch-mates indeed
+    assert all(rows_a_run(server.metrics()) > 1 for server in servers)  # they were batch-mates indeed
 
 
 def test_import_on_a_service_with_another_file_is_refused_and_leaves_nothing(
