@@ -338,6 +338,24 @@ def test_stored_session_of_another_model_file_can_be_reset(play: Play):
     play(scenario)
 
 
+def test_reset_that_lacks_a_constant_takes_the_session_from_nobody(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+):
+    def lacking(*_: object) -> None:
+        raise errors.ConstantMissing("who", model="adder", constant="who")
+
+    async def scenario(house: House) -> None:
+        await make(house, "stored")
+        stored = await house.store.read("s")
+        assert stored is not None
+        with monkeypatch.context() as patch:
+            patch.setattr(management, "begin_again", lacking)
+            assert await reason_of(house.management.reset("s")) is errors.ConstantMissing
+        assert await house.store.write([stored]) == [None]  # whoever has it goes on
+
+    play(scenario)
+
+
 def test_stored_session_is_reset_where_memory_is_full(play: Play):
     async def scenario(house: House) -> None:
         await make(house, "stored")

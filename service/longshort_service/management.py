@@ -108,8 +108,9 @@ class Management:
     async def reset(self, session_id: str) -> SessionView:
         """Put a session back to step 0 with a new incarnation, where it is; its stream is ended.
 
-        Raises SessionNotFound, SessionExpired, ModelNotFound or StoreUnavailable, and then nothing has changed, or
-        SessionMoved where it was opened elsewhere meanwhile. A stored state of another model file is no obstacle.
+        Raises SessionNotFound, SessionExpired, ModelNotFound, ConstantMissing or StoreUnavailable, and then nothing has
+        changed, or SessionMoved where it was opened elsewhere meanwhile. A stored state of another model file is no
+        obstacle, unless the model needs constants that it does not hold.
         """
         return await self._keeper.turns.through(session_id, lambda: self._reset(session_id))
 
@@ -117,20 +118,15 @@ class Management:
         before = (await self._look(session_id)).record
         model = self._model_of(before)
         live = self._table.get(session_id)
+        states = begin_again(model, before.states)
         if live is not None:
-            states = begin_again(model, before.states)
             await self._keeper.restart(live, states, lambda: self._end_stream(live, "reset"))
             return self._view(live.record(), live)
         now_s = self._keeper.clock()
         opening = await open_one(self._store, StoreRequest(session_id, OpenMode.OPEN), now_s)
         refuse_unfound(opening, session_id, None)
         blank = records.birth(
-            session_id,
-            model.origin,
-            self._keeper.draw_incarnation(),
-            opening.epoch,
-            now_s,
-            begin_again(model, before.states),
+            session_id, model.origin, self._keeper.draw_incarnation(), opening.epoch, now_s, states
         )
         (refusal,) = await self._store.write([blank])
         if refusal is not None:
