@@ -254,6 +254,12 @@ def test_file_with_names_of_ours_is_left_as_it_is():
     assert "the graph has a tensor layer0.hidden_state of its own" in reason_of(model)
 
 
+def test_file_with_names_that_begin_as_ours_do_is_left_as_it_is():
+    model = chain(2)
+    model.graph.node.append(helper.make_node("Identity", ["X"], ["longshort.explain.own"]))
+    assert reason_of(model).count("the graph has a tensor longshort.explain.own of its own") == 2
+
+
 def test_operator_of_another_domain_is_named():
     model = Case("LSTM").model()
     model.graph.node[0].op_type, model.graph.node[0].domain = "DynamicQuantizeLSTM", "com.microsoft"

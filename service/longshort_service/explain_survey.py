@@ -48,12 +48,13 @@ def survey(model: onnx.ModelProto) -> tuple[list[Layer], list[str]]:
     notes: list[str] = []
     taken = {name for node in model.graph.node for name in node.output}
     taken |= {value.name for value in model.graph.input} | {tensor.name for tensor in model.graph.initializer}
+    own_prefix = min((name for name in taken if name.startswith(PREFIX)), default="")
     types = _Types(model)
     places = [place for place, node in enumerate(model.graph.node) if recurrent_node.is_recurrent(node)]
     for n, place in enumerate(places):
         node = model.graph.node[place]
         try:
-            said = _read(model, node, n, taken)
+            said = _read(model, node, n, taken, own_prefix)
             layers.append(Layer(n, place, said, types.of(said.weights)))
         except LeftOut as reason:
             notes.append(f"layer{n}, {_label(node)}, is left out: {reason}.")
@@ -66,7 +67,10 @@ def survey(model: onnx.ModelProto) -> tuple[list[Layer], list[str]]:
     return layers, notes
 
 
-def _read(model: onnx.ModelProto, node: onnx.NodeProto, n: int, taken: set[str]) -> Recurrent:
+def _read(
+    model: onnx.ModelProto, node: onnx.NodeProto, n: int, taken: set[str], own_prefix: str
+) -> Recurrent:
+    """Return what a node says. `taken` are the graph's names, `own_prefix` one of them that begins as ours do."""
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     if opset < OLDEST_OPSET:
         raise LeftOut(f"the graph is of opset {opset}, explained are those from {OLDEST_OPSET} on")
@@ -76,9 +80,9 @@ def _read(model: onnx.ModelProto, node: onnx.NodeProto, n: int, taken: set[str])
         for what in EXPLAINED[said.op_type]
         for is_reverse in said.is_reverse
     }
-    clash = sorted(name for name in taken if name in names or name.startswith(PREFIX))
+    clash = min(names & taken, default=own_prefix)
     if clash:
-        raise LeftOut(f"the graph has a tensor {clash[0]} of its own")
+        raise LeftOut(f"the graph has a tensor {clash} of its own")
     return said
 
 
