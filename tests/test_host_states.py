@@ -170,7 +170,10 @@ def test_finite_rows_tells_rows_apart():
     batch[1][2, 0, 1] = np.inf
     batch[2][0, 0, 3] = -np.inf
     batch[3][4] = np.nan
-    assert HostStates(LAYOUTS, 1).finite_rows(batch).tolist() == [True, False, False, False, False]
+    memory = HostStates(LAYOUTS, 1)
+    every = range(len(LAYOUTS))
+    assert memory.finite_rows(batch, every).tolist() == [True, False, False, False, False]
+    assert memory.finite_rows(batch, [0, 2]).tolist() == [True, False, True, False, True]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from longshort_service.arena import DeadSlot, Slots
 from longshort_service.batching import Batch, Job
 from longshort_service.host_states import StateLayout
 from longshort_service.lane import run_batch
-from longshort_service.signature import Channel, Signature, State
+from longshort_service.ports import Port
+from longshort_service.signature import Channel, MissingValue, Signature, State
 
 if TYPE_CHECKING:
     from longshort_service.host_states import HostStates
@@ -274,6 +275,39 @@ def test_row_that_is_refused_beside_one_that_is_not_finite():
     assert list(result.refusals) == [1]
     assert result.finite is not None
     assert result.finite.tolist() == [False, False, True]
+
+
+class Windowed:
+    """An engine whose graph takes NaN: it answers with 1, or with no number where it is given one beyond 9."""
+
+    signature = Signature(
+        "windowed",
+        (Channel("x"),),
+        (Channel("y"),),
+        (State("x.window", "", (-1, 1), 0, window_of="x"), State("mask", "", (-1, 1), 0)),
+        inputs=(Port("x", (1,), time_axis=None),),
+        missing=MissingValue.PASS,
+    )
+
+    def run(
+        self, values: NDArray[np.float32], counts: NDArray[np.int32] | None, states: States
+    ) -> tuple[NDArray[np.float32], States]:
+        assert counts is None
+        return np.where(values > 9, np.nan, 1).astype(np.float32), [values[:, 0], states[1]]
+
+
+def test_missing_value_in_a_window_and_a_constant_without_end_are_no_fault_of_the_answer():
+    layouts = [StateLayout((-1, 1), 0), StateLayout((-1, 1), 0, -np.inf)]
+    lane = lane_of(Windowed(), layouts=layouts, num_rows=NUM_ROWS)
+    for values, finite in (([NAN, 2], None), ([NAN, 10], [True, False])):
+        slots = lane.arena.allocate_many(2)
+        memory_of(lane).initialise(slots.rows)
+        job = Job(np.array(values, np.float32).reshape(2, 1, 1), slots, owner=Owner())
+        result = run_batch(lane, batch_of((job, 1)))
+        assert (None if result.finite is None else result.finite.tolist()) == finite
+        windows, masks = memory_of(lane).gather(slots.rows)
+        assert windows.ravel().tolist() == pytest.approx([NAN, 2 if finite is None else 0], nan_ok=True)
+        assert masks.ravel().tolist() == [-np.inf] * 2
 
 
 def test_engine_that_fails_on_everything_raises():

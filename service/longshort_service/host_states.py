@@ -110,13 +110,13 @@ class HostStates:
             for state, batch in zip(self._states, states, strict=True)
         ]
 
-    def finite_rows(self, states: States) -> NDArray[np.bool_]:
-        """Return for each row of a batch whether all of its states are finite."""
+    def finite_rows(self, states: States, places: Sequence[int]) -> NDArray[np.bool_]:
+        """Return for each row of a batch whether all of its states at `places` are finite."""
         masks = [
-            np.isfinite(np.moveaxis(batch, state.layout.batch_axis, 0))
-            .reshape(batch.shape[state.layout.batch_axis], -1)
+            np.isfinite(np.moveaxis(states[place], self._states[place].layout.batch_axis, 0))
+            .reshape(states[place].shape[self._states[place].layout.batch_axis], -1)
             .all(axis=1)
-            for state, batch in zip(self._states, states, strict=True)
+            for place in places
         ]
         result: NDArray[np.bool_] = np.logical_and.reduce(masks)
         return result

@@ -208,16 +208,20 @@ def _values(batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.int32] | None
 def _finite_rows(
     lane: Lane, counts: NDArray[np.int32] | None, answers: NDArray[np.float32], states: States
 ) -> NDArray[np.bool_] | None:
-    """Return for each row of a batch whether what came of it is finite; None: of all. Padding is nobody's answer."""
-    layout = lane.engine.signature.answer_row
+    """Return for each row of a batch whether what came of it is finite; None: of all. Padding is nobody's answer.
+
+    What the graph has not made is not looked at: a window holds values, also missing ones that the model takes.
+    """
+    signature = lane.engine.signature
+    layout, made = signature.answer_row, [k for k, spec in enumerate(signature.states) if spec.output]
     finite_answers = np.isfinite(answers) if layout.is_float32 else layout.are_finite(answers)
-    if finite_answers.all() and all(np.isfinite(state).all() for state in states):
+    if finite_answers.all() and all(np.isfinite(states[place]).all() for place in made):
         return None
     assert lane.states is not None  # noqa: S101  the caller has looked
     steps = layout.are_finite(answers)  # [batch, time]
     if counts is not None:
         steps |= np.arange(answers.shape[1]) >= counts[:, None]
-    finite: NDArray[np.bool_] = steps.all(axis=1) & lane.states.finite_rows(states)
+    finite: NDArray[np.bool_] = steps.all(axis=1) & lane.states.finite_rows(states, made)
     return finite
 
 
