@@ -118,3 +118,18 @@ def test_row_is_finite_where_all_of_its_numbers_are(
     layout = layout_of(*kinds)
     rows = layout.pack([np.array(one, dtype) for one, (dtype, _) in zip(tensors, kinds, strict=True)])
     assert layout.are_finite(rows).tolist() == finite
+
+
+def test_rows_that_can_be_held_are_told_from_those_that_cannot():
+    layout = RowLayout([Port("n", (1,), "int32"), Port("h", (), "float16"), Port("d", (1,), "float64")])
+    good = [[1, 0.1, np.inf], [-(2**31), np.nan, 1e38], [-0.0, np.inf, np.nan]]
+    bad = [[0.5, 1, 1], [np.nan, 1, 1], [2**31, 1, 1], [1, 1e5, 1]]
+    numbers = np.array([good[0], bad[0], good[1], *bad[1:], good[2]], np.float32)
+    can = layout.can_hold(numbers)
+    assert can.tolist() == [True, False, True, False, False, False, True]
+    for row, fits in zip(numbers, can.tolist(), strict=True):
+        if fits:
+            layout.from_numbers(row[None])
+        else:
+            with pytest.raises(NotRepresentable):
+                layout.from_numbers(row[None])

@@ -327,13 +327,10 @@ def _representable(
         return rows_of(numbers, model.signature), positions
     except errors.WrongShape:
         pass
-    rows, stays = [], []
-    for place, position in enumerate(positions.tolist()):
+    can_be = model.signature.value_row.can_hold(numbers).all(axis=1)
+    for place in np.flatnonzero(~can_be).tolist():
         try:
-            rows.append(rows_of(numbers[place], model.signature))
+            rows_of(numbers[place], model.signature)
         except errors.WrongShape as error:
-            work.failures[position] = error
-        else:
-            stays.append(position)
-    width = model.signature.value_row.width
-    return np.array(rows, np.float32).reshape(len(stays), numbers.shape[1], width), np.array(stays, np.intp)
+            work.failures[int(positions[place])] = error
+    return rows_of(numbers[can_be], model.signature), positions[can_be]

@@ -133,11 +133,23 @@ class RowLayout:
             part = numbers[..., begin : begin + port.num_elements]
             with np.errstate(all="ignore"):
                 cast = part.astype(port.dtype)
-            if port.dtype.startswith("int") or port.dtype == "float16":
-                _check_cast(part, cast, begin, port.dtype)
+            wrong = _misfits(part, port.dtype)
+            if wrong.any():
+                where = np.argwhere(wrong)[0]
+                raise NotRepresentable(begin + int(where[-1]), float(part[tuple(where)]), port.dtype)
             tensors.append(cast.reshape(*numbers.shape[:-1], *port.shape))
             begin += port.num_elements
         return self.pack(tensors)
+
+    def can_hold(self, numbers: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Return of numbers `[..., elements]` whether `from_numbers` takes all of each row, `[...]`."""
+        result: NDArray[np.bool_] = np.ones(numbers.shape[:-1], np.bool_)
+        begin = 0
+        for port in self.ports:
+            end = begin + port.num_elements
+            result &= ~_misfits(numbers[..., begin:end], port.dtype).any(axis=-1)
+            begin = end
+        return result
 
     def to_numbers(self, rows: NDArray[np.float32], dtype: type[np.floating] = np.float32) -> NDArray[Any]:
         """Return numbers `[..., elements]` of rows: what `dtype` cannot hold is rounded."""
@@ -163,15 +175,13 @@ class RowLayout:
         return result
 
 
-def _check_cast(numbers: NDArray[np.float32], cast: NDArray[Any], begin: int, dtype: str) -> None:
-    """Raise NotRepresentable where a cast has made another number of one: a float16 may round, but not overflow."""
-    wrong: NDArray[np.bool_]
+def _misfits(numbers: NDArray[np.float32], dtype: str) -> NDArray[np.bool_]:
+    """Return of which numbers a cast makes other ones: a float16 may round, but not overflow."""
     if dtype == "float16":
-        wrong = np.asarray(np.isinf(cast) & np.isfinite(numbers))
-    else:
-        # Beyond the range a cast to an integer gives any number: the greatest float32 below the range's end is checked.
-        limit = float(np.iinfo(dtype).max) + 1.0
-        wrong = np.asarray(~((numbers >= -limit) & (numbers < limit) & (numbers == np.floor(numbers))))
-    if wrong.any():
-        where = np.argwhere(wrong)[0]
-        raise NotRepresentable(begin + int(where[-1]), float(numbers[tuple(where)]), dtype)
+        with np.errstate(over="ignore"):
+            return np.asarray(np.isinf(numbers.astype(dtype)) & np.isfinite(numbers))
+    if not dtype.startswith("int"):
+        return np.zeros(numbers.shape, np.bool_)
+    # Beyond the range a cast to an integer gives any number: the greatest float32 below the range's end is checked.
+    limit = float(np.iinfo(dtype).max) + 1.0
+    return np.asarray(~((numbers >= -limit) & (numbers < limit) & (numbers == np.floor(numbers))))
