@@ -49,6 +49,8 @@ def taken_modules() -> dict[str, Taken]:
             user_modules.StateSpace,
         )
     }
+    load = (parse("load:batch,time,3"),)
+    found["named"] = take(user_modules.Gru().eval(), load, (parse("memory:1,batch,8"),), ("next_load",))
     found["words"] = take(user_modules.Words().eval(), (token,), states)
     found["notime"] = take(user_modules.NoTime().eval(), (parse("x:batch,3"),), ())
     return found
@@ -77,7 +79,9 @@ async def follow(caller: Caller, model: str, name: str, values: Tensor) -> list[
     return rows
 
 
-def test_sessions_of_exported_modules_get_what_pytorch_gives_step_by_step(run: Run, tmp_path: Path) -> None:
+def test_sessions_of_exported_modules_get_what_pytorch_gives_step_by_step(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     modules = taken_modules()
     for name, taken in modules.items():
         export_module(taken, Words(name), tmp_path)
@@ -96,6 +100,8 @@ def test_sessions_of_exported_modules_get_what_pytorch_gives_step_by_step(run: R
                 np.testing.assert_allclose(got, stepped(modules[name], values), atol=2e-5, err_msg=name)
 
     run(scenario())
+    alone = {line.split("/")[0] for line in caplog.messages if "runs one" in line}
+    assert not alone & {"lstm", "named"}
 
 
 def test_a_forecast_of_metro_calendar_as_served_is_the_one_that_the_report_scores(run: Run) -> None:

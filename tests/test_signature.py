@@ -152,6 +152,17 @@ def test_one_field_of_another_kind_is_refused_or_read(data: st.DataObject):
         assert from_json(json.dumps(raw)).name
 
 
+def test_names_of_a_plain_graph_are_those_of_its_ports():
+    """What feeds it in the shortest way took its input for x, and a graph with another was run a row at a time."""
+    channel = (Channel("a"),)
+    signature = Signature(
+        "m", channel, channel, (), inputs=(Port("load", (1,)),), answers=(Port("next", (1,)),)
+    )
+    assert signature.is_plain
+    assert (signature.input, signature.output) == ("load", "next")
+    assert from_json(signature.to_json()) == signature
+
+
 def test_row_of_a_state_is_its_shape_without_the_batch():
     assert [state.row_shape() for state in signature().states] == [(1, 4), (4,)]
 

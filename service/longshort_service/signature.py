@@ -150,6 +150,9 @@ class Signature:
             object.__setattr__(self, "inputs", (Port(self.input, (len(self.features),)),))
         if not self.answers:
             object.__setattr__(self, "answers", (Port(self.output, (len(self.outputs),)),))
+        # Of one name for the one input of a plain graph: what feeds it goes by `input`, all else by `inputs`.
+        object.__setattr__(self, "input", self.inputs[0].name)
+        object.__setattr__(self, "output", self.answers[0].name)
         _check_names(self)
         _check_tensors(self)
         object.__setattr__(self, "value_row", RowLayout(self.inputs))

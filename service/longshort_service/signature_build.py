@@ -66,8 +66,6 @@ def build(
             features=_channels(inputs, said.inputs, "inputs"),
             outputs=_channels(answers, said.outputs, "outputs"),
             states=tuple(states),
-            input=inputs[0].name,
-            output=answers[0].name,
             sequence_lens=roles.sequence_lens,
             missing=said.missing or MissingValue.REJECT,
             forecast=said.forecast or (),
