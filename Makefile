@@ -7,6 +7,8 @@ METRICS_PORT ?= 9464
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 PYTEST_FLAGS ?=
+# Each file of tests runs in one of so many processes; most of their time goes to services that they start and wait for.
+TEST_PROCESSES ?= 2
 # smoke (1 minute), quick (10), full (an hour), durable (3), million.
 BENCH ?= quick
 CHAOS_FAULTS ?= 50
@@ -19,7 +21,7 @@ PACKAGES := pyproject.toml client/pyproject.toml
 MODELS = $(if $(wildcard models/metro/*/model.onnx models/parking/*/model.onnx),models)
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo train test chaos check stubs bench clean
+.PHONY: help run demo train test long chaos check stubs bench clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -36,8 +38,11 @@ demo: .venv/with-demo ## The same, and end; the figures are in build/demo.json.
 train: .venv/with-torch ## Train the shipped models anew into models/; the scores are in build/train.json.
 	$(BIN)/longshort train --shipped --out models --report build
 
-test: .venv/with-dev build/public-models/made build/triton-clients/made ## Run all tests; what needs an engine or Debian packages skips visibly.
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+test: .venv/with-dev build/public-models/made build/triton-clients/made ## Run the tests; what needs an engine or Debian packages skips visibly.
+	$(BIN)/python -m pytest -m "not long" --numprocesses $(TEST_PROCESSES) --dist loadfile $(PYTEST_FLAGS)
+
+long: .venv/with-dev ## Run the long tests: a kill at every point, chaos, training anew.
+	$(BIN)/python -m pytest -m long $(PYTEST_FLAGS)
 
 # CHAOS_SEED repeats a run: the faults and their order, not the machine's mood.
 chaos: .venv/with-dev ## Kill, freeze and cut off servers under load, 50 times each way; CHAOS_FAULTS, CHAOS_SEED.

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 NUM_FAULTS = int(os.environ.get("CHAOS_FAULTS") or 0)
 SEED = int(os.environ.get("CHAOS_SEED") or secrets.randbelow(10**6))
-pytestmark = pytest.mark.timeout(240 + 20 * NUM_FAULTS)  # a minute or less on a quiet machine
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.timeout(240 + 20 * NUM_FAULTS),  # a minute or less on a quiet machine
+]
 
 
 def play(title: str, crowd: Crowd, faults: Faults, num_faults: int) -> None:

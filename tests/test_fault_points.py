@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     Run = Callable[..., Any]
 
+pytestmark = pytest.mark.long
 VALUES = np.random.default_rng(7).normal(size=(len(SIZES), NUM_STEPS)).astype(np.float32)
 DURABILITIES = {"NONE": NONE, "BEHIND": BEHIND, "SYNC": SYNC}
 POINTS = {"stream": STREAM_POINTS, "frames": FRAME_POINTS, "step": STEP_POINTS}

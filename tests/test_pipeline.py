@@ -12,7 +12,7 @@ from longshort_model.dataset import load
 from longshort_model.pipeline import SHIPPED, make
 from longshort_model.replay import Replay
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.long]
 
 SHIPPED_FOLDER = Path(__file__).parents[1] / "service" / "longshort_service" / "models"
 
