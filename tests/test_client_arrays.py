@@ -69,8 +69,8 @@ def test_tensors_keep_name_type_and_shape():
         named.from_messages([message])
 
 
-def test_memory_of_a_model_that_is_no_lstm_names_its_states():
-    session = results.SessionInfo.of(session_pb2.Session(model="gru"), {"h0": np.zeros((1, 4))})
-    with pytest.raises(errors.FailedPrecondition, match="h0") as caught:
+def test_memory_of_a_model_with_states_of_other_names_names_them():
+    session = results.SessionInfo.of(session_pb2.Session(model="wave"), {"h": np.zeros(4), "c": np.ones(4)})
+    with pytest.raises(errors.FailedPrecondition, match="no states c0 and h0, but h, c: ") as caught:
         results.Memory.of(session)
     assert caught.value.reason == "NO_LSTM"

@@ -34,7 +34,7 @@ _DURABILITIES = {
 
 
 class Memory(NamedTuple):
-    """The two memories of an LSTM session."""
+    """The two memories of a session whose model has the states c0 and h0, as `longshort train` makes them."""
 
     long_term: NDArray[np.generic]  # cell state [layers, hidden] f32
     short_term: NDArray[np.generic]  # hidden state [layers, hidden] f32
@@ -47,7 +47,8 @@ class Memory(NamedTuple):
         except KeyError:
             names = ", ".join(session.memory) or "none"
             raise errors.FailedPrecondition(
-                f"model {session.model} is no LSTM, its states are: {names}; see Client.get_session",
+                f"model {session.model} has no states c0 and h0, but {names}: get_session(id, include_memory=True) "
+                "returns them",
                 reason="NO_LSTM",
             ) from None
 

@@ -68,7 +68,7 @@ def list_sessions(model: str, prefix: str, address: str, timeout_s: float, *, as
 
 @_command("get")
 @click.argument("session_id", metavar="ID")
-@click.option("--memory", is_flag=True, help="Its two memories too.")
+@click.option("--memory", is_flag=True, help="Its states too.")
 @_json_option
 def get_session(session_id: str, address: str, timeout_s: float, *, memory: bool, as_json: bool) -> None:
     """Describe the session ID. It does not move.
