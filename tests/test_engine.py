@@ -203,6 +203,14 @@ def test_run_that_fails_at_warm_up_is_a_model_error(adder: Path):
         load(changed(adder, break_table)).warm_up(4, 4)
 
 
+def test_run_that_the_graph_itself_fails_on_writes_nothing(adder: Path, capfd: pytest.CaptureFixture[str]):
+    # Values from outside may make a run fail: a line for each would flood what an operator reads.
+    states = [np.zeros((2, 1), np.float32)]
+    with pytest.raises(Exception, match="running Concat"):
+        load(adder).run(np.zeros((3, 1, 1), np.float32), None, states)
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("is_plain", [True, False])
 def test_row_and_step_that_run_alone_give_the_same_wherever_among_others_they_lay(
     tmp_path: Path, *, is_plain: bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -777,5 +778,51 @@ def test_rows_add_up_whatever_is_submitted_and_withdrawn(
         crowd = Crowd(bench)
         await asyncio.gather(*(getattr(crowd, kind)(*how) for kind, *how in acts))
         crowd.check()
+
+    play(run, bench, scenario)
+
+
+def test_whose_values_the_graph_fails_on_is_not_found_out_on_the_loop(
+    run: Run, bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    engine = bench.lane.engine
+    sound_run, threads = engine.run, []
+
+    def failing_run(values: Any, counts: Any, states: Any) -> Any:
+        threads.append(threading.current_thread())
+        if (values == 7).any():
+            raise RuntimeError("7 is beyond the table")
+        return sound_run(values, counts, states)
+
+    async def scenario() -> None:
+        monkeypatch.setattr(engine, "run", failing_run)
+        job = bench.job_of([[1], [7], [3], [7]])
+        await bench.submit(job)
+        assert job.failure is None
+        assert job.refusals is not None
+        assert sorted(job.refusals) == [1, 3]
+        assert bench.totals(job) == [1, 0, 3, 0]
+        assert threads.count(threading.main_thread()) <= 1
+        assert len(threads) > 4
+        assert not bench.deaths
+
+    play(run, bench, scenario)
+
+
+def test_raise_of_an_engine_with_its_states_on_a_device_is_its_end(run: Run, bench: Bench):
+    class Failing:
+        num_runs = 0
+
+        def run(self, *_: object) -> None:
+            self.num_runs += 1
+            raise RuntimeError("the device is gone")
+
+    async def scenario() -> None:
+        resident: Any = Failing()
+        bench.lane.resident = resident
+        with pytest.raises(errors.EngineDead):
+            await bench.answers(bench.job(1))
+        assert bench.deaths == [bench.lane]
+        assert resident.num_runs == 1
 
     play(run, bench, scenario)

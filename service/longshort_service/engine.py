@@ -249,7 +249,8 @@ def open_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = intra_op_num_threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors; what matters comes back as an exception
+    # Fatal only: an error comes back as an exception, and values from outside may make one in every run.
+    options.log_severity_level = 4
     if not is_optimised:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     name = PROVIDERS[provider]

@@ -106,8 +106,12 @@ class RunResult:
     )  # by row, why the model took no such values
 
 
-def run_batch(lane: Lane, batch: Batch) -> RunResult:
-    """Gather, run, scatter. In the engine thread too: the rows of a batch are nobody else's until it has ended."""
+def run_batch(lane: Lane, batch: Batch, *, finds_fault: bool = True) -> RunResult:
+    """Gather, run, scatter. In the engine thread too: the rows of a batch are nobody else's until it has ended.
+
+    Raises what the engine raises, and then no row has changed: where it does not run at all any more, or, without
+    `finds_fault`, at once. With it, runs of a failed batch go on until it is known which rows' values were at fault.
+    """
     begin_s = time.perf_counter()
     jobs = batch.jobs
     for job in jobs:
@@ -127,7 +131,7 @@ def run_batch(lane: Lane, batch: Batch) -> RunResult:
     try:
         answers, new_states = lane.engine.run(values, counts, states)
     except Exception:
-        if not lane.engine.is_alive():
+        if not (finds_fault and lane.engine.is_alive()):
             raise
         answers, new_states = _run_in_halves(lane, values, counts, states, refusals)
     ended_s = time.perf_counter()

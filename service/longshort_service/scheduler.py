@@ -168,15 +168,27 @@ class Scheduler:
             if self._runs_inline(lane, batch.num_rows, batch.num_steps):
                 self._run_inline(lane, batch)
             else:
-                task = asyncio.get_running_loop().create_task(self._run_in_thread(lane, batch))
-                self._runs.add(task)
-                task.add_done_callback(self._runs.discard)
+                self._start_in_thread(lane, batch)
 
     def _run_inline(self, lane: Lane, batch: Batch) -> None:
         try:
-            self._finish(lane, batch, run_batch(lane, batch))
+            result = run_batch(lane, batch, finds_fault=False)
+        except Exception as error:  # noqa: BLE001  as above
+            if lane.resident is None:
+                # Whose fault it was may take twice as many runs as it has rows: not on the loop.
+                self._start_in_thread(lane, batch)
+            else:
+                self._die(lane, batch.jobs, error)
+            return
+        try:
+            self._finish(lane, batch, result)
         except Exception as error:  # noqa: BLE001  as above
             self._die(lane, batch.jobs, error)
+
+    def _start_in_thread(self, lane: Lane, batch: Batch) -> None:
+        task = asyncio.get_running_loop().create_task(self._run_in_thread(lane, batch))
+        self._runs.add(task)
+        task.add_done_callback(self._runs.discard)
 
     async def _run_in_thread(self, lane: Lane, batch: Batch) -> None:
         loop = asyncio.get_running_loop()
