@@ -55,6 +55,13 @@ def test_what_fits_no_state_is_a_wrong_shape(given: dict[str, Any]):
         begin_states(model_of(CARRIED, WINDOW), given)
 
 
+def test_state_that_holds_nan_is_refused_and_infinity_is_not():
+    for number in (np.inf, -np.inf):
+        assert begin_states(model_of(CARRIED), {"h": np.full((1, 2), number, np.float32)}) is not None
+    with pytest.raises(errors.ValueNotFinite, match="h holds NaN"):
+        begin_states(model_of(CARRIED), {"h": np.array([[0, np.nan]], np.float32)})
+
+
 def test_beginning_again_keeps_constants_alone():
     before = [np.ones((1, 2), np.float32), np.array([1.0, 2.0])]
     states = begin_again(model_of(CARRIED, VOICE), before)

@@ -126,6 +126,8 @@ def test_forecast_is_told_what_will_be_known(client: longshort.Client):
         with pytest.raises(errors.InvalidRequest) as caught:
             session.forecast(5)
         assert caught.value.reason == "WRONG_SHAPE"
+        with pytest.raises(errors.InvalidRequest, match="one array"):
+            session.forecast(5, known={"hour": [1] * 4})  # type: ignore[arg-type]
         assert session.position == 3
     assert client.model("calendar").known_features == ("hour", "rain")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from longshort_service import errors
@@ -59,6 +61,17 @@ def test_wrong_number_of_known_inputs_names_them(count: int):
 def test_known_inputs_are_held_to_the_rules_of_values(numbers: tuple[float, ...], error: type[Exception]):
     with pytest.raises(error):
         rows_ahead(CALENDAR, FIRST, known(*numbers), 3)
+
+
+def test_known_input_that_is_missing_in_the_first_row_is_named():
+    """Nothing goes before it that could be repeated: what the session saw last is of another hour."""
+    repeats = replace(CALENDAR, inputs=(Port("x", (3,)),), missing=MissingValue.REPEAT_LAST)
+    for signature in (CALENDAR, repeats):
+        with pytest.raises(errors.ValueMissing, match="row 0 of what will be known, rain: the value is NaN"):
+            rows_ahead(signature, FIRST, known(1, np.nan, 2, 0), 3)
+    assert rows_ahead(repeats, FIRST, known(1, 5, 2, np.nan), 3).tolist() == [[9, 1, 5], [0, 2, 5]]
+    passes = replace(repeats, missing=MissingValue.PASS)
+    assert np.isnan(rows_ahead(passes, FIRST, known(np.nan, 5, 2, 0), 3)[0, 1])
 
 
 def test_horizon_and_feedback_are_checked():

@@ -101,6 +101,7 @@ def test_session_that_is_there_keeps_what_it_has(run: Run, models: Path):
         (given(who=np.zeros(2, np.float32)), "WRONG_SHAPE"),
         (given(who=voice(1), x=start(1)), "WRONG_SHAPE"),
         (given(who=voice(1)) * 2, "WRONG_SHAPE"),
+        (given(who=voice(float("nan"))), "VALUE_NOT_FINITE"),
         ([types_pb2.Tensor(name="who", dtype=2, shape=[2], data=b"short")], "WRONG_SHAPE"),
         ([types_pb2.Tensor(name="who", dtype=0, shape=[2], data=bytes(16))], "WRONG_SHAPE"),
     ],

@@ -115,7 +115,8 @@ rows = 60 * 24 * 30
 values = np.random.default_rng(0).normal(size=(8, rows)).astype(np.float32)
 dataset = Dataset("m", "v", "", tuple("abcdefgh"), values, rows // 2, rows * 3 // 4, day=1440)
 report, _ = evaluate(dataset, replay)
-peak_kib = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]  # ru_maxrss is the parent's, if more
+# Not ru_maxrss: it is the parent's where that had more.
+peak_kib = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]
 print(len(report["error_by_age"]), int(peak_kib) // 1024)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

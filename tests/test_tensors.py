@@ -10,6 +10,7 @@ import pytest
 from longshort.v1 import types_pb2
 from longshort_service import errors
 from longshort_service.handlers import tensors
+from longshort_service.ports import Port, RowLayout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,3 +53,12 @@ def test_shape_of_half_a_million_axes_costs_nothing_and_is_not_repeated():
             read(tensor([2**31 - 1] * 500_000))
         assert len(str(caught.value)) < 1000
     assert time.perf_counter() - begun < 5
+
+
+def test_refusal_names_what_came_and_what_is_wanted():
+    layout = RowLayout((Port("token", (1,), "int64"), Port("load", (1,))))
+    token = tensors.message("token", np.zeros((2, 1), np.int64))
+    with pytest.raises(errors.WrongShape, match=r"one tensor each of token, load; given were token$"):
+        tensors.rows([token], layout, 8)
+    with pytest.raises(errors.WrongShape, match="token is float32, it must be int64"):
+        tensors.rows([tensors.message(name, np.zeros((2, 1), "f4")) for name in ("token", "load")], layout, 8)

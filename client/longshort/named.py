@@ -54,8 +54,8 @@ def many_steps(values: Named) -> NDArray[Any]:
 
 
 def messages(arrays: Named) -> list[types_pb2.Tensor]:
-    """Return arrays as tensors, as they are, or raise InvalidRequest."""
-    return [_message(name, _typed(name, array)) for name, array in _named(arrays)]
+    """Return arrays as tensors, as they are, of none none; or raise InvalidRequest."""
+    return [_message(name, _typed(name, array)) for name, array in _named(arrays)] if arrays else []
 
 
 def row_messages(row: np.void) -> list[types_pb2.Tensor]:

@@ -181,6 +181,10 @@ def many_steps(values: ArrayLike | named.Named, num_features: int) -> NDArray[An
 
 def known_rows(known: ArrayLike | None) -> NDArray[np.float32] | None:
     """Return what a forecast is told as f32, or raise InvalidRequest. Its shape is the core's to check."""
+    if isinstance(known, Mapping):
+        raise errors.InvalidRequest(
+            "what will be known goes as one array [rows, known features], not by name", reason="WRONG_TYPE"
+        )
     return None if known is None else arrays.floats(known)
 
 

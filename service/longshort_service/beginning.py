@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def begin_states(model: ServedModel, given: Mapping[str, NDArray[Any]]) -> States | None:
     """Return the states of a session that is opened with `given`, by the inputs of states, without the batch axis.
 
-    None: the model's own. Raises WrongShape for what fits no state, ConstantMissing where a constant of the session has
-    no default and is not given.
+    None: the model's own. Raises WrongShape for what fits no state, ValueNotFinite for NaN, ConstantMissing where a
+    constant of the session has no default and is not given.
     """
     specs = model.signature.states
     by_input = {spec.input: spec for spec in specs}
@@ -68,4 +68,8 @@ def _check(model_name: str, name: str, array: NDArray[Any], by_input: Mapping[st
     if (array.dtype.name, array.shape) != (spec.dtype, spec.row_shape()):
         raise errors.WrongShape(
             f"{name} is {spec.dtype} {list(spec.row_shape())}, not {array.dtype.name} {list(array.shape)}"
+        )
+    if (array != array).any():  # noqa: PLR0124  NaN alone is not itself; infinity may be meant
+        raise errors.ValueNotFinite(
+            f"{name} holds NaN: no answer of a session that begins so would be a number"
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from longshort_service import errors
+from longshort_service.signature import MissingValue
 from longshort_service.values import check_values, rows_of
 
 if TYPE_CHECKING:
@@ -42,12 +43,17 @@ def rows_ahead(
         names = ", ".join(signature.features[column].name for column in columns) or "nothing"
         raise errors.WrongShape(
             f"a forecast of {horizon} steps needs {num_rows} rows of what will be known ({names}), "
-            f"{num_rows * len(columns)} numbers; there are {known.size}",
+            f"{num_rows * len(columns)} numbers, or one row more; there are {known.size} numbers",
             num_values=known.size,
             num_features=len(columns),
         )
     numbers = np.zeros((num_rows, len(signature.features)), np.float32)
     numbers[:, columns] = known.reshape(-1, len(columns))[:num_rows] if columns else 0
+    if np.isnan(numbers[:1]).any() and signature.missing is not MissingValue.PASS:
+        column = columns[int(np.isnan(numbers[0, columns]).argmax())]
+        raise errors.ValueMissing(
+            f"row 0 of what will be known, {signature.features[column].name}: the value is NaN", row=0
+        )
     rows = check_values(rows_of(numbers, signature), signature, None).copy()
     sources, targets = signature.feedback_words()
     rows[:1, targets] = first[sources]

@@ -167,7 +167,7 @@ class Opener:
             try:
                 model = self._repository.get(request.model, request.version)
                 states = begin_states(model, request.initial)
-            except (errors.ModelNotFound, errors.WrongShape, errors.ConstantMissing):
+            except (errors.ModelNotFound, errors.WrongShape, errors.ValueNotFinite, errors.ConstantMissing):
                 pass  # it may be there already, and run on another
             else:
                 incarnation = self._draw_incarnation()

@@ -43,7 +43,9 @@ def array(tensor: types_pb2.Tensor, dtype: str, shape: Sequence[int | None]) -> 
     """Return a tensor's array, a copy. Raises WrongShape unless it has that dtype and shape; None is any size."""
     sizes, wanted = _sizes(tensor), ["time" if size is None else size for size in shape]
     if DTYPES.get(tensor.dtype) != dtype:
-        raise errors.WrongShape(f"{tensor.name} must be of DATA_TYPE_{dtype.upper()}")
+        raise errors.WrongShape(
+            f"{tensor.name} is {DTYPES.get(tensor.dtype, 'of no known dtype')}, it must be {dtype}"
+        )
     fits = len(sizes) == len(shape) and all(
         want in (None, have) for have, want in zip(sizes, shape, strict=True)
     )
@@ -91,7 +93,8 @@ def rows(tensors: Sequence[types_pb2.Tensor], layout: RowLayout, max_steps: int)
     names = [port.name for port in layout.ports]
     if sorted(by_name) != sorted(names) or len(by_name) != len(tensors):
         wanted = "one tensor, named" if len(names) == 1 else "one tensor each of"
-        raise errors.WrongShape(f"the model takes {wanted} {', '.join(names)}")
+        given = ", ".join(sorted(tensor.name for tensor in tensors[: 2 * len(names)]))
+        raise errors.WrongShape(f"the model takes {wanted} {', '.join(names)}; given were {given}")
     arrays = [array(by_name[port.name], port.dtype, [None, *port.shape]) for port in layout.ports]
     num_steps = len(arrays[0])
     for port, one in zip(layout.ports, arrays, strict=True):
