@@ -288,14 +288,14 @@ def test_vector_without_time_is_asked_for(cell: Path):
     assert [(s.input, s.is_constant, s.initial) for s in states] == [("s0", False, 0), ("speaker", True, 0.5)]
 
 
-def test_graph_without_states_is_asked_for_them(tmp_path: Path):
+def test_graph_without_states_is_told_to_be_exported_with_them(tmp_path: Path):
     nodes = Nodes()
     nodes.add("Identity", "x", output="y")
     axes = ("batch", "time", 3)
     path = write_model(
         tmp_path / "model.onnx", nodes, [value_info("x", "float32", axes)], [value_info("y", "float32", axes)]
     )
-    assert "Which inputs are states" in refusal(path)
+    assert "no state among its inputs" in refusal(path)
 
 
 def test_dynamic_quantisation_runs_rows_and_steps_alone_by_its_operator_s_name(cell: Path):

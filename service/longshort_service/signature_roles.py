@@ -103,7 +103,9 @@ def roles_of(facts: GraphFacts, said: Said) -> Roles:
         session_constants=tuple(fact for fact in facts.inputs if fact.name in said.session_constants),
         sequence_lens=lens,
         questions=(
-            *_ask_pairs(found.doubtful, [fact for fact in outputs if fact.name not in answers], states, said),
+            *_ask_pairs(
+                found.doubtful, left, [fact for fact in outputs if fact.name not in answers], states, said
+            ),
             *_ask_constants(values, said),
         ),
         doubtful=frozenset(fact.name for fact in found.doubtful),
@@ -174,25 +176,72 @@ def _check_dtypes(roles: Roles, facts: GraphFacts) -> None:
     if not roles.values:
         raise ModelError("every input is a state or a constant: nothing is left to carry values")
     if not roles.answers:
-        raise ModelError("every output is a state or ignored: nothing is left to answer with")
+        raise ModelError(
+            "every output is a state or ignored: nothing is left to answer with. If the state is the answer, export it "
+            "twice: an Identity of it as an output of its own"
+        )
 
 
 def _ask_pairs(
-    doubtful: tuple[TensorFact, ...], outputs: list[TensorFact], states: list[Pair], said: Said
+    doubtful: tuple[TensorFact, ...],
+    left: list[TensorFact],
+    outputs: list[TensorFact],
+    states: list[Pair],
+    said: Said,
 ) -> Iterable[Question]:
     has_memory = states or any(tensor.window for tensor in said.inputs.values())
     if has_memory:
         yield from (_ask_part(fact, outputs) for fact in doubtful)
         return
-    lines = [
-        f"{key(fact.name)} = {text(next(other.name for other in outputs if fits(fact, other)))}"
-        for fact in doubtful
-        if any(fits(fact, other) for other in outputs)
-    ]
+    if sum(fact.axes != () for fact in left) < 2:
+        yield _ask_export(left, said)
+        return
     yield Question(
         "Which inputs are states, and which outputs are their next values? Names and shapes do not tell",
-        ("[states]", *(lines or ['some_input = "some_output"'])),
+        ("[states]", *(_pair_lines(doubtful, outputs) or ['some_input = "some_output"'])),
     )
+
+
+def _ask_export(left: list[TensorFact], said: Said) -> Question:
+    """Return what is said of a graph that takes nothing beside its values: its memory is not among its inputs."""
+    constants = ", ".join((*said.constants, *said.session_constants))
+    beside = f" beside the constants {constants}" if constants else ""
+    values = next((fact.name for fact in left if fact.axes != ()), "none")
+    return Question(
+        f"This graph has no state among its inputs: it takes {values}{beside} and no more. If it has a memory, that "
+        "begins anew at every run",
+        (
+            "# Export it with its states as arguments and their next values as results: docs/export.md",
+            "# or keep the last values for it: [inputs.NAME] window = { size = ..., axis = -1 }",
+        ),
+    )
+
+
+def _pair_lines(doubtful: tuple[TensorFact, ...], outputs: list[TensorFact]) -> list[str]:
+    """Return lines of [states]: each input with an output of its own, the most alike, and which others there are."""
+    used: set[str] = set()
+    lines = []
+    for fact in doubtful:
+        partners = _most_alike(fact, outputs)
+        if not partners:
+            continue
+        free = [name for name in partners if name not in used]
+        first = (free or partners)[0]
+        others = " or ".join(text(name) for name in partners if name != first)
+        used.add(first)
+        line = f"{key(fact.name)} = {text(first)}" + (f"  # or {others}" if others else "")
+        lines.append(line if free else f"# or {line}")  # an output is the next value of one state
+    return lines
+
+
+def _most_alike(fact: TensorFact, outputs: list[TensorFact]) -> list[str]:
+    """Return the outputs that could be an input's next value and have the most of its axes."""
+    alike = {
+        other.name: sum(a == b for a, b in zip(fact.axes or (), other.axes or (), strict=False))
+        for other in outputs
+        if fits(fact, other)
+    }
+    return [name for name, count in alike.items() if count == max(alike.values())]
 
 
 def _ask_part(fact: TensorFact, outputs: list[TensorFact]) -> Question:
