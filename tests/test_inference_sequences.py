@@ -136,16 +136,21 @@ def test_strict_refuses_a_start_under_way_but_answers_one_that_comes_again(run: 
     async def scenario() -> None:
         async with service(adders, sequence_mode="strict") as (_, caller):
             triton = Triton(caller)
-            start = request_of("adder", [5.0], sequence=1, start=True)
+            start = request_of("adder", [5.0], "a", sequence=1, start=True)
             assert numbers_of(await triton.infer(start)) == [5]
             again = await triton.infer(start)
             assert (numbers_of(again), again.parameters["sequence_replayed"].bool_param) == ([5], True)
-            other = request_of("adder", [6.0], sequence=1, start=True)
-            refusal = await triton.refused(other)
-            assert (refusal, refusal.metadata["session_id"]) == (
-                ("ALREADY_EXISTS", "SESSION_EXISTS"),
-                "oip/adder/u/1",
-            )
+            for value, request_id in ((5.0, "b"), (5.0, ""), (6.0, "b")):
+                other = request_of("adder", [value], request_id, sequence=1, start=True)
+                refusal = await triton.refused(other)
+                assert (refusal, refusal.metadata["session_id"]) == (
+                    ("ALREADY_EXISTS", "SESSION_EXISTS"),
+                    "oip/adder/u/1",
+                )
+            changed = request_of("adder", [6.0], "a", sequence=1, start=True)
+            assert await triton.refused(changed) == ("ALREADY_EXISTS", "SESSION_EXISTS")
+            alike = request_of("adder", [5.0], "c", sequence=1, start=True, end=True)
+            assert await triton.refused(alike) == ("ALREADY_EXISTS", "SESSION_EXISTS")
             assert await triton.numbers("adder", [1.0], sequence=1) == [6]
             assert await triton.refused(start) == ("ALREADY_EXISTS", "SESSION_EXISTS")
             assert await triton.numbers("adder", [1.0], sequence=1) == [7]
@@ -166,6 +171,18 @@ def test_strict_applies_a_request_id_that_comes_again_once(run: Run, adders: Pat
             assert await triton.numbers("adder", [1.0], "b", sequence=1) == [9]  # not the last one's id
             assert await triton.numbers("adder", [1.0], sequence=1) == [10]  # no id: nothing to know it by
             assert await triton.numbers("adder", [1.0], sequence=1) == [11]
+
+    run(scenario())
+
+
+def test_strict_forgets_an_id_behind_a_request_without_one(run: Run, adders: Path):
+    async def scenario() -> None:
+        async with service(adders, sequence_mode="strict") as (_, caller):
+            triton = Triton(caller)
+            await triton.infer(request_of("adder", [5.0], "a", sequence=1, start=True))
+            assert await triton.numbers("adder", [1.0], "b", sequence=1) == [6]
+            assert await triton.numbers("adder", [1.0], sequence=1) == [7]
+            assert await triton.numbers("adder", [1.0], "b", sequence=1) == [8]
 
     run(scenario())
 

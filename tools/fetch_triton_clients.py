@@ -62,7 +62,10 @@ def unpack_program(folder: Path) -> Path:
 
 def works(*command: str | Path) -> bool:
     """Return whether a program starts with the libraries that it finds."""
-    done = subprocess.run([*command, "--version"], capture_output=True, check=False)
+    try:
+        done = subprocess.run([*command, "--version"], capture_output=True, check=False)
+    except OSError:  # made for another machine
+        return False
     return done.returncode == 0
 
 

@@ -54,7 +54,8 @@ def _check_constants(model: ServedModel, given: Container[str]) -> None:
         if spec.is_constant and not spec.initial_file and spec.input not in given:
             raise errors.ConstantMissing(
                 f"{model.name} needs {spec.input} ({spec.dtype} {list(spec.row_shape())}) of each session: "
-                "give it in `initial` when the session is created",
+                "give it in `initial` when the session is created, or over the Open Inference Protocol as an input "
+                "tensor of that name with sequence_start",
                 model=model.name,
                 constant=spec.input,
             )

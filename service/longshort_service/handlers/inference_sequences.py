@@ -152,7 +152,10 @@ class Inference:
         try:
             session, created = await self._edge.keeper.ensure(wanted)
             row, _ = self._row(request, session.model.signature)
-            return session, await self._apply(session, request, where, row, 0, created=created)
+            is_known = where.step is not None or not self.is_strict or self._step_sent(session, request) == 0
+            return session, await self._apply(
+                session, request, where, row, 0, created=created, is_known=is_known
+            )
         except errors.StepRefused as error:
             if self.is_strict:
                 raise errors.SessionExists(
@@ -174,8 +177,13 @@ class Inference:
         step: int | None,
         *,
         created: bool = False,
+        is_known: bool = True,
     ) -> Applied:
-        """Move a session by a request's row `[time, width]`, and end it where that is asked for."""
+        """Move a session by a request's row `[time, width]`, and end it where that is asked for.
+
+        Raises SessionExists where the session was moved by these values before, and not by a request that `is_known`:
+        to answer it would have two callers share a sequence.
+        """
         edge = self._edge
         # A copy that is on its way to the store may say that nothing is missing after it.
         strictly = edge.is_unary_sync or session.is_writing
@@ -186,6 +194,12 @@ class Inference:
             if created:  # sent again, corrected or later, the request shall find what it found this time
                 await edge.keeper.uncreate(session)
             raise
+        if applied.is_replayed and not is_known:
+            self._last_sent.pop(session.id, None)
+            raise errors.SessionExists(
+                f"sequence {session.id} was started by a request of another id: end it before it is started again",
+                session_id=session.id,
+            )
         try:
             if where.is_end:
                 await self._end(session.id)
@@ -207,16 +221,22 @@ class Inference:
         """Return the step number of a request: the one that it says, or had when it was sent before, if strict."""
         if where.step is not None or not self.is_strict:
             return where.step
+        return self._step_sent(session, request)
+
+    def _step_sent(self, session: Session[Model], request: ModelInferRequest) -> int | None:
+        """Return the step that the sequence's last request had, if that was this one: by its id; else None."""
         last = self._last_sent.get(session.id)
-        is_again = last is not None and last[:2] == (hash(request.id), session.incarnation)
+        is_again = request.id and last is not None and last[:2] == (hash(request.id), session.incarnation)
         return last.step if last is not None and is_again else None
 
     def _note_sent(self, session: Session[Model], request: ModelInferRequest, step: int | None) -> None:
         """Note where a request with an id is about to be applied, if strict; not one that comes again or is refused."""
-        if not self.is_strict or not request.id or step not in (None, session.step):
+        if not self.is_strict or step not in (None, session.step):
             return
         # Before it is applied: its sender may be gone when it is.
         self._last_sent.pop(session.id, None)
+        if not request.id:
+            return
         self._last_sent[session.id] = _Sent(hash(request.id), session.incarnation, session.step)
         if len(self._last_sent) > MAX_REMEMBERED:
             self._last_sent.popitem(last=False)
