@@ -30,7 +30,6 @@ LIBRARIES = ("libc6", "libgcc-s1", "libssl3t64", "libstdc++6", "libzstd1", "zlib
 LIBRARY_PATH = Path("usr/lib/x86_64-linux-gnu")
 LOADER = "ld-linux-x86-64.so.2"
 KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
-DEBIAN = f"deb [signed-by={KEYS}] http://deb.debian.org/debian trixie main\n"
 
 
 def make_environment(folder: Path) -> None:
@@ -69,13 +68,24 @@ def works(*command: str | Path) -> bool:
     return done.returncode == 0
 
 
+def debian_archive() -> str:
+    """Return where apt is set up to find Debian's packages."""
+    listed = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(SITE)"], capture_output=True, text=True, check=True
+    )
+    sites = [site for site in listed.stdout.split() if site.rstrip("/").endswith("/debian")]
+    if not sites:
+        sys.exit("perf-analyzer needs a C library of 2.38 or newer, and apt here knows no archive of Debian")
+    return sites[0]
+
+
 def fetch_libraries(folder: Path) -> Path:
     """Fetch Debian 13's libraries with apt, which checks their signatures, and return where they are."""
     print("fetching the C library of Debian 13 for perf-analyzer", flush=True)
     root, state = folder / "debian", folder / "apt"
     for made in (root, state / "lists" / "partial", state / "archives" / "partial", state / "debs"):
         made.mkdir(parents=True, exist_ok=True)
-    (state / "sources.list").write_text(DEBIAN)
+    (state / "sources.list").write_text(f"deb [signed-by={KEYS}] {debian_archive()} trixie main\n")
     (state / "status").touch()
     settings = {
         "Dir::Etc::sourcelist": state / "sources.list",
