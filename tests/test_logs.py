@@ -109,3 +109,12 @@ def test_setting_up_again_replaces_the_first_and_leaves_others_handlers():
     assert first.getvalue() == ""
     assert json.loads(second.getvalue())["message"] == "enough"
     assert foreign in logging.getLogger().handlers
+
+
+def test_a_table_stands_on_lines_of_its_own_that_no_name_in_it_can_forge():
+    stream = lines_of("text")
+    fields = {"model": "m/1", "table": "values x\nstate \x1b[31m", "cause": "one line"}
+    logging.getLogger("x").info("inferred", extra={"fields": fields})
+    first, *lines = stream.getvalue().splitlines()
+    assert first.endswith("x: inferred model=m/1 cause='one line'")
+    assert lines == ["    values x", r"    'state \x1b[31m'"]

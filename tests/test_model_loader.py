@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from longshort_service.config import ServeConfig
 from longshort_service.graph_check import ModelError
+from longshort_service.logs import TextFormatter
 from longshort_service.metrics import Metrics
 from longshort_service.model_loader import ModelLoader
 from wild_graphs import write_cell
@@ -28,10 +29,11 @@ def test_what_was_inferred_is_logged_in_one_table(tmp_path: Path, caplog: pytest
         load(write_cell(tmp_path / "m" / "1" / "model.onnx", states=[(2, "batch", 3)]))
     (record,) = [record for record in caplog.records if "as inferred" in record.getMessage()]
     assert record.levelno == logging.INFO
-    lines = record.getMessage().splitlines()
+    lines = TextFormatter().format(record).splitlines()
+    assert lines[0].endswith("the signature of m/1, as inferred")
     assert lines[1].split() == ["values", "x", "float32", "[batch,", "time,", "3]", "inferred"]
     assert lines[2].split() == ["answers", "y", "float32", "[batch,", "time,", "3]", "inferred"]
-    assert lines[3].startswith("state    s0 -> next_s0  float32 [2, batch, 3] from 0")
+    assert lines[3].startswith("    state    s0 -> next_s0  float32 [2, batch, 3] from 0")
     assert lines[3].endswith("paired by name")
 
 

@@ -58,6 +58,12 @@ def test_names_that_are_no_text(cell: Path, text: bytes):
     assert "is no UTF-8" in refusal(cell)
 
 
+@pytest.mark.parametrize("text", [b"next_s0", b"CumSum", b"batch"])
+def test_names_that_would_write_on_terminals(cell: Path, text: bytes):
+    cell.write_bytes(cell.read_bytes().replace(text, b"\x1b[31m\n~"[: len(text)].ljust(len(text))))
+    assert "cannot be printed" in refusal(cell)
+
+
 @pytest.mark.parametrize("kept", [0.3, 0.9, 0.999])
 def test_file_that_was_cut_off(cell: Path, kept: float):
     content = cell.read_bytes()

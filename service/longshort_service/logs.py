@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from typing import Final, TextIO
 
 _HANDLER_NAME: Final = "longshort"
+# Fields of several lines, which people read as lines.
+_BLOCKS: Final = ("table", "cause")
 # What every record carries by itself; whatever else it carries came from `extra`.
 _OWN_ATTRIBUTES: Final = frozenset(
     (*vars(logging.LogRecord("", 0, "", 0, "", (), None)), "message", "asctime", "taskName")
@@ -57,15 +59,19 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """Time, level, logger, message, then fields as key=value; a traceback follows on lines of its own."""
+    """Time, level, logger, message, then fields as key=value; tables and a traceback follow on lines of their own."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
         time = _time(record).astimezone().strftime("%H:%M:%S.%f")[:-3]
         logger = record.name.removeprefix("longshort_service.")
-        fields = "".join(f" {key}={_quoted(value)}" for key, value in _fields(record).items())
+        fields = _fields(record)
+        blocks = [fields.pop(key) for key in _BLOCKS if "\n" in str(fields.get(key, ""))]
+        told = "".join(f" {key}={_quoted(value)}" for key, value in fields.items())
         message = record.getMessage().replace("\n", "\\n")
-        line = f"{time} {record.levelname:<7} {logger}: {message}{fields}"
+        line = f"{time} {record.levelname:<7} {logger}: {message}{told}"
+        for block in blocks:
+            line += "".join(f"\n    {_printable(text)}" for text in str(block).split("\n"))
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
@@ -82,6 +88,10 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
 
 def _plain(value: object) -> object:
     return value if isinstance(value, str | int | bool | None) else str(value)
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else repr(text)
 
 
 def _quoted(value: object) -> str:

@@ -71,10 +71,16 @@ def external_files(model: onnx.ModelProto, file: Path) -> list[Path]:
 
 
 def _check_texts(model: onnx.ModelProto, file: Path) -> None:
-    """Raise ModelError where a name is no UTF-8: protobuf hands it out as bytes, onnxruntime fails on it later."""
+    """Raise ModelError for a name that is no text.
+
+    Of one that is no UTF-8 protobuf makes bytes, and onnxruntime fails on it later; one with control characters would
+    write what it likes to the terminals that it is shown on.
+    """
     for text in _texts(model):
         if not isinstance(text, str):
             raise ModelError(f"{file}: is no ONNX file, or damaged: the name {text!r} is no UTF-8")
+        if not text.isprintable():
+            raise ModelError(f"{file}: the name {text!r} holds characters that cannot be printed: rename it")
 
 
 def _texts(model: onnx.ModelProto) -> Iterator[object]:

@@ -76,7 +76,8 @@ class ModelLoader:
         is_optimised = can_optimise(folder, file)  # first: what is refused there never runs here
         resolved = resolve(folder, file)
         if resolved.table is not None:
-            logger.info("the signature of %s/%s, as inferred:\n%s", name, version, resolved.table)
+            fields = {"table": resolved.table}
+            logger.info("the signature of %s/%s, as inferred", name, version, extra={"fields": fields})
         warnings = [*resolved.warnings, *(() if is_optimised else (UNOPTIMISED,))]
         is_for_device = config.provider != "cpu" and resolved.signature.is_plain and is_optimised
         is_own = resolved.table is None  # exported by longshort: its rows do not feel each other
