@@ -465,7 +465,7 @@ def test_epochs_are_not_used_again_by_a_store_that_went_back(run: Run, adders: P
     kept = tmp_path / "kept"
 
     async def scenario() -> None:
-        async with two(adders, store.url, checkpoint_interval_s=0.3) as ((app, a), (_, b)):
+        async with two(adders, store.url, checkpoint_interval_s=1.5) as ((app, a), (_, b)):
             c = follower(sizes=(1,) * 12)
             stream, step = await c.open(a)
             step = await c.go_on(stream, step, 2)
