@@ -44,6 +44,22 @@ def test_why_a_model_runs_rows_alone_is_a_warning(tmp_path: Path, caplog: pytest
     assert any("m/1: runs one session at a time: x, s0" in text for text in warnings)
 
 
+@pytest.mark.parametrize(
+    ("values", "state", "is_told"), [((2, 5, 3), (1, 2, 8), True), ((1, 5, 3), (1, 1, 8), False)]
+)
+def test_sizes_of_an_example_that_were_left_in_a_file_are_a_warning(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    values: tuple[int, ...],
+    state: tuple[int, ...],
+    *,
+    is_told: bool,
+):
+    load(write_cell(tmp_path / "m" / "1" / "model.onnx", values=values, states=[state]))
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert any("x [2, 5, 3] is taken as one step of one session" in text for text in warnings) == is_told
+
+
 def test_rows_for_which_there_is_no_memory_are_refused_with_the_setting_that_asks_for_them(tmp_path: Path):
     """States that are within bounds for one session are not for a million."""
     path = write_cell(tmp_path / "m" / "1" / "model.onnx", states=[("batch", 2**22)], values=("batch", 1))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from longshort_service.graph_check import ModelError
 from longshort_service.graph_facts import GraphFacts, TensorFact
+from longshort_service.signature_axes import find_axes
 from longshort_service.signature_file import Said, SaidState
 from longshort_service.signature_roles import Roles, roles_of
 
@@ -61,3 +62,13 @@ def test_constant_that_is_all_the_values_is_named_as_what_leaves_none():
 def test_state_that_is_the_only_output_is_refused_with_the_way_out():
     with pytest.raises(ModelError, match="an Identity of it as an output of its own"):
         roles({"x": ("n", 3), "h": ("n", 8)}, {"h_out": ("n", 8)}, Said(states={"h": SaidState("h_out")}))
+
+
+def test_axis_that_is_called_time_is_offered_as_time_though_the_answers_have_none():
+    """PyTorch's exporter writes the example's own time into an answer's shape."""
+    found = roles(
+        {"x": ("batch", "time", 3), "h": (1, "batch", 8)}, {"y": ("batch", 5, 8), "hn": (1, "batch", 8)}
+    )
+    (question,) = find_axes(found, Said()).questions
+    assert "Is axis 1 of x, float32 [batch, time, 3], its time?" in question.text
+    assert question.lines == ("[inputs.x]", 'axes = ["batch", "time", "*"]')

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from longshort_service.signature_roles import Roles
 
 BATCH_NAMES: Final = frozenset({"batch", "batch_size", "batchsize", "batch_dim", "n", "b", "bs"})
+TIME_NAMES: Final = frozenset(
+    {"time", "t", "steps", "num_steps", "timesteps", "time_steps", "seq", "seq_len", "seq_length"}
+    | {"sequence", "sequence_len", "sequence_length", "frames", "num_frames"}
+)
 
 
 @dataclass(slots=True)
@@ -141,6 +145,10 @@ def _is_batch_name(axis: object) -> bool:
     return isinstance(axis, str) and axis.lower() in BATCH_NAMES
 
 
+def _is_time_name(axis: object) -> bool:
+    return isinstance(axis, str) and axis.lower() in TIME_NAMES
+
+
 def _may_be_batch(axis: object, place: int) -> bool:
     """Return whether an axis of values says that it is the batch. Behind the first, n may be the samples of a chunk."""
     return _is_batch_name(axis) and (place == 0 or len(str(axis)) > 1)
@@ -165,6 +173,19 @@ def _value(
         found.questions.append(
             ask_axes(
                 fact, roles, f"Is the first axis of {fact.name}, {described(fact)}, its time or the batch?"
+            )
+        )
+    elif (
+        len(rest) == 1
+        and not window
+        and _is_time_name(fact.axes[rest[0]])
+        and not _may_be_time(fact.axes[rest[0]], roles)
+    ):
+        found.questions.append(
+            ask_axes(
+                fact,
+                roles,
+                f"Is axis {rest[0]} of {fact.name}, {described(fact)}, its time? It is none of the answers",
             )
         )
     elif len(rest) > 1 or (rest and not _may_be_time(fact.axes[rest[0]], roles)) or (rest and window):
@@ -229,7 +250,7 @@ def _ask_role(fact: TensorFact) -> Question:
         "opening ([session_constants]), the same for all ([constants]), or given at every step ([inputs])?",
         (
             f"[session_constants.{key(fact.name)}]",
-            "initial = 0  # where an opening gives none",
+            "initial = 0  # only a file is given where an opening gives none",
             "# or",
             "# [constants]",
             f'# {key(fact.name)} = 0  # or "file.npy"',
@@ -249,7 +270,7 @@ def ask_axes(fact: TensorFact, roles: Roles, sentence: str) -> Question:
             guess.append(AS_IS)
         elif _may_be_batch(axis, place) or (place == 0 and len(axes) == 2 and axis is None):
             guess.append(BATCH)
-        elif TIME not in guess and (place == 0 or _may_be_time(axis, roles)):
+        elif TIME not in guess and (place == 0 or _is_time_name(axis) or _may_be_time(axis, roles)):
             guess.append(TIME)
         else:
             guess.append(512)

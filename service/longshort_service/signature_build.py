@@ -221,6 +221,11 @@ def _reasons_alone(facts: GraphFacts, found: Found, said: Said) -> tuple[str, ..
             f"runs one session at a time: {', '.join(fixed)} {'has' if len(fixed) == 1 else 'have'} no axis for a "
             "batch, or one that is fixed at 1. Exported with a dynamic batch it would be served faster"
         )
+    if fixed and (frozen := _sizes_of_an_example(facts, found)):
+        reasons.append(
+            f"{frozen} is taken as one step of one session. If its first axis is the batch of the example that the "
+            "file was exported with, export it with dynamic axes: here that batch is one session"
+        )
     dynamic = sorted({name for _, name in facts.operators} & DYNAMIC_QUANTISATION)
     if dynamic:
         reasons.append(
@@ -228,6 +233,19 @@ def _reasons_alone(facts: GraphFacts, found: Found, said: Said) -> tuple[str, ..
             "that each would feel the others. Static quantisation would be served faster"
         )
     return tuple(reasons)
+
+
+def _sizes_of_an_example(facts: GraphFacts, found: Found) -> str:
+    """Return a value whose first axis looks like the batch of an example: no axis is open, the states have it too."""
+    tensors = {fact.name: fact.axes or () for fact in facts.inputs}
+    if any(not isinstance(axis, int) for axes in tensors.values() for axis in axes):
+        return ""
+    sizes = {axis for name in found.states for axis in tensors[name]}
+    for name in found.inputs:
+        first, *rest = tensors[name] or (1,)
+        if rest and first != 1 and first in sizes:
+            return f"{name} {list(tensors[name])}"
+    return ""
 
 
 def read_arrays(signature: Signature, folder: Path) -> dict[str, NDArray[Any]]:
