@@ -156,11 +156,11 @@ def test_bytes_that_are_no_text_are_told_their_line(tmp_path: Path) -> None:
     assert "line 7: not UTF-8 (byte 0xe4)" in str(caught.value)
 
 
-WHOLE_GZIP = gzip.compress(b"a\n" + b"".join(b"%d\n" % k for k in range(500)))
+WHOLE_GZIP = gzip.compress(b"a\n" + b"".join(b"%d\n" % k for k in range(500)), mtime=0)
 HURT_INSIDE = WHOLE_GZIP[:12] + b"\xff" * 20 + WHOLE_GZIP[32:]
 
 
-@pytest.mark.parametrize("damage", [b"no gzip", WHOLE_GZIP[:40], HURT_INSIDE])
+@pytest.mark.parametrize("damage", [b"no gzip", WHOLE_GZIP[:40], HURT_INSIDE], ids=["none", "torn", "hurt"])
 def test_a_damaged_gzip_file_is_refused(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "x.csv.gz"
     path.write_bytes(damage)

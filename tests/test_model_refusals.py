@@ -52,6 +52,21 @@ def test_file_that_is_no_onnx(tmp_path: Path, content: bytes):
     assert "is no ONNX file" in refusal(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+        (b"\n<!DOCTYPE html><html>Not found</html>", "a page of HTML"),
+        (b"PK\x03\x04\x00\x00archive/data.pkl", "torch.save"),
+        (b"\x08\x08\x12\x02me", "copy it again"),
+    ],
+)
+def test_file_that_is_something_else_is_called_what_it_is(tmp_path: Path, content: bytes, said: str):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    assert said in refusal(path)
+
+
 @pytest.mark.parametrize("text", [b"next_s0", b"CumSum", b"batch"])
 def test_names_that_are_no_text(cell: Path, text: bytes):
     cell.write_bytes(cell.read_bytes().replace(text, b"\xff" * len(text)))

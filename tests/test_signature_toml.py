@@ -121,7 +121,8 @@ WRONG = [
     ("[constants]\nx = true", "constants.x must be a number"),
     ("[states.s0]\noutput = 'next_s0'\ninitial = 9007199254740993", "has more digits than are kept"),
     ("sequence_lens = 's0'", "s0 is not int32 [batch]"),
-    ("[forecast]\ny = 'x'", "no such channel"),
+    ("[forecast]\ny = 'x'", "There is no output 'x'; the first are y[0], y[1], y[2]"),
+    ("[states.s0]\ninitial = 1", "[states.s0] needs output, its next value: one of y, next_s0"),
     ("[forecast]\ny = 1", "forecast.y must be a text"),
 ]
 

@@ -24,6 +24,14 @@ _GRAPH: Final = 7
 _METADATA: Final = 14
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf's wire types
 _MAX_VARINT_BYTES: Final = 10
+# How other files begin, in small letters, that people take for models.
+_MARKS: Final = {
+    b"version https://git-lfs": "a pointer of Git LFS: `git lfs pull` brings the file itself",
+    b"<!doctype html": "a page of HTML: the download went wrong",
+    b"<html": "a page of HTML: the download went wrong",
+    b"pk\x03\x04": "an archive, as torch.save writes them: export the model to ONNX",
+}
+_LONGEST_MARK: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +61,14 @@ def look_at(file: Path) -> ModelFile:
         try:
             return _look(memory)
         except (_Damaged, UnicodeDecodeError) as error:
-            raise ModelError(f"{file}: is no ONNX file, or not all of one: {error}") from None
+            kind = _kind_of(memory[:_LONGEST_MARK])
+            what = f"but {kind}" if kind else f"or not all of one ({error}): copy it again"
+            raise ModelError(f"{file}: is no ONNX file, {what}") from None
+
+
+def _kind_of(begin: bytes) -> str:
+    """Return what a file is by its first bytes, "" for what nobody takes for a model."""
+    return next((kind for mark, kind in _MARKS.items() if begin.lower().lstrip().startswith(mark)), "")
 
 
 def too_large(file: Path, num_bytes: int) -> ModelError:

@@ -299,8 +299,12 @@ def _check_missing(signature: Signature) -> None:
 def _check_forecast(signature: Signature) -> None:
     outputs, features = {c.name for c in signature.outputs}, {c.name for c in signature.features}
     for pair in signature.forecast:
-        if pair.output not in outputs or pair.feature not in features:
-            raise SignatureError(f"forecast feeds {pair.output!r} to {pair.feature!r}: no such channel")
+        for what, name, names in (("output", pair.output, outputs), ("feature", pair.feature, features)):
+            if name not in names:
+                raise SignatureError(
+                    f"forecast feeds {pair.output!r} to {pair.feature!r}: no such channel. There is no {what} "
+                    f"{name!r}; the first are {', '.join(sorted(names)[:8])}"
+                )
     if len({pair.feature for pair in signature.forecast}) != len(signature.forecast):
         raise SignatureError("forecast feeds a feature twice")
     try:

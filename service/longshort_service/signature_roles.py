@@ -116,6 +116,11 @@ def roles_of(facts: GraphFacts, said: Said) -> Roles:
 
 def _check_names(facts: GraphFacts, said: Said) -> None:
     inputs, outputs = [fact.name for fact in facts.inputs], [fact.name for fact in facts.outputs]
+    for name, state in said.states.items():
+        if not state.output:
+            raise ModelError(
+                f"[states.{key(name)}] needs output, its next value: one of {', '.join(outputs) or 'none'}"
+            )
     for table, names, there in (
         ("inputs", said.inputs, inputs),
         ("outputs", said.outputs, outputs),

@@ -35,7 +35,9 @@ def read_tensor(folder: Path, location: str, shape: tuple[int, ...], dtype: str,
     """
     path = inside(folder, location)
     if path is None:
-        raise ModelError(f"{what}: no file {location!r} in {folder}: a .npy beside the model is needed")
+        raise ModelError(
+            f"{what}: no file {location!r} in {folder}: a .npy beside the model is needed, and no link out of it"
+        )
     size = math.prod(shape)
     most = size * np.dtype(dtype).itemsize + MAX_HEADER_BYTES
     if path.stat().st_size > most:
