@@ -14,6 +14,7 @@ from longshort_model.replay import Replay
 from longshort_model.synthetic import write_random_model
 from longshort_service.cli import main
 from program import PROGRAM, SHIPPED, the_line
+from wild_graphs import write_cell
 
 
 @pytest.mark.parametrize("path", ["metro", "metro/1", "metro/1/model.onnx"])
@@ -83,3 +84,20 @@ def test_describe_of_what_is_no_model_is_one_line_and_exit_code_two(tmp_path):
         assert done.exit_code == 2
         assert said in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+def test_describe_lets_no_words_of_a_file_write_on_the_terminal(tmp_path):
+    folder = write_cell(tmp_path / "m" / "1" / "model.onnx").parent
+    (folder / "signature.toml").write_text('description = "\\u001b[31mred"\n')
+    done = CliRunner().invoke(main, ["describe", str(folder)], color=True)
+    assert r"\x1b[31mred" in done.output
+    assert "\x1b" not in done.output
+
+
+def test_describe_of_a_folder_in_the_place_of_signature_toml_is_refused(tmp_path):
+    folder = write_cell(tmp_path / "m" / "1" / "model.onnx").parent
+    (folder / "signature.toml").mkdir()
+    done = CliRunner().invoke(main, ["describe", str(folder)])
+    assert done.exit_code != 0
+    assert "signature.toml" in done.output
+    assert "Traceback" not in done.output

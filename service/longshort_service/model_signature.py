@@ -89,7 +89,7 @@ def resolve(folder: Path, model_file: Path) -> Resolved:
     """
     outside = model_files.look_at(model_file)
     signed = _own_signature(outside, model_file)
-    if signed is not None and not (folder / signature_file.FILE_NAME).is_file():
+    if signed is not None and not (folder / signature_file.FILE_NAME).exists():
         if outside.may_have_external_data:
             _facts(model_file, outside)  # for its refusals: weights may lie anywhere
         return _labelled(model_file, lambda: _signed(signed, folder))
@@ -109,7 +109,7 @@ def understand(folder: Path, model_file: Path, outside: ModelFile | None = None)
     facts = _facts(model_file, outside)
     base = _own_signature(outside, model_file)
     toml = folder / signature_file.FILE_NAME
-    said = signature_file.read(toml) if toml.is_file() else Said()
+    said = signature_file.read(toml) if toml.exists() else Said()
     if base is not None:
         said = merged(said, said_of(base, facts))
     name = folder.parent.name if folder.name.isdecimal() and folder.parent.name else folder.resolve().name

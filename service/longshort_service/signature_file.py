@@ -83,10 +83,12 @@ class Said:
 
 def read(file: Path) -> Said:
     """Return what a signature.toml says. Raises ModelError, which names the key, where it is damaged or unknown."""
-    if file.stat().st_size > MAX_BYTES:
-        raise ModelError(f"{file}: more than {MAX_BYTES} bytes")
     try:
+        if file.stat().st_size > MAX_BYTES:
+            raise ModelError(f"{file}: more than {MAX_BYTES} bytes")
         raw = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:  # no right to read it, or a folder
+        raise ModelError(f"{file}: cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ModelError(f"{file}: is no TOML: {error}") from None
     try:

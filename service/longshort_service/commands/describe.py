@@ -71,18 +71,23 @@ def describe(path: Path, *, as_json: bool, write: bool, force: bool) -> None:
             arrays=resolved.arrays,
         )
     except NotInferred as error:
-        click.echo(error.asked)
+        _say(error.asked)
         raise Mistake(error.summary) from None
     except ModelError as error:
         raise Mistake(str(error)) from None
     if as_json:
         click.echo(engine.signature.to_json())
         return
-    click.echo("\n".join(description(engine.signature, file)))
+    _say("\n".join(description(engine.signature, file)))
     if resolved.table is not None:
-        click.echo("\n" + "\n".join(f"  {line}" for line in resolved.table.splitlines()))
+        _say("\n" + "\n".join(f"  {line}" for line in resolved.table.splitlines()))
     for warning in resolved.warnings:
-        click.echo(f"\n  {warning}.")
+        _say(f"\n  {warning}.")
+
+
+def _say(text: str) -> None:
+    """Print a text; what a file's names and words hold of control characters writes nothing on the terminal."""
+    click.echo("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text))
 
 
 def write_skeleton(file: Path, *, force: bool) -> str:
@@ -158,7 +163,7 @@ def description(signature: Signature, file: Path) -> Iterator[str]:
     scores = ", ".join(f"{name} {score:.4g}" for name, score in signature.scores.items())
     yield from _rows("scores", [scores or "none"])
     yield from _rows("fingerprint", [signature.fingerprint or "none"])
-    yield from _rows("file", [f"{file}, {file.stat().st_size / 1000:.0f} kB"])
+    yield from _rows("file", [f"{file}, {max(1, round(file.stat().st_size / 1000))} kB"])
 
 
 def _explanation(file: Path) -> str:
