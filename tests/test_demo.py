@@ -15,8 +15,8 @@ from pathlib import Path
 import longshort
 import pytest
 from longshort_model import baselines, dataset, evaluation
-from longshort_service import signature as signatures
 from longshort_service.demo import latency
+from longshort_service.signature_json import METADATA_KEY, from_json
 
 SHIPPED = Path(__file__).parent.parent / "service" / "longshort_service" / "models"
 DEMO = (sys.executable, "-m", "longshort_service", "demo")
@@ -40,8 +40,8 @@ def scores_in_the_file(name: str) -> dict[str, float]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(SHIPPED / name / "1" / "model.onnx")
-    text = session.get_modelmeta().custom_metadata_map[signatures.METADATA_KEY]
-    return signatures.from_json(text).scores
+    text = session.get_modelmeta().custom_metadata_map[METADATA_KEY]
+    return from_json(text).scores
 
 
 def test_demo_scores_what_came_over_the_wire_twice_and_leaves_nothing_behind(start_server, tmp_path):

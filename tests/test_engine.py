@@ -12,7 +12,8 @@ from graphs import write_adder
 from longshort_model.synthetic import write_random_model
 from longshort_service.engine import Engine
 from longshort_service.graph_check import ModelError
-from longshort_service.signature import METADATA_KEY, Channel, Signature, State
+from longshort_service.signature import Channel, Signature, State
+from longshort_service.signature_json import METADATA_KEY, to_json
 from oracle import OracleModel, OracleSession
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def adder_signature(**changes: Any) -> str:
         "outputs": (Channel("y"),),
         "states": (State("s0", "sn", (-1, 1), 0),),
     } | changes
-    return Signature(**fields).to_json()
+    return to_json(Signature(**fields))
 
 
 def test_good_file_is_loaded_with_its_signature(adder: Path):

@@ -12,7 +12,8 @@ from longshort.v1 import model_pb2, sequence_pb2, types_pb2
 from longshort_service.engine import Engine
 from longshort_service.explain_file import can_explain, open_explain
 from longshort_service.ports import Port
-from longshort_service.signature import METADATA_KEY, Channel, MissingValue, Signature, State
+from longshort_service.signature import Channel, MissingValue, Signature, State
+from longshort_service.signature_json import METADATA_KEY, to_json
 from onnx import TensorProto, helper
 from recurrent_nodes import Case, by_hand
 from wire import Caller, key, refusal_of
@@ -81,7 +82,7 @@ def write(
         fingerprint="00",
     )
     if is_signed:
-        helper.set_model_props(model, {METADATA_KEY: signature.to_json()})
+        helper.set_model_props(model, {METADATA_KEY: to_json(signature)})
     folder.mkdir(parents=True)
     onnx.save(model, folder / "model.onnx", save_as_external_data=has_files, size_threshold=0)
     values: NDArray[Any] = case.arrays()["X"][:, 0]

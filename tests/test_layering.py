@@ -48,6 +48,7 @@ CORE = (
     "record",
     "ports",
     "signature",
+    "signature_json",
     "errors",
 )
 NOT_IN_THE_CORE = {
@@ -68,6 +69,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "forecast": {"errors", "signature", "values"},
     "ports": set(),
     "signature": {"ports"},
+    "signature_json": {"ports", "signature"},
     "arena": set(),
     "host_states": {"arena", "signature"},
     "batching": {"arena", "errors"},
@@ -135,8 +137,16 @@ MAY_KNOW: dict[str, set[str]] = {
     },
     "model_signature": {
         *("answer_axes", "fingerprint", "graph_check", "graph_facts", "model_checks", "model_file"),
-        *("shape_probe", "signature", "signature_axes", "signature_build", "signature_file"),
+        *(
+            "shape_probe",
+            "signature",
+            "signature_axes",
+            "signature_build",
+            "signature_file",
+            "signature_json",
+        ),
         *("signature_merge", "signature_roles", "signature_text"),
+        "version_folder",
     },
     "row_probe": {"arena", "ports", "signature"},
     "step_results": set(),
@@ -149,12 +159,20 @@ MAY_KNOW: dict[str, set[str]] = {
             "host_states",
             "ports",
             "signature",
+            "signature_json",
             "small_run",
         ),
         "step_results",
     },
     "explain_file": {"engine", "explain_graph", "graph_check", "version_folder"},
-    "file_trial": {"engine", "explain_file", "graph_check", "model_file", "model_signature", "signature"},
+    "file_trial": {
+        "engine",
+        "explain_file",
+        "graph_check",
+        "model_file",
+        "model_signature",
+        "signature_json",
+    },
     "resident_graph": {"signature"},
     "recurrent_node": set(),
     "explain_cells": {"recurrent_node"},
@@ -470,7 +488,7 @@ def test_client_knows_nothing_of_the_service_or_the_models():
 
 
 def test_model_half_knows_no_more_of_the_service_than_the_signature():
-    known = {"longshort_service.signature", "longshort_service.ports", "longshort_service.engine"}
+    known = {f"longshort_service.{room}" for room in ("signature", "signature_json", "ports", "engine")}
     for path in (ROOT / "model" / "longshort_model").rglob("*.py"):
         found = {name for name in imports_of(path) if name in MODULES and name != "longshort_service"}
         assert found <= known, path

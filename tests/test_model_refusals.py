@@ -13,7 +13,8 @@ from longshort_service.graph_check import ModelError
 from longshort_service.model_file import MAX_MODEL_BYTES
 from longshort_service.model_signature import NotInferred, resolve
 from longshort_service.row_probe import probe_rows
-from longshort_service.signature import METADATA_KEY, Channel, Signature, State
+from longshort_service.signature import Channel, Signature, State
+from longshort_service.signature_json import METADATA_KEY, to_json
 from onnx import TensorProto, helper
 from wild_graphs import Nodes, value_info, write_cell, write_model
 
@@ -137,7 +138,7 @@ def sign(model: onnx.ModelProto) -> None:
         outputs=tuple(Channel(f"y{k}") for k in range(3)),
         states=(State("s0", "next_s0", (-1, 2), 0),),
     )
-    helper.set_model_props(model, {METADATA_KEY: signature.to_json()})
+    helper.set_model_props(model, {METADATA_KEY: to_json(signature)})
 
 
 @pytest.mark.parametrize("nested", [False, True])

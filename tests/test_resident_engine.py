@@ -19,7 +19,8 @@ from longshort_service.graph_check import ModelError
 from longshort_service.model_signature import resolve
 from longshort_service.resident_engine import ResidentEngine
 from longshort_service.resident_graph import UnsuitableGraph
-from longshort_service.signature import METADATA_KEY, Channel, Signature, State
+from longshort_service.signature import Channel, Signature, State
+from longshort_service.signature_json import METADATA_KEY, to_json
 from onnx import TensorProto, helper
 from wild_graphs import write_cell
 
@@ -85,7 +86,7 @@ def write_odd(path: Path) -> None:
         states=tuple(State(f"{n}0", f"{n}n", shapes[n], axes[n], initial=ord(n)) for n in shapes),
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    helper.set_model_props(model, {METADATA_KEY: signature.to_json()})
+    helper.set_model_props(model, {METADATA_KEY: to_json(signature)})
     onnx.save(model, path)
 
 
@@ -295,7 +296,7 @@ def test_graph_that_cannot_be_wrapped_is_refused_by_name(tmp_path):
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "echo", values[:1], values[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     signature = Signature("echo", features=(Channel("x"),), outputs=(Channel("y"),), states=())
-    helper.set_model_props(model, {METADATA_KEY: signature.to_json()})
+    helper.set_model_props(model, {METADATA_KEY: to_json(signature)})
     onnx.save(model, path)
     with pytest.raises(UnsuitableGraph, match="the graph has no states"):
         load(path)

@@ -10,7 +10,7 @@ import pytest
 from graphs import write_adder
 from longshort_service import resident_graph
 from longshort_service.resident_graph import PoolLayout, UnsuitableGraph
-from longshort_service.signature import METADATA_KEY, from_json
+from longshort_service.signature_json import METADATA_KEY, from_json
 
 
 def signature_of(model: onnx.ModelProto):

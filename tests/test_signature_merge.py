@@ -10,7 +10,8 @@ from click.testing import CliRunner
 from longshort_service.cli import main
 from longshort_service.graph_check import ModelError
 from longshort_service.model_signature import resolve
-from longshort_service.signature import METADATA_KEY, Memory, Signature
+from longshort_service.signature import Memory, Signature
+from longshort_service.signature_json import METADATA_KEY, to_json
 from onnx import helper
 from wild_graphs import value_info, write_cell
 
@@ -29,7 +30,7 @@ def signed(tmp_path: Path) -> Path:
     model = onnx.load(path)
     model.graph.node.append(helper.make_node("Identity", ["x"], ["extra"]))
     model.graph.output.append(value_info("extra", "float32", X))
-    helper.set_model_props(model, {METADATA_KEY: signature.to_json()})
+    helper.set_model_props(model, {METADATA_KEY: to_json(signature)})
     onnx.save(model, path)
     return path
 

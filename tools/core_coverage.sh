@@ -8,7 +8,7 @@ core="protocol durability session sessions sharded_dict row_index served_model a
 core="$core batching singles ports signature general_run lane few_steps small_run handles frames frame_answer values record snapshot waiters outage"
 core="$core behind beginning forecast"
 # Stores that ask another program for their sessions have tests of their own.
-for module in $core frame_work stores.base stores.memory; do
+for module in $core signature_json frame_work stores.base stores.memory; do
     set -- "$@" "--cov=longshort_service.$module"
 done
 for test in $core frames_again store_contract store_memory; do

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import onnx
-from longshort_service.signature import METADATA_KEY, MissingValue
+from longshort_service.signature import MissingValue
+from longshort_service.signature_json import METADATA_KEY, to_json
 from onnx import helper
 
 from longshort_model import explain_graph
@@ -146,7 +147,7 @@ def sign(weights: Weights, signature: Signature) -> tuple[Signature, bytes, byte
 
 
 def _serialize(model: onnx.ModelProto, signature: Signature) -> bytes:
-    helper.set_model_props(model, {METADATA_KEY: signature.to_json()})
+    helper.set_model_props(model, {METADATA_KEY: to_json(signature)})
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString(deterministic=True))
 

@@ -17,7 +17,6 @@ import numpy as np
 import onnx
 from longshort_service.ports import Port
 from longshort_service.signature import (
-    METADATA_KEY,
     Channel,
     Memory,
     MissingValue,
@@ -25,6 +24,7 @@ from longshort_service.signature import (
     SignatureError,
     State,
 )
+from longshort_service.signature_json import METADATA_KEY, to_json
 from onnx import TensorProto, helper
 
 from longshort_model import module_checks, module_parity
@@ -111,7 +111,7 @@ def export_module(taken: Taken, words: Words, repository: Path, version: int | N
             refused.append(f"{way.name}: {error}")
             continue
         signature = dataclasses.replace(signature_of(form, words), fingerprint=fingerprint(model))
-        helper.set_model_props(model, {METADATA_KEY: signature.to_json()})
+        helper.set_model_props(model, {METADATA_KEY: to_json(signature)})
         write_version(folder, {"model.onnx": _bytes(model), **_initial_files(form)})
         return Exported(folder, signature, way.name, parity, tuple(refused))
     raise ExportError("no exporter gives a file that does what the module does. " + ". ".join(refused))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import onnxruntime
-from longshort_service import signature as signatures
+from longshort_service.signature_json import METADATA_KEY, from_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +35,7 @@ class Replay:
         content = model if isinstance(model, bytes) else model.read_bytes()
         self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         metadata = self._session.get_modelmeta().custom_metadata_map
-        self.signature = signatures.from_json(metadata[signatures.METADATA_KEY])
+        self.signature = from_json(metadata[METADATA_KEY])
         self.output_names = [output.name for output in self._session.get_outputs()]
 
     def run(

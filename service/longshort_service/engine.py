@@ -18,6 +18,7 @@ from longshort_service.general_run import GeneralRun, for_graph, from_graph
 from longshort_service.graph_check import ModelError, check_graph, promised_results
 from longshort_service.host_states import layouts_of
 from longshort_service.ports import DTYPES
+from longshort_service.signature_json import METADATA_KEY, from_json
 from longshort_service.small_run import SmallRun
 from longshort_service.step_results import joined
 
@@ -226,13 +227,11 @@ class Engine:
         return feeds
 
     def _read_signature(self) -> Signature:
-        text = self._session.get_modelmeta().custom_metadata_map.get(signatures.METADATA_KEY)
+        text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if text is None:
-            raise ModelError(
-                f"{self._label}: the file carries no {signatures.METADATA_KEY}: export it with longshort"
-            )
+            raise ModelError(f"{self._label}: the file carries no {METADATA_KEY}: export it with longshort")
         try:
-            return signatures.from_json(text)
+            return from_json(text)
         except signatures.SignatureError as error:
             raise ModelError(f"{self._label}: {error}") from error
 

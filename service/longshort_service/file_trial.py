@@ -17,7 +17,7 @@ from typing import Final
 
 from longshort_service import model_file as model_files
 from longshort_service.graph_check import ModelError
-from longshort_service.signature import METADATA_KEY
+from longshort_service.signature_json import METADATA_KEY
 
 TRIAL_S: Final = 120  # wall time of one try; a file of 2 GB takes some 10 s
 REFUSED: Final = 3  # the program's exit code where it says on stdout why the file is not served

@@ -15,13 +15,15 @@ from longshort_service.answer_axes import find_answer_axes
 from longshort_service.fingerprint import fingerprint_of, what_changes_numbers
 from longshort_service.graph_check import ModelError
 from longshort_service.shape_probe import ShapeProbe
-from longshort_service.signature import METADATA_KEY, SignatureError, from_json
+from longshort_service.signature import SignatureError
 from longshort_service.signature_axes import find_axes
 from longshort_service.signature_build import DYNAMIC_QUANTISATION, build, check_costs, read_arrays
 from longshort_service.signature_file import Said
+from longshort_service.signature_json import METADATA_KEY, from_json
 from longshort_service.signature_merge import merged, said_of
 from longshort_service.signature_roles import roles_of
 from longshort_service.signature_text import asked, table
+from longshort_service.version_folder import SIGNATURE_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,14 +91,14 @@ def resolve(folder: Path, model_file: Path) -> Resolved:
     """
     outside = model_files.look_at(model_file)
     signed = _own_signature(outside, model_file)
-    if signed is not None and not (folder / signature_file.FILE_NAME).exists():
+    if signed is not None and not (folder / SIGNATURE_FILE).exists():
         if outside.may_have_external_data:
             _facts(model_file, outside)  # for its refusals: weights may lie anywhere
         return _labelled(model_file, lambda: _signed(signed, folder))
     known = understand(folder, model_file, outside)
     if known.questions:
         raise NotInferred(
-            f"{model_file}: not all of it can be inferred: say it in {folder / signature_file.FILE_NAME}, which "
+            f"{model_file}: not all of it can be inferred: say it in {folder / SIGNATURE_FILE}, which "
             f"`longshort describe {folder} --write` begins",
             asked(known.questions),
         )
@@ -108,7 +110,7 @@ def understand(folder: Path, model_file: Path, outside: ModelFile | None = None)
     outside = outside or model_files.look_at(model_file)
     facts = _facts(model_file, outside)
     base = _own_signature(outside, model_file)
-    toml = folder / signature_file.FILE_NAME
+    toml = folder / SIGNATURE_FILE
     said = signature_file.read(toml) if toml.exists() else Said()
     if base is not None:
         said = merged(said, said_of(base, facts))

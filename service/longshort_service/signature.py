@@ -1,20 +1,15 @@
 """What a model file promises: its inputs, outputs, states, and what its numbers mean.
 
-Owns the signature, its JSON form in the file's `metadata_props`, and the check of that form. Does not open
-model files and does not run anything: the model half writes signatures with it, the repository reads them.
+Owns the signature and what it refuses as a contradiction. Knows no file and runs nothing: `signature_json` is the form
+that a file carries.
 """
 
 from __future__ import annotations
 
 import enum
-import json
-from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass, field
 
 from longshort_service.ports import DTYPES, Port, RowLayout
-
-METADATA_KEY: Final = "longshort.signature"
-FORMAT: Final = 1
 
 
 class SignatureError(ValueError):
@@ -222,11 +217,6 @@ class Signature:
         )
         return f"{self.state_family}: {_kept(self.value_row)} in, {_kept(self.answer_row)} out, {states}"
 
-    def to_json(self) -> str:
-        """Return the form that is written into the file."""
-        fields = {key: getattr(self, key) for key in _JSON_FIELDS}
-        return json.dumps({"format": FORMAT, **fields}, default=_plain, sort_keys=True)
-
 
 def _kept(layout: RowLayout) -> str:
     """Return what a session keeps of its last values, or answers: as many numbers, or as many of each dtype."""
@@ -297,13 +287,13 @@ def _check_missing(signature: Signature) -> None:
 
 
 def _check_forecast(signature: Signature) -> None:
-    outputs, features = {c.name for c in signature.outputs}, {c.name for c in signature.features}
+    outputs, features = [c.name for c in signature.outputs], [c.name for c in signature.features]
     for pair in signature.forecast:
         for what, name, names in (("output", pair.output, outputs), ("feature", pair.feature, features)):
             if name not in names:
                 raise SignatureError(
                     f"forecast feeds {pair.output!r} to {pair.feature!r}: no such channel. There is no {what} "
-                    f"{name!r}; the first are {', '.join(sorted(names)[:8])}"
+                    f"{name!r}; the first are {', '.join(names[:8])}"
                 )
     if len({pair.feature for pair in signature.forecast}) != len(signature.forecast):
         raise SignatureError("forecast feeds a feature twice")
@@ -316,93 +306,3 @@ def _check_forecast(signature: Signature) -> None:
 def with_batch(shape: tuple[int, ...], batch_axis: int, num_rows: int) -> tuple[int, ...]:
     """Return a state's shape with `num_rows` at its batch axis."""
     return (*shape[:batch_axis], num_rows, *shape[batch_axis + 1 :])
-
-
-def from_json(text: str) -> Signature:
-    """Read the form that `to_json` writes; unknown keys are ignored so that older services read newer files.
-
-    Raises SignatureError where the text is damaged, of a newer format, or contradicts itself.
-    """
-    try:
-        raw = json.loads(text)
-        if raw["format"] != FORMAT:
-            raise SignatureError(f"signature format {raw['format']!r}: this version reads {FORMAT}")  # noqa: TRY301
-        return Signature(
-            name=str(raw["name"]),
-            description=str(raw.get("description", "")),
-            input=str(raw.get("input", "x")),
-            output=str(raw.get("output", "y")),
-            sequence_lens=raw.get("sequence_lens"),
-            features=tuple(_channel(c) for c in raw["features"]),
-            outputs=tuple(_channel(c) for c in raw["outputs"]),
-            states=tuple(_state(s) for s in raw["states"]),
-            missing=MissingValue(raw.get("missing", MissingValue.REJECT.value)),
-            forecast=tuple(Feedback(str(f["output"]), str(f["feature"])) for f in raw.get("forecast", ())),
-            step_s=raw.get("step_s"),
-            trained_on=str(raw.get("trained_on", "")),
-            scores={str(k): float(v) for k, v in raw.get("scores", {}).items()},
-            fingerprint=str(raw.get("fingerprint", "")),
-            state_family=str(raw.get("state_family", "")),
-            inputs=tuple(_port(port) for port in raw.get("inputs", ())),
-            answers=tuple(_port(port) for port in raw.get("answers", ())),
-            constants=tuple(_constant(constant) for constant in raw.get("constants", ())),
-            rows_alone=bool(raw.get("rows_alone", False)),
-            single_steps=bool(raw.get("single_steps", False)),
-        )
-    except SignatureError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise SignatureError(f"the signature is damaged: {error!r}") from error
-
-
-def _channel(raw: dict[str, Any]) -> Channel:
-    return Channel(str(raw["name"]), str(raw.get("unit", "")), raw.get("quantile"))
-
-
-def _state(raw: dict[str, Any]) -> State:
-    memory = raw.get("memory")
-    return State(
-        input=str(raw["input"]),
-        output=str(raw["output"]),
-        shape=tuple(int(size) for size in raw["shape"]),
-        batch_axis=int(raw["batch_axis"]),
-        initial=float(raw.get("initial", 0.0)),
-        memory=None if memory is None else Memory(memory),
-        dtype=str(raw.get("dtype", "float32")),
-        is_unbatched=bool(raw.get("is_unbatched", False)),
-        initial_file=str(raw.get("initial_file", "")),
-        window_of=str(raw.get("window_of", "")),
-        window_axis=int(raw.get("window_axis", 0)),
-    )
-
-
-def _port(raw: dict[str, Any]) -> Port:
-    return Port(
-        name=str(raw["name"]),
-        shape=tuple(int(size) for size in raw["shape"]),
-        dtype=str(raw.get("dtype", "float32")),
-        batch_axis=_axis(raw.get("batch_axis", 0)),
-        time_axis=_axis(raw.get("time_axis", 1)),
-    )
-
-
-def _axis(raw: Any) -> int | None:
-    return None if raw is None else int(raw)
-
-
-def _constant(raw: dict[str, Any]) -> Constant:
-    return Constant(
-        input=str(raw["input"]),
-        shape=tuple(int(size) for size in raw["shape"]),
-        dtype=str(raw["dtype"]),
-        value=float(raw.get("value", 0.0)),
-        file=str(raw.get("file", "")),
-    )
-
-
-def _plain(value: Any) -> Any:
-    """Return what JSON has for an enumeration or a dataclass of a signature."""
-    return value.value if isinstance(value, enum.Enum) else asdict(value)
-
-
-_JSON_FIELDS: Final = tuple(name for name in Signature.__slots__ if not name.endswith("_row"))

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-FILE_NAME: Final = "signature.toml"
 MAX_BYTES: Final = 2**20
 BATCH, TIME, AS_IS = "batch", "time", "*"
 

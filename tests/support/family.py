@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 from longshort_service.ports import Port
-from longshort_service.signature import METADATA_KEY, Channel, MissingValue, Signature, State
+from longshort_service.signature import Channel, MissingValue, Signature, State
+from longshort_service.signature_json import METADATA_KEY, to_json
 from onnx import helper, numpy_helper
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class Member:
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         if is_signed:
-            helper.set_model_props(model, {METADATA_KEY: signature.to_json()})
+            helper.set_model_props(model, {METADATA_KEY: to_json(signature)})
         onnx.checker.check_model(model)
         path.parent.mkdir(parents=True, exist_ok=True)
         onnx.save(model, path)

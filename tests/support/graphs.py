@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-from longshort_service.signature import METADATA_KEY, Channel, Feedback, MissingValue, Signature, State
+from longshort_service.signature import Channel, Feedback, MissingValue, Signature, State
+from longshort_service.signature_json import METADATA_KEY, to_json
 from onnx import TensorProto, helper, numpy_helper
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def write_adder(
         state_family=state_family,
         fingerprint=hashlib.sha256(model.SerializeToString()).hexdigest(),
     )
-    helper.set_model_props(model, {METADATA_KEY: signature.to_json()})
+    helper.set_model_props(model, {METADATA_KEY: to_json(signature)})
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, path)
     return signature

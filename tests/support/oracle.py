@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime as ort
-from longshort_service.signature import METADATA_KEY, from_json
+from longshort_service.signature_json import METADATA_KEY, from_json
 
 if TYPE_CHECKING:
     from pathlib import Path

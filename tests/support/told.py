@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 from longshort_service.ports import Port
-from longshort_service.signature import METADATA_KEY, Channel, Feedback, MissingValue, Signature, State
+from longshort_service.signature import Channel, Feedback, MissingValue, Signature, State
+from longshort_service.signature_json import METADATA_KEY, to_json
 from onnx import TensorProto, helper, numpy_helper
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def _write(  # noqa: PLR0917  what a graph is made of
         [numpy_helper.from_array(array, key) for key, array in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    helper.set_model_props(model, {METADATA_KEY: signature.to_json()})
+    helper.set_model_props(model, {METADATA_KEY: to_json(signature)})
     onnx.checker.check_model(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, path)

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from longshort_service.commands.group import Mistake
+from longshort_service.version_folder import EXPLAIN_FILE, MODEL_FILE, SIGNATURE_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from longshort_service.signature import Channel, Signature
 
-MODEL_FILE: Final = "model.onnx"
-EXPLAIN_FILE: Final = "explain.onnx"
-FILE_NAME: Final = "signature.toml"
 MOST_CHANNELS: Final = 16  # that are listed one by one
 SHORT: Final = {"float16": "f16", "float32": "f32", "float64": "f64", "int32": "i32", "int64": "i64"}
 ITEM_BYTES: Final = {"float16": 2, "float32": 4, "float64": 8, "int32": 4, "int64": 8}
@@ -34,7 +32,7 @@ MISSING: Final = {
 @click.argument("path", metavar="PATH|NAME", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the signature as the file carries it.")
 @click.option(
-    "--write", is_flag=True, help=f"Write {FILE_NAME} beside the file: what is known and what is asked."
+    "--write", is_flag=True, help=f"Write {SIGNATURE_FILE} beside the file: what is known and what is asked."
 )
 @click.option(
     "--force", is_flag=True, help="With --write: write it anew where there is one; what it says stays."
@@ -57,6 +55,7 @@ def describe(path: Path, *, as_json: bool, write: bool, force: bool) -> None:
     from longshort_service.engine import Engine  # noqa: PLC0415  not needed for --help
     from longshort_service.graph_check import ModelError  # noqa: PLC0415  not needed for --help
     from longshort_service.model_signature import NotInferred, resolve  # noqa: PLC0415  not needed for --help
+    from longshort_service.signature_json import to_json  # noqa: PLC0415  not needed for --help
 
     try:
         if write:
@@ -76,7 +75,7 @@ def describe(path: Path, *, as_json: bool, write: bool, force: bool) -> None:
     except ModelError as error:
         raise Mistake(str(error)) from None
     if as_json:
-        click.echo(engine.signature.to_json())
+        click.echo(to_json(engine.signature))
         return
     _say("\n".join(description(engine.signature, file)))
     if resolved.table is not None:
@@ -98,14 +97,14 @@ def write_skeleton(file: Path, *, force: bool) -> str:
     from longshort_service.model_signature import understand  # noqa: PLC0415  not needed for --help
     from longshort_service.signature_text import skeleton  # noqa: PLC0415  not needed for --help
 
-    target = file.parent / FILE_NAME
+    target = file.parent / SIGNATURE_FILE
     if target.exists() and not force:
         raise Mistake(
             f"{target} is there already: --force writes it anew, what it says stays, its comments do not"
         )
     known = understand(file.parent, file)
     text = skeleton(known.facts, known.roles, known.found, known.said, known.questions, name=known.name)
-    part = target.with_name(f".{FILE_NAME}.part")  # a watching service must not read half of it
+    part = target.with_name(f".{SIGNATURE_FILE}.part")  # a watching service must not read half of it
     part.write_text(text, encoding="utf-8")
     part.replace(target)
     if not known.questions:

@@ -18,6 +18,7 @@ from longshort_service.opener import OpenRequest
 from longshort_service.record import SESSION_ID
 from longshort_service.session import Answers
 from longshort_service.signature import MissingValue
+from longshort_service.signature_json import to_json
 from longshort_service.stores.base import OpenMode
 from longshort_service.values import shape_rows
 
@@ -230,6 +231,6 @@ def model_message(model: Model, repository: Repository, max_steps: int) -> model
         scores=signature.scores,
         trained_on=signature.trained_on,
         provider=model.lane.provider,
-        signature=signature.to_json(),
+        signature=to_json(signature),
         serving=repository.is_serving(model),
     )
