@@ -15,7 +15,7 @@ from longshort_service import errors
 from longshort_service.graph_check import ModelError
 from longshort_service.repository import Model, Repository
 from longshort_service.repository_watch import RepositoryWatch
-from longshort_service.version_folder import MODEL_FILE, scan
+from longshort_service.version_folder import MODEL_FILE, promise_of, scan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +40,7 @@ class Shelf:
         file = folder / MODEL_FILE
         if file.read_text() == "bad":
             raise ModelError("it is bad")
-        loaded: Any = SimpleNamespace(name=name, version=version, file_mtime_ns=file.stat().st_mtime_ns)
+        loaded: Any = SimpleNamespace(name=name, version=version, promise=promise_of(folder))
         return loaded  # type: ignore[no-any-return]
 
     async def _is_in_use(self, model: Model) -> bool:
@@ -107,6 +107,22 @@ def test_version_that_is_still_being_copied_is_let_be(run: Run, shelf: Shelf):
         assert run(shelf.looks(1)) == [[1]]
     assert run(shelf.looks(1)) == [[1, 2]]
     assert shelf.attempts == ["adder/1", "adder/2"]
+
+
+@pytest.mark.parametrize("file", [MODEL_FILE, "signature.toml"])
+@pytest.mark.parametrize("is_new", [True, False])
+def test_loaded_version_whose_promise_changes_stays_and_says_so_once(
+    run: Run, shelf: Shelf, caplog: pytest.LogCaptureFixture, file: str, *, is_new: bool
+):
+    if not is_new:
+        shelf.put(2, file=MODEL_FILE)
+        os.utime(shelf.put(2, file=file), ns=(0, 1))
+        assert run(shelf.looks(2)) == [[1], [1, 2]]
+    os.utime(shelf.put(1 if is_new else 2, file=file), ns=(0, 2))
+    assert run(shelf.looks(4))[-1] == shelf.serving()
+    (told,) = errors_in(caplog)
+    assert f"{file} has changed since it was loaded" in told
+    assert len(shelf.attempts) == len(shelf.serving())
 
 
 def test_weights_beside_the_graph_are_waited_for(run: Run, shelf: Shelf):

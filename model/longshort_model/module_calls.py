@@ -99,7 +99,7 @@ def leaves(tree: Any) -> Iterator[Tensor]:
             yield from leaves(branch)
     else:
         raise ExportError(
-            f"forward and initial_states deal in tensors and tuples of them, not {type(tree).__name__}"
+            f"forward, example_inputs and initial_states deal in tensors and tuples of them, not {type(tree).__name__}"
         )
 
 

@@ -39,11 +39,13 @@ def take(
     names = _parameter_names(module)
     if not inputs:
         example = _own(module, "example_inputs", "--input, such as --input x:batch,time,3")
-        inputs = _inputs_of([_listed(example(*sizes)) for sizes in SIZES], names)
+        inputs = _inputs_of([list(leaves(example(*sizes))) for sizes in SIZES], names)
     trees: tuple[Any, ...] = tuple(face.start(1) for face in states)
     if not states:
         initial = _own(module, "initial_states", "--state for each, such as --state h:1,batch,64")
-        made = [_listed(initial(batch)) for batch, _ in SIZES[:2]]
+        given = [initial(batch) for batch, _ in SIZES[:2]]
+        _check_counts("initial_states", [list(leaves(tree)) for tree in given])
+        made = [[tree] if isinstance(tree, Tensor) else list(tree) for tree in given]
         if _takes_one_state(module, len(inputs)) and len(made[0]) > 1:
             made = [[tuple(tree)] for tree in made]
         trees = tuple(made[0])
@@ -80,10 +82,6 @@ def _own(module: nn.Module, name: str, flag: str) -> Callable[..., Any]:
     return ask
 
 
-def _listed(tree: Any) -> list[Any]:
-    return [tree] if isinstance(tree, Tensor) else list(tree)
-
-
 def _parameter_names(module: nn.Module) -> list[str]:
     """Return the names of what `forward` takes one by one; what it takes as *states has none."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -106,7 +104,8 @@ def _takes_one_state(module: nn.Module, num_inputs: int) -> bool:
 
 def _inputs_of(made: list[list[Any]], names: list[str]) -> list[Face]:
     faces = []
-    for k, tensors in enumerate(zip(*(leaves(one) for one in made), strict=True)):
+    _check_counts("example_inputs", made)
+    for k, tensors in enumerate(zip(*made, strict=True)):
         name = names[k] if k < len(names) else f"x{k}"
         face = Face(name, sizes_of(name, tensors), tensors[0].dtype)
         _check_face(face)
@@ -136,6 +135,15 @@ def _states_of(made: list[list[Any]], names: list[str]) -> list[Face]:
                     )
             faces.append(Face(name, sizes, one.dtype, initial=first.clone()))
     return faces
+
+
+def _check_counts(method: str, made: Sequence[Sequence[Tensor]]) -> None:
+    counts = [len(tensors) for tensors in made]
+    if len(set(counts)) > 1:
+        raise ExportError(
+            f"{method} returns {' or '.join(map(str, sorted(set(counts))))} tensors at other sizes of batch and time: "
+            "it must return as many each time"
+        )
 
 
 def sizes_of(name: str, tensors: Sequence[Tensor]) -> tuple[int | str, ...]:

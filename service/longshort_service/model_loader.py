@@ -20,7 +20,7 @@ from longshort_service.observers import LaneMetrics
 from longshort_service.repository import Model
 from longshort_service.row_probe import probe_rows
 from longshort_service.signature import MissingValue
-from longshort_service.version_folder import MODEL_FILE
+from longshort_service.version_folder import MODEL_FILE, promise_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,9 +69,7 @@ class ModelLoader:
 
     def _load(self, name: str, version: int, folder: Path) -> Model:
         config, file = self._config, folder / MODEL_FILE
-        mtime_ns = (
-            file.stat().st_mtime_ns
-        )  # before it is read: what is changed meanwhile is seen to have changed
+        promise = promise_of(folder)  # before it is read: what is changed meanwhile is seen to have changed
         num_rows = config.max_sessions + SCRATCH_ROWS
         is_optimised = can_optimise(folder, file)  # first: what is refused there never runs here
         resolved = resolve(folder, file)
@@ -130,7 +128,7 @@ class ModelLoader:
             ),
             observer=LaneMetrics(self._metrics, name, version),
         )
-        return Model(name, version, folder, mtime_ns, lane, can_explain(file))
+        return Model(name, version, folder, promise, lane, can_explain(file))
 
     def _load_resident(self, file: Path, num_rows: int, resolved: Resolved) -> ResidentEngine | None:
         """Return an engine with its states on the device; None for a graph that has to take them from the host."""

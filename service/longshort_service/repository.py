@@ -36,13 +36,14 @@ logger = logging.getLogger(__name__)
 class Model:
     """One loaded version of a model. Compared by identity.
 
-    `can_explain`: an explain.onnx lies beside it, or can be derived from it.
+    `promise`: when the files that it was loaded from were written, as `promise_of` its folder. `can_explain`: an
+    explain.onnx lies beside it, or can be derived from it.
     """
 
     name: str
     version: int
     folder: Path
-    file_mtime_ns: int
+    promise: dict[str, int]
     lane: Lane
     can_explain: bool
     origin: Origin = field(init=False)
@@ -185,8 +186,11 @@ class Repository:
     async def _refresh(self, folder: VersionFolder, result: ReloadResult) -> None:
         have = self._models.get(folder.name, {}).get(folder.version)
         if have is not None:
-            if folder.model_file.mtime_ns != have.file_mtime_ns:
-                cause = "the file has changed: a new model needs a new version number"
+            changed = sorted(name for name, _ in folder.promise.items() ^ have.promise.items())
+            if changed:
+                cause = (
+                    f"{changed[0]} has changed since it was loaded: a new model needs a new version number"
+                )
                 _note_failure(folder, cause, result)
             return
         try:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 MODEL_FILE: Final = "model.onnx"
 EXPLAIN_FILE: Final = "explain.onnx"
+SIGNATURE_FILE: Final = "signature.toml"
+_PROMISES: Final = (MODEL_FILE, SIGNATURE_FILE)
 _VERSION: Final = re.compile("[1-9][0-9]{0,17}")  # one folder a version: 1 and 01 would be two
 
 
@@ -45,9 +47,9 @@ class VersionFolder:
         return f"{self.name}/{self.version}"
 
     @property
-    def model_file(self) -> FileLook:
-        """Its graph."""
-        return next(file for file in self.files if file.name == MODEL_FILE)
+    def promise(self) -> dict[str, int]:
+        """When each file was last written that says what the model promises, as `promise_of` of its path."""
+        return {file.name: file.mtime_ns for file in self.files if file.name in _PROMISES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,11 @@ class Look:
 
     wanted: Sequence[VersionFolder]  # to be loaded, where they are not
     present: Collection[tuple[str, int]]  # what is loaded and not among these is to go, when nobody uses it
+
+
+def promise_of(folder: Path) -> dict[str, int]:
+    """Return when a version's graph was last written, in ns, and its signature.toml where it has one. Blocks."""
+    return {file.name: file.mtime_ns for file in _files_in(folder) if file.name in _PROMISES}
 
 
 def look_at_all(root: Path) -> Look:

@@ -340,6 +340,26 @@ class Stateless(Broken):
         return ()
 
 
+class AnInputAStep(Broken):
+    def example_inputs(self, batch: int, time: int) -> list[Tensor]:  # type: ignore[override]
+        return [torch.zeros(batch, 3)] * time
+
+
+class AStateARow(Broken):
+    def initial_states(self, batch: int) -> tuple[Tensor, ...]:
+        return (torch.zeros(8),) * batch
+
+
+class ExampleOfNothing(Broken):
+    def example_inputs(self, batch: int, time: int) -> None:  # type: ignore[override]
+        pass
+
+
+class StartsAtNothing(Broken):
+    def initial_states(self, batch: int) -> None:  # type: ignore[override]
+        pass
+
+
 class TruthAsState(Broken):
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, ...]:
         y, _ = super().forward(x, torch.zeros(1, x.shape[0], 8))
