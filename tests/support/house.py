@@ -33,7 +33,7 @@ from longshort_service.signature import MissingValue
 from longshort_service.stepper import Stepper
 from longshort_service.stores.memory import MemoryStore
 from longshort_service.turns import Turns
-from longshort_service.version_folder import MODEL_FILE
+from longshort_service.version_folder import MODEL_FILE, promise_of
 from tables import RecordingOwner
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ class House:
         )
         policy = BatchPolicy(4, 4, signature.sequence_lens is not None, RunCost(1e-5, 1e-6, 1e-6))
         lane = Lane(name, engine, Arena(states, ROWS), states, columns, policy, self.notes)
-        return Model(name, version, folder, path.stat().st_mtime_ns, lane, can_explain(path))
+        return Model(name, version, folder, promise_of(folder), lane, can_explain(path))
 
     def check(self) -> None:
         """Every row that is held is that of one live session."""
