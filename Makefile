@@ -41,7 +41,7 @@ train: .venv/with-torch ## Train the shipped models anew into models/; the score
 test: .venv/with-dev build/public-models/made build/triton-clients/made ## Run the tests; what needs an engine or Debian packages skips visibly.
 	$(BIN)/python -m pytest -m "not long" --numprocesses $(TEST_PROCESSES) --dist loadfile $(PYTEST_FLAGS)
 
-long: .venv/with-dev ## Run the long tests: a kill at every point, chaos, training anew.
+long: .venv/with-dev ## Run the long tests: a kill at every point, chaos, Envoy, training anew.
 	$(BIN)/python -m pytest -m long $(PYTEST_FLAGS)
 
 # CHAOS_SEED repeats a run: the faults and their order, not the machine's mood.

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     # Takes one step of every session with a value; returns the answers [sessions, outputs] f32.
     Step = Callable[[np.float32], Sequence[Any]]
 
+pytestmark = pytest.mark.long
+
 NAMES = [f"s{number}" for number in range(8)]
 PAUSE_S = 0.02
 PATIENCE_S = 20.0

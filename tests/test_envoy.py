@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from envoy import Envoy
     from servers import Server
 
+pytestmark = pytest.mark.long
+
 SESSIONS = [f"s{number}" for number in range(60)]
 
 
