@@ -137,15 +137,8 @@ MAY_KNOW: dict[str, set[str]] = {
     },
     "model_signature": {
         *("answer_axes", "fingerprint", "graph_check", "graph_facts", "model_checks", "model_file"),
-        *(
-            "shape_probe",
-            "signature",
-            "signature_axes",
-            "signature_build",
-            "signature_file",
-            "signature_json",
-        ),
-        *("signature_merge", "signature_roles", "signature_text"),
+        *("shape_probe", "signature", "signature_axes", "signature_build", "signature_file"),
+        *("signature_json", "signature_merge", "signature_roles", "signature_text"),
         "version_folder",
     },
     "row_probe": {"arena", "ports", "signature"},

@@ -44,7 +44,7 @@ def take(
     if not states:
         initial = _own(module, "initial_states", "--state for each, such as --state h:1,batch,64")
         given = [initial(batch) for batch, _ in SIZES[:2]]
-        _check_counts("initial_states", [list(leaves(tree)) for tree in given])
+        _check_counts("initial_states", given)
         made = [[tree] if isinstance(tree, Tensor) else list(tree) for tree in given]
         if _takes_one_state(module, len(inputs)) and len(made[0]) > 1:
             made = [[tuple(tree)] for tree in made]
@@ -137,11 +137,12 @@ def _states_of(made: list[list[Any]], names: list[str]) -> list[Face]:
     return faces
 
 
-def _check_counts(method: str, made: Sequence[Sequence[Tensor]]) -> None:
-    counts = [len(tensors) for tensors in made]
-    if len(set(counts)) > 1:
+def _check_counts(method: str, trees: Sequence[Any]) -> None:
+    """Raise ExportError unless what a method has returned for each of some sizes is as many tensors each time."""
+    counts = sorted({len(list(leaves(tree))) for tree in trees})
+    if len(counts) > 1:
         raise ExportError(
-            f"{method} returns {' or '.join(map(str, sorted(set(counts))))} tensors at other sizes of batch and time: "
+            f"{method} returns {' or '.join(map(str, counts))} tensors at other sizes of batch and time: "
             "it must return as many each time"
         )
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import onnxruntime as ort
 
-from longshort_service import signature as signatures
 from longshort_service.batching import RunCost
 from longshort_service.general_run import GeneralRun, for_graph, from_graph
 from longshort_service.graph_check import ModelError, check_graph, promised_results
 from longshort_service.host_states import layouts_of
 from longshort_service.ports import DTYPES
+from longshort_service.signature import SignatureError
 from longshort_service.signature_json import METADATA_KEY, from_json
 from longshort_service.small_run import SmallRun
 from longshort_service.step_results import joined
@@ -232,7 +232,7 @@ class Engine:
             raise ModelError(f"{self._label}: the file carries no {METADATA_KEY}: export it with longshort")
         try:
             return from_json(text)
-        except signatures.SignatureError as error:
+        except SignatureError as error:
             raise ModelError(f"{self._label}: {error}") from error
 
 

@@ -46,8 +46,8 @@ class ModelExchange:
         """Return what was opened on the models that the openings ask for, each with whether it began anew there.
 
         The caller has the turns at all of them, and has taken them from their streams. A session that was exchanged
-        has ended. One that could not be (ModelNotFound, ModelChanged, WrongShape, ConstantMissing, SessionsExhausted,
-        StoreUnavailable) is as it was, and its error returned.
+        has ended. One that could not be (ModelNotFound, ModelChanged, WrongShape, ValueNotFinite, ConstantMissing,
+        SessionsExhausted, StoreUnavailable) is as it was, and its error returned.
         """
         taken = list(opened)
         leaving: dict[int, Session[Model]] = {}  # by place

@@ -204,7 +204,7 @@ class Opener:
         return None
 
     def _refuse_model(self, request: OpenRequest) -> None:
-        """Raise what refuses to create a session that is not there: ModelNotFound, WrongShape or ConstantMissing."""
+        """Raise what refuses to create a session that is not there: ModelNotFound, or as `begin_states` does."""
         if not request.model:
             known = ", ".join(sorted({model.name for model in self._repository.models()}))
             raise errors.ModelNotFound(

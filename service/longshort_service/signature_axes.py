@@ -175,27 +175,13 @@ def _value(
                 fact, roles, f"Is the first axis of {fact.name}, {described(fact)}, its time or the batch?"
             )
         )
-    elif (
-        len(rest) == 1
-        and not window
-        and _is_time_name(fact.axes[rest[0]])
-        and not _may_be_time(fact.axes[rest[0]], roles)
-    ):
-        found.questions.append(
-            ask_axes(
-                fact,
-                roles,
-                f"Is axis {rest[0]} of {fact.name}, {described(fact)}, its time? It is none of the answers",
-            )
-        )
-    elif len(rest) > 1 or (rest and not _may_be_time(fact.axes[rest[0]], roles)) or (rest and window):
-        found.questions.append(
-            ask_axes(
-                fact,
-                roles,
-                f"How long is axis {rest[-1]} of {fact.name}, {described(fact)}? It is no time of the answers",
-            )
-        )
+    elif rest and (len(rest) > 1 or window or not _may_be_time(fact.axes[rest[0]], roles)):
+        axis = f"axis {rest[-1]} of {fact.name}, {described(fact)}"
+        if len(rest) == 1 and not window and _is_time_name(fact.axes[rest[0]]):
+            sentence = f"Is {axis}, its time? It is none of the answers"
+        else:
+            sentence = f"How long is {axis}? It is no time of the answers"
+        found.questions.append(ask_axes(fact, roles, sentence))
     elif has_batch and batch is None:
         found.questions.append(_ask_role(fact))
     else:

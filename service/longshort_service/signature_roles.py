@@ -13,7 +13,7 @@ from longshort_service.ports import DTYPES
 from longshort_service.state_pairs import Pair, find_pairs, fits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from longshort_service.graph_facts import GraphFacts, TensorFact
     from longshort_service.signature_file import Said
@@ -92,20 +92,19 @@ def roles_of(facts: GraphFacts, said: Said) -> Roles:
     for state in states:
         _check_fit(state)
     paired = {state.input.name for state in states}
-    answers = {state.output.name for state in states}
+    next_values = {state.output.name for state in states}
+    answers = tuple(fact for fact in outputs if fact.name not in next_values)
     places = {fact.name: place for place, fact in enumerate(facts.inputs)}
     states.sort(key=lambda state: places[state.input.name])
     values = tuple(fact for fact in left if fact.name not in paired)
     roles = Roles(
         values=values,
-        answers=tuple(fact for fact in outputs if fact.name not in answers),
+        answers=answers,
         states=tuple(states),
         session_constants=tuple(fact for fact in facts.inputs if fact.name in said.session_constants),
         sequence_lens=lens,
         questions=(
-            *_ask_pairs(
-                found.doubtful, left, [fact for fact in outputs if fact.name not in answers], states, said
-            ),
+            *_ask_pairs(found.doubtful, left, answers, states, said),
             *_ask_constants(values, said),
         ),
         doubtful=frozenset(fact.name for fact in found.doubtful),
@@ -190,7 +189,7 @@ def _check_dtypes(roles: Roles, facts: GraphFacts) -> None:
 def _ask_pairs(
     doubtful: tuple[TensorFact, ...],
     left: list[TensorFact],
-    outputs: list[TensorFact],
+    outputs: Sequence[TensorFact],
     states: list[Pair],
     said: Said,
 ) -> Iterable[Question]:
@@ -198,8 +197,9 @@ def _ask_pairs(
     if has_memory:
         yield from (_ask_part(fact, outputs) for fact in doubtful)
         return
-    if sum(fact.axes != () for fact in left) < 2:
-        yield _ask_export(left, said)
+    tensors = [fact.name for fact in left if fact.axes != ()]
+    if len(tensors) < 2:
+        yield _ask_export(tensors, said)
         return
     yield Question(
         "Which inputs are states, and which outputs are their next values? Names and shapes do not tell",
@@ -207,14 +207,13 @@ def _ask_pairs(
     )
 
 
-def _ask_export(left: list[TensorFact], said: Said) -> Question:
+def _ask_export(tensors: list[str], said: Said) -> Question:
     """Return what is said of a graph that takes nothing beside its values: its memory is not among its inputs."""
     constants = ", ".join((*said.constants, *said.session_constants))
     beside = f" beside the constants {constants}" if constants else ""
-    values = next((fact.name for fact in left if fact.axes != ()), "none")
     return Question(
-        f"This graph has no state among its inputs: it takes {values}{beside} and no more. If it has a memory, that "
-        "begins anew at every run",
+        f"This graph has no state among its inputs: it takes {', '.join(tensors) or 'none'}{beside} and "
+        "no more. If it has a memory, that begins anew at every run",
         (
             "# Export it with its states as arguments and their next values as results: docs/export.md",
             "# or keep the last values for it: [inputs.NAME] window = { size = ..., axis = -1 }",
@@ -222,7 +221,7 @@ def _ask_export(left: list[TensorFact], said: Said) -> Question:
     )
 
 
-def _pair_lines(doubtful: tuple[TensorFact, ...], outputs: list[TensorFact]) -> list[str]:
+def _pair_lines(doubtful: tuple[TensorFact, ...], outputs: Sequence[TensorFact]) -> list[str]:
     """Return lines of [states]: each input with an output of its own, the most alike, and which others there are."""
     used: set[str] = set()
     lines = []
@@ -239,7 +238,7 @@ def _pair_lines(doubtful: tuple[TensorFact, ...], outputs: list[TensorFact]) -> 
     return lines
 
 
-def _most_alike(fact: TensorFact, outputs: list[TensorFact]) -> list[str]:
+def _most_alike(fact: TensorFact, outputs: Sequence[TensorFact]) -> list[str]:
     """Return the outputs that could be an input's next value and have the most of its axes."""
     alike = {
         other.name: sum(a == b for a, b in zip(fact.axes or (), other.axes or (), strict=False))
@@ -249,7 +248,7 @@ def _most_alike(fact: TensorFact, outputs: list[TensorFact]) -> list[str]:
     return [name for name, count in alike.items() if count == max(alike.values())]
 
 
-def _ask_part(fact: TensorFact, outputs: list[TensorFact]) -> Question:
+def _ask_part(fact: TensorFact, outputs: Sequence[TensorFact]) -> Question:
     partners = [other.name for other in outputs if fits(fact, other)]
     axes = ", ".join('"*"' if isinstance(axis, int) else '"batch"' for axis in fact.axes or ())
     return Question(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
 MODEL_FILE: Final = "model.onnx"
 EXPLAIN_FILE: Final = "explain.onnx"
@@ -49,7 +49,7 @@ class VersionFolder:
     @property
     def promise(self) -> dict[str, int]:
         """When each file was last written that says what the model promises, as `promise_of` of its path."""
-        return {file.name: file.mtime_ns for file in self.files if file.name in _PROMISES}
+        return _promise(self.files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Look:
 
 def promise_of(folder: Path) -> dict[str, int]:
     """Return when a version's graph was last written, in ns, and its signature.toml where it has one. Blocks."""
-    return {file.name: file.mtime_ns for file in _files_in(folder) if file.name in _PROMISES}
+    return _promise(_files_in(folder))
 
 
 def look_at_all(root: Path) -> Look:
@@ -85,6 +85,10 @@ def scan(root: Path) -> list[VersionFolder]:
         if _VERSION.fullmatch(number)
     )
     return sorted(version for version in versions if version is not None)
+
+
+def _promise(files: Iterable[FileLook]) -> dict[str, int]:
+    return {file.name: file.mtime_ns for file in files if file.name in _PROMISES}
 
 
 def _look(path: Path, name: str) -> VersionFolder | None:
