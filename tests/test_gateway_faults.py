@@ -160,13 +160,19 @@ def test_early_timeout_is_told_while_later_ones_wait(peer: FramePeer):
     play(peer, scenario)
 
 
-def test_bug_of_the_gateway_leaves_nobody_waiting(peer: FramePeer, monkeypatch: pytest.MonkeyPatch):
+def test_bug_of_the_gateway_leaves_nobody_waiting(
+    peer: FramePeer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     async def scenario() -> None:
         gateway = longshort.aio.Gateway(peer.address, "m")
         monkeypatch.setattr("longshort.gateway.wire.response", lambda _: 1 / 0)
         with pytest.raises(errors.ServerFault) as caught:
             await gateway.step("a", 1)
         assert caught.value.reason == "INTERNAL"
+        await asyncio.sleep(0)
+        (record,) = caplog.records  # at once, not when the task is collected
+        assert record.exc_info is not None
+        assert record.exc_info[0] is ZeroDivisionError
         with pytest.raises(errors.ServerFault):
             await gateway.steps(["a"], [1])
         await gateway.close()

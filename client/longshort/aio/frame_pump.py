@@ -89,6 +89,10 @@ class FramePump:
     def _ended(self, task: asyncio.Task[None]) -> None:
         if task.cancelled():  # by `close`, which has told it, or with all tasks at the end of the loop
             self._core.close(view.closed_error("gateway"))
+        elif (error := task.exception()) is not None:
+            # Now: asyncio itself tells of it when the task is collected, whenever that is.
+            told = {"message": "the gateway has failed", "exception": error, "task": task}
+            self._loop.call_exception_handler(told)
         self._on_end()
 
     async def _converse(self) -> None:
